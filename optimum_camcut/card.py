@@ -1,0 +1,84 @@
+# Copyright 2026 The optimum-camcut authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The model card of a pruned checkpoint: what was cut, and how to load it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from huggingface_hub import ModelCard, ModelCardData
+from transformers import PreTrainedModel
+
+
+BEGIN, END = "<!-- optimum-camcut: begin -->", "<!-- optimum-camcut: end -->"
+TAGS = ["optimum-camcut", "pruned"]
+
+
+def write_card(folder: str | Path, model: PreTrainedModel) -> None:
+    """Writes `README.md`, or brings the part about pruning in an existing one up to date; the rest stays.
+
+    Args:
+        folder: of the checkpoint.
+        model: with its plan as `model.pruning_plan`.
+    """
+    path = Path(folder) / "README.md"
+    if path.exists():
+        card = ModelCard.load(path)
+    else:
+        card = ModelCard.from_template(ModelCardData(library_name="transformers"), template_str="---\n{{ card_data }}\n---\n")
+        card.text = f"\n# Pruned {type(model).__name__}\n"
+    card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *TAGS]))
+    section = f"{BEGIN}\n{pruning_section(model)}\n{END}"
+    pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
+    if pattern.search(card.text):
+        card.text = pattern.sub(lambda _: section, card.text)
+    else:
+        card.text = f"{card.text.rstrip()}\n\n{section}\n"
+    card.save(path)
+
+
+def pruning_section(model: PreTrainedModel) -> str:
+    """Markdown: method and size, the two ways to load, and a table of what is kept."""
+    plan, name = model.pruning_plan, type(model).__name__
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    lines = ["## Pruning", ""]
+    if plan is not None and plan.config is not None:
+        amount = "sparsity" if plan.config.sparsity is not None else "compression"
+        value = plan.config.sparsity if plan.config.sparsity is not None else plan.config.compression
+        kinds = " and ".join(plan.config.granularity)
+        lines += [f"Units ({kinds}) were scored with `{plan.config.method}` and removed at {amount} {value}.", ""]
+    lines += [
+        f"This checkpoint has {parameters:,} parameters; layers differ in size, so it loads in one of two ways:",
+        "",
+        "```python",
+        f"# with nothing but torch and transformers: {_auto_class(model)} runs modeling_camcut.py of this repository",
+        f"from transformers import {_auto_class(model)}",
+        f'model = {_auto_class(model)}.from_pretrained("path-or-id", trust_remote_code=True)',
+        "",
+        "# with optimum-camcut, without remote code",
+        "from optimum_camcut import load_pruned",
+        'model = load_pruned("path-or-id")',
+        "```",
+        "",
+        f"A plain `{name}.from_pretrained` fails with a size mismatch; never pass `ignore_mismatched_sizes`.",
+    ]
+    if plan is not None:
+        lines += ["", "| layer | kind | kept |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in plan.table())]
+    return "\n".join(lines)
+
+
+def _auto_class(model: PreTrainedModel) -> str:
+    targets = {target.rpartition(".")[2]: auto for auto, target in (model.config.auto_map or {}).items()}
+    return targets.get(type(model).__name__, "AutoModel")

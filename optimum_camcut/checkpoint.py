@@ -1,0 +1,268 @@
+# Copyright 2026 The optimum-camcut authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Checkpoints: writing them so that they load anywhere, and `load_pruned`."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import transformers
+from huggingface_hub import HfApi
+from safetensors import safe_open
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers.models.auto import modeling_auto
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+
+from . import modeling_camcut
+from .card import write_card
+from .files import read_json, write_text
+from .modeling_camcut import ARCHITECTURES, RECORD, list_groups, pruned_class, recorded_sizes
+from .plan import PLAN_NAME, PruningPlan
+
+
+MODELING_NAME = "modeling_camcut.py"
+SHIPPED_ARCHITECTURES = frozenset(ARCHITECTURES)
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+
+
+class PrunedCheckpoint:
+    """Mixed in before a transformers class: saves and loads what a pruned model needs beside its weights."""
+
+    pruning_plan: PruningPlan | None = None
+
+    def save_pretrained(
+        self, save_directory: str | Path, is_main_process: bool = True, push_to_hub: bool = False, **kwargs: Any
+    ) -> None:
+        """`PreTrainedModel.save_pretrained`, which also writes `pruning_plan.json`, `pruning_config.json`,
+        `modeling_camcut.py` and a model card. The weights are those of the pruned model.
+
+        Args:
+            save_directory: folder to write to, made if need be.
+            is_main_process: False on all processes but one; those write nothing.
+            push_to_hub: also upload the folder's files, to `repo_id` or a repository named like the folder.
+            kwargs: passed on to transformers; with `push_to_hub`, also `repo_id`, `token`, `private`,
+                `commit_message`, `revision` and `create_pr`.
+        """
+        hub = {}
+        if push_to_hub:
+            names = ("repo_id", "commit_message", "private", "revision", "create_pr")
+            hub = {name: kwargs.pop(name) for name in names if name in kwargs} | {"token": kwargs.get("token")}
+        self.config.auto_map = auto_map(self.config)
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        if is_main_process:
+            save_directory = Path(save_directory)
+            write_text(save_directory / MODELING_NAME, modeling_source(self.config.model_type))
+            if self.pruning_plan is not None:
+                self.pruning_plan.save(save_directory / PLAN_NAME)
+                if self.pruning_plan.config is not None:
+                    self.pruning_plan.config.save_pretrained(save_directory)
+            write_card(save_directory, self)
+            if push_to_hub:
+                _upload(save_directory, **({"repo_id": save_directory.name} | hub))
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: bool | str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        **kwargs: Any,
+    ) -> str:
+        """Uploads everything that `save_pretrained` writes, in one commit, and returns the commit's address.
+
+        Args:
+            repo_id: `"user/name"`; made if need be.
+            kwargs: passed to `save_pretrained` (`max_shard_size`, ...).
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, **kwargs)
+            return _upload(folder, repo_id, commit_message, private, token, revision, create_pr)
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, *args: Any, **kwargs: Any) -> PreTrainedModel:
+        """`PreTrainedModel.from_pretrained` for a pruned checkpoint; see `load_pruned`."""
+        hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+        loaded = super().from_pretrained(name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
+        model.pruning_plan = _load_plan(name_or_path, model, hub)
+        return loaded
+
+
+@functools.cache
+def checkpoint_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """The pruned counterpart of a transformers class, under the same name. Idempotent."""
+    if issubclass(base, PrunedCheckpoint):
+        return base
+    if base.__module__.rpartition(".")[2] == modeling_camcut.__name__.rpartition(".")[2]:
+        base = base.__mro__[2]  # loaded with trust_remote_code: the class below its copy of `PrunedModel`
+    members = {"__module__": __name__, "__doc__": base.__doc__}
+    return type(base.__name__, (PrunedCheckpoint, pruned_class(base)), members)
+
+
+def __getattr__(name: str) -> type[PreTrainedModel]:
+    """Finds pruned classes by name, so that models can be pickled."""
+    return checkpoint_class(getattr(modeling_camcut, name).__mro__[2])
+
+
+def load_pruned(
+    name_or_path: str | Path, *, model_class: type[PreTrainedModel] | None = None, **kwargs: Any
+) -> PreTrainedModel:
+    """Loads a pruned checkpoint as the transformers class it was saved from.
+
+    Also loads checkpoints whose heads were pruned by transformers 4 itself.
+
+    Args:
+        name_or_path: a folder, or the id of a Hub repository.
+        model_class: load as this class instead (another task head, or a class of your own).
+        kwargs: passed to the class's `from_pretrained` (`dtype`, `device_map`, `revision`, `token`, ...).
+
+    Returns:
+        `PreTrainedModel`: in evaluation mode, with its `PruningPlan` as `model.pruning_plan`.
+
+    Raises:
+        `ValueError`: the checkpoint is not pruned, or its recorded sizes do not fit the architecture, the plan or the
+            weights; the message names the group.
+    """
+    hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+    config = kwargs.get("config") or AutoConfig.from_pretrained(name_or_path, **hub)
+    if getattr(config, RECORD, None) is None and not getattr(config, "pruned_heads", None):
+        raise ValueError(
+            f"{name_or_path} is no pruned checkpoint: its config.json has neither {RECORD!r} nor 'pruned_heads'. "
+            "Load it with the from_pretrained of its transformers class."
+        )
+    if config.model_type not in ARCHITECTURES:
+        raise modeling_camcut.unsupported_architecture(config.model_type)
+    if model_class is None:
+        name = (config.architectures or ["missing"])[0]
+        model_class = getattr(transformers, name, None)
+        if model_class is None:
+            raise ValueError(f"transformers has no class {name!r}; pass model_class= to say what to load it as")
+    _check_weights(name_or_path, model_class, config, hub)
+    return checkpoint_class(model_class).from_pretrained(name_or_path, **kwargs)
+
+
+def auto_map(config: PretrainedConfig) -> dict[str, str]:
+    """For every `AutoModel...` that knows this kind of config: its class in the stand-alone modeling file."""
+    classes = {}
+    for name, auto_class in vars(modeling_auto).items():
+        mapping = getattr(auto_class, "_model_mapping", None) if name.startswith("Auto") else None
+        if mapping is not None and type(config) in mapping:
+            target = mapping[type(config)]
+            target = target[0] if isinstance(target, tuple) else target
+            classes[name] = f"{MODELING_NAME.removesuffix('.py')}.{target.__name__}"
+    return classes
+
+
+def modeling_source(model_type: str) -> str:
+    """The stand-alone modeling file, with the architecture's entry added if it was registered by the user."""
+    source = Path(modeling_camcut.__file__).read_text(encoding="utf-8")
+    if model_type not in SHIPPED_ARCHITECTURES:
+        source += f"\n\nARCHITECTURES[{model_type!r}] = {ARCHITECTURES[model_type]!r}\n"
+    return source
+
+
+def _upload(
+    folder: str | Path,
+    repo_id: str,
+    commit_message: str | None = None,
+    private: bool | None = None,
+    token: bool | str | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+) -> str:
+    api = HfApi(token=token)
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    return api.upload_folder(
+        repo_id=repo_id,
+        folder_path=folder,
+        commit_message=commit_message or "Upload pruned model",
+        revision=revision,
+        create_pr=create_pr,
+    )
+
+
+def _find(name_or_path: str | Path, filename: str, hub: Mapping[str, Any]) -> str | None:
+    return cached_file(
+        str(name_or_path),
+        filename,
+        **hub,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+
+
+def _load_plan(name_or_path: str | Path, model: PreTrainedModel, hub: Mapping[str, Any]) -> PruningPlan | None:
+    groups = {group.name: group for group in list_groups(model)}
+    path = _find(name_or_path, PLAN_NAME, hub)
+    if path is not None:
+        plan = PruningPlan.load(path)
+        for name, units in plan.keep.items():
+            if name not in groups or groups[name].size != len(units):
+                size = groups[name].size if name in groups else "no such group"
+                raise ValueError(
+                    f"{PLAN_NAME} of {name_or_path} keeps {len(units)} units of {name!r}, but the model has {size}"
+                )
+        return plan
+    if getattr(model.config, RECORD, None) is not None:
+        return None
+    keep, total = {}, model.config.num_attention_heads
+    for layer, heads in model.config.pruned_heads.items():
+        keep[f"layer.{int(layer)}.heads"] = [head for head in range(total) if head not in heads]
+    return PruningPlan(keep, dict.fromkeys(keep, total), model.config.model_type)
+
+
+def _check_weights(
+    name_or_path: str | Path, model_class: type[PreTrainedModel], config: PretrainedConfig, hub: Mapping[str, Any]
+) -> None:
+    """Compares the recorded sizes with the weights before any memory is taken, to name the group that is wrong."""
+    import torch
+
+    with torch.device("meta"):
+        model = model_class(config)
+    groups = list_groups(model)
+    sizes = recorded_sizes(config, groups)
+    prefix = f"{model.base_model_prefix}."
+    groups = {group.output.module.removeprefix(prefix) + ".weight": group for group in groups}
+    for key, shape in _stored_shapes(name_or_path, hub):
+        group = groups.get(key.removeprefix(prefix))
+        if group is not None:
+            axis = modeling_camcut._dimension(model.get_submodule(group.output.module), "in")
+            stored, expected = shape[axis], sizes.get(group.name, group.size) * group.output.width
+            if stored != expected:
+                raise ValueError(
+                    f"the checkpoint {name_or_path} records {expected // group.output.width} units for "
+                    f"{group.name!r}, but its weights hold {stored / group.output.width:g}: config.json and the "
+                    "weights do not belong together"
+                )
+
+
+def _stored_shapes(name_or_path: str | Path, hub: Mapping[str, Any]) -> Iterator[tuple[str, list[int]]]:
+    """Names and shapes of all tensors of a safetensors checkpoint, from the files' headers."""
+    files = [_find(name_or_path, SAFE_WEIGHTS_NAME, hub)]
+    if files[0] is None:
+        index = _find(name_or_path, SAFE_WEIGHTS_INDEX_NAME, hub)
+        names = sorted(set(read_json(index)["weight_map"].values())) if index else []
+        files = [_find(name_or_path, name, hub) for name in names]
+    for file in files:
+        with safe_open(file, framework="pt") as tensors:
+            for key in tensors.keys():
+                yield key, tensors.get_slice(key).get_shape()

@@ -1,0 +1,182 @@
+# Copyright 2026 The optimum-camcut authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""`PruningConfig`: how to score, how much to cut, and how to recover."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Optional
+
+from .files import read_json, write_json
+from .scoring import SCORERS
+
+
+CONFIG_NAME = "pruning_config.json"
+
+CHOICES = {
+    "granularity": ("heads", "neurons"),
+    "budget": ("params", "flops"),
+    "allocation": ("per_kind", "global", "uniform"),
+    "noise_scale": ("relative", "absolute"),
+    "recovery": ("finetune", "reconstruct", "none"),
+}
+
+
+# `Optional` and quoted-free annotations are what HfArgumentParser understands on every supported Python.
+@dataclass
+class PruningConfig:
+    """Everything that decides how a model is pruned. Each field is a command-line flag under `HfArgumentParser`.
+
+    Args:
+        method: how units are scored: `cam_cut`, `smooth_cut`, `smooth_cam_cut`, `taylor`, `fisher`, `activation`,
+            `magnitude` or `random`.
+        granularity: what is removed: `"heads"`, `"neurons"` or both.
+        sparsity: fraction of the budget to remove, between 0 and 1. Give this or `compression`.
+        compression: parameters of the whole model over parameters kept, above 1. Give this or `sparsity`.
+        budget: what `sparsity` is a fraction of: the prunable `"params"` or `"flops"`. Only `allocation="global"`
+            weighs kinds against each other, so only there the two differ.
+        allocation: `"per_kind"` ranks all heads of the model together and all neurons together and removes the same
+            fraction of each; `"global"` ranks heads and neurons together by score per cost; `"uniform"` removes the
+            same fraction in every layer.
+        num_samples: how many training examples to score on.
+        smooth_samples: noisy passes of the smooth methods.
+        noise_std: standard deviation of their Gaussian noise on the output of every linear layer.
+        noise_scale: `"relative"` to the standard deviation of that output, or `"absolute"`.
+        shift: added to the mean activation by `cam_cut` on single weights; must be 0 for heads and neurons.
+        rounds: cut in this many rounds of score, cut and recover.
+        rewind: return to the initial weights before the recovery (the lottery-ticket recipe); needs `dense_epochs`.
+        recovery: what follows the cut in `CamCutTrainer.train`: `"finetune"` for `num_train_epochs`, `"reconstruct"`
+            (least squares, without labels) or `"none"`.
+        dense_epochs: epochs of ordinary training before the model is scored.
+        distill_weight: weight of the dense model's predictions in the recovery loss, between 0 and 1.
+        distill_temperature: softens both distributions of that term.
+        min_units: every group keeps at least this many units.
+        multiple_of: keep a multiple of this many neurons in every layer (8 or 64 suit most hardware).
+        sequence_length: tokens per example assumed by `budget="flops"`.
+        seed: draws the scoring examples and the noise.
+
+    Raises:
+        `ValueError`: a value out of range; the message names the field and what it expects.
+    """
+
+    method: str = field(default="smooth_cut", metadata={"help": f"How units are scored: {', '.join(SCORERS)}."})
+    granularity: list[str] = field(
+        default_factory=lambda: ["heads", "neurons"], metadata={"help": "What is removed: heads, neurons or both."}
+    )
+    sparsity: Optional[float] = field(default=None, metadata={"help": "Fraction of the budget to remove."})
+    compression: Optional[float] = field(default=None, metadata={"help": "All parameters over parameters kept."})
+    budget: str = field(default="params", metadata={"help": "What sparsity is a fraction of: params or flops."})
+    allocation: str = field(default="per_kind", metadata={"help": "per_kind, global or uniform."})
+    num_samples: int = field(default=2048, metadata={"help": "Training examples to score on."})
+    smooth_samples: int = field(default=5, metadata={"help": "Noisy passes of the smooth methods."})
+    noise_std: float = field(default=0.1, metadata={"help": "Standard deviation of their noise."})
+    noise_scale: str = field(default="relative", metadata={"help": "Noise relative to each output, or absolute."})
+    shift: float = field(default=0.0, metadata={"help": "Added to mean activations by cam_cut on single weights."})
+    rounds: int = field(default=1, metadata={"help": "Rounds of score, cut and recover."})
+    rewind: bool = field(default=False, metadata={"help": "Return to the initial weights before recovering."})
+    recovery: str = field(default="finetune", metadata={"help": "finetune, reconstruct or none."})
+    dense_epochs: float = field(default=0.0, metadata={"help": "Epochs of ordinary training before scoring."})
+    distill_weight: float = field(default=0.0, metadata={"help": "Weight of the dense model's predictions."})
+    distill_temperature: float = field(default=2.0, metadata={"help": "Temperature of that term."})
+    min_units: int = field(default=1, metadata={"help": "Units that every group keeps at least."})
+    multiple_of: int = field(default=1, metadata={"help": "Keep a multiple of this many neurons in a layer."})
+    sequence_length: int = field(default=128, metadata={"help": "Tokens per example for the FLOPs budget."})
+    seed: int = field(default=0, metadata={"help": "Draws the scoring examples and the noise."})
+
+    def __post_init__(self):
+        granularity = (self.granularity,) if isinstance(self.granularity, str) else tuple(self.granularity)
+        self.granularity = granularity
+        if self.method not in SCORERS:
+            raise ValueError(f"unknown method {self.method!r}; known methods: {', '.join(SCORERS)}")
+        for name, known in CHOICES.items():
+            values = granularity if name == "granularity" else (getattr(self, name),)
+            for value in values:
+                if value not in known:
+                    raise ValueError(f"unknown {name} {value!r}; expected {' or '.join(map(repr, known))}")
+        if not granularity or len(set(granularity)) != len(granularity):
+            raise ValueError(f"granularity should name each kind once, got {list(granularity)}")
+        if (self.sparsity is None) == (self.compression is None):
+            raise ValueError(
+                "give exactly one of sparsity and compression, got "
+                f"sparsity={self.sparsity} and compression={self.compression}"
+            )
+        if self.sparsity is not None:
+            self._check("sparsity", float, lambda v: 0 < v < 1, "a number between 0 and 1, both excluded")
+        if self.compression is not None:
+            self._check("compression", float, lambda v: v > 1, "a number above 1")
+        for name in ("num_samples", "smooth_samples", "rounds", "multiple_of", "sequence_length"):
+            self._check(name, int, lambda v: v >= 1, "an integer of at least 1")
+        for name in ("min_units", "seed"):
+            self._check(name, int, lambda v: v >= 0, "an integer of at least 0")
+        for name in ("noise_std", "dense_epochs"):
+            self._check(name, float, lambda v: v >= 0, "a number of at least 0")
+        self._check("distill_weight", float, lambda v: 0 <= v <= 1, "a number between 0 and 1")
+        self._check("distill_temperature", float, lambda v: v > 0, "a number above 0")
+        self._check("rewind", bool, lambda v: True, "True or False")
+        self._check("shift", float, lambda v: v == 0, "0 for heads and neurons: it applies to single weights")
+        if self.rewind and self.dense_epochs == 0:
+            raise ValueError("rewind=True returns to the weights before the dense epochs; set dense_epochs above 0")
+        if self.distill_weight > 0 and self.recovery != "finetune":
+            raise ValueError(f"distill_weight applies to recovery='finetune', got recovery={self.recovery!r}")
+
+    def _check(self, name: str, kind: type, valid: Any, expected: str) -> None:
+        value = getattr(self, name)
+        kinds = (int, float) if kind is float else kind
+        right_type = isinstance(value, kinds) and (kind is bool or not isinstance(value, bool))
+        if not right_type or not math.isfinite(value) or not valid(value):
+            raise ValueError(f"{name} should be {expected}; got {value!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON types."""
+        return {**dataclasses.asdict(self), "granularity": list(self.granularity)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> PruningConfig:
+        """From what `to_dict` gives.
+
+        Raises:
+            `ValueError`: an unknown field, or a value out of range.
+        """
+        known = [f.name for f in dataclasses.fields(cls)]
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise ValueError(f"unknown PruningConfig fields {unknown}; known fields: {', '.join(known)}")
+        return cls(**values)
+
+    def save_pretrained(self, save_directory: str | Path) -> None:
+        """Writes `pruning_config.json` into a folder, made if need be."""
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        write_json(Path(save_directory) / CONFIG_NAME, self.to_dict())
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, **hub_kwargs: Any) -> PruningConfig:
+        """Reads `pruning_config.json` from a folder or a Hub repository.
+
+        Args:
+            name_or_path: the folder, or the id of the repository.
+            hub_kwargs: passed to `huggingface_hub.hf_hub_download` (`revision`, `token`, ...).
+
+        Raises:
+            `FileNotFoundError`: the folder has no such file.
+            `ValueError`: the file holds something else.
+        """
+        path = Path(name_or_path) / CONFIG_NAME
+        if not Path(name_or_path).is_dir():
+            from huggingface_hub import hf_hub_download
+
+            path = hf_hub_download(str(name_or_path), CONFIG_NAME, **hub_kwargs)
+        return cls.from_dict(read_json(path))

@@ -1,0 +1,89 @@
+# Copyright 2026 The optimum-camcut authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What a model costs: parameters, FLOPs, and the time it takes on this device."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedModel
+
+from .scoring.loop import scoring_mode
+
+
+@dataclass(frozen=True)
+class LatencyResult:
+    """Seconds of one forward pass: the median of all repeats, and the first and third quartile."""
+
+    median: float
+    low: float
+    high: float
+
+
+def count_parameters(model: PreTrainedModel) -> int:
+    """Parameters of a model; shared ones count once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_flops(model: PreTrainedModel, batch_size: int = 1, sequence_length: int = 128) -> int:
+    """FLOPs of one forward pass (a multiplication and an addition are two), matrix products only."""
+    with scoring_mode(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(**_inputs(model, batch_size, sequence_length))
+    return counter.get_total_flops()
+
+
+def measure_latency(
+    models: Mapping[str, PreTrainedModel], batch_size: int = 8, sequence_length: int = 128, repeats: int = 20
+) -> dict[str, LatencyResult]:
+    """Times one forward pass of each model, in turn, so that whatever else the machine does slows all alike.
+
+    Args:
+        models (`Mapping[str, PreTrainedModel]`): name -> model.
+        batch_size (`int`): sequences at once.
+        sequence_length (`int`): tokens in each.
+        repeats (`int`): how often each model runs, after one run that does not count.
+    """
+    times: dict[str, list[float]] = {name: [] for name in models}
+    inputs = {name: _inputs(model, batch_size, sequence_length) for name, model in models.items()}
+    for repeat in range(repeats + 1):
+        for name, model in models.items():
+            with scoring_mode(model), torch.inference_mode():
+                _synchronize(model)
+                start = time.perf_counter()
+                model(**inputs[name])
+                _synchronize(model)
+                times[name].append(time.perf_counter() - start)
+    results = {}
+    for name, values in times.items():
+        low, median, high = statistics.quantiles(values[1:], n=4, method="inclusive")
+        results[name] = LatencyResult(median, low, high)
+    return results
+
+
+def _inputs(model: PreTrainedModel, batch_size: int, sequence_length: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(model.config.vocab_size, (batch_size, sequence_length), generator=generator)
+    if model.config.pad_token_id is not None:
+        tokens[tokens == model.config.pad_token_id] = (model.config.pad_token_id + 1) % model.config.vocab_size
+    return {"input_ids": tokens.to(model.device), "attention_mask": torch.ones_like(tokens).to(model.device)}
+
+
+def _synchronize(model: PreTrainedModel) -> None:
+    if model.device.type != "cpu":
+        torch.accelerator.synchronize(model.device)

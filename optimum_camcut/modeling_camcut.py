@@ -1,0 +1,429 @@
+# Copyright 2026 The optimum-camcut authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Pruned Transformers: what can be cut in each architecture, and the classes that load what was cut.
+
+This file is copied beside the weights of every pruned checkpoint, so it stands alone: it needs torch and transformers
+and nothing else. With it, `AutoModelFor...from_pretrained(path, trust_remote_code=True)` builds the ordinary
+transformers model, shrinks its linear maps to the sizes recorded in `config.json`, and loads the weights. From the
+config it reads integers only, each checked against the model.
+"""
+
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+
+RECORD = "camcut_pruning"  # the key of config.json that holds the kept sizes
+
+UNIT, HEAD, QUERIES = "unit", "head", "queries"  # symbolic widths, see `Architecture`
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One linear map of a block that loses rows or columns when a unit goes.
+
+    Args:
+        module (`str`): path of the map inside the block.
+        axis (`str`): `"out"` if a unit owns output features, `"in"` if it owns input features.
+        width (`str`): features per unit: `"unit"` (one), `"head"` (the head size), or `"queries"` (the head size times
+            the number of query heads that share one key-value head).
+        blocks (`int`): how many such maps are fused side by side (3 for a fused query-key-value).
+    """
+
+    module: str
+    axis: str
+    width: str = UNIT
+    blocks: int = 1
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What may be cut in one `model_type`. All paths but `layers` are relative to a block.
+
+    Args:
+        layers (`str`): path of the blocks inside the base model, `{}` standing for each index.
+        heads, neurons (`tuple[Cut, ...]`): the maps of one attention and one feed-forward layer. The last is the
+            output projection, where the activations of the units are observed.
+        attributes (`Mapping[str, str]`): module attributes that count heads, with the amount per head as a symbolic
+            width; they are kept true after a cut.
+        neuron_attributes (`Mapping[str, str]`): the same for neurons.
+        position_bias (`str`, *optional*): path of the attention module whose forward takes a `position_bias` with one
+            map per head of the uncut model, shared by all layers. It is cut on the way in.
+        native_pruned_heads (`bool`): transformers 4 itself loads `config.pruned_heads` for this architecture.
+    """
+
+    layers: str
+    heads: tuple[Cut, ...]
+    neurons: tuple[Cut, ...]
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    neuron_attributes: Mapping[str, str] = field(default_factory=dict)
+    position_bias: str | None = None
+    native_pruned_heads: bool = False
+
+
+_BERT = Architecture(
+    layers="encoder.layer.{}",
+    heads=(
+        Cut("attention.self.query", "out", HEAD),
+        Cut("attention.self.key", "out", HEAD),
+        Cut("attention.self.value", "out", HEAD),
+        Cut("attention.output.dense", "in", HEAD),
+    ),
+    neurons=(Cut("intermediate.dense", "out"), Cut("output.dense", "in")),
+    attributes={"attention.self.num_attention_heads": UNIT, "attention.self.all_head_size": HEAD},
+    native_pruned_heads=True,
+)
+
+# One entry per `model_type`. To add an architecture, add an entry (README, "Adding an architecture").
+ARCHITECTURES: dict[str, Architecture] = {
+    "bert": _BERT,
+    "roberta": _BERT,
+    "xlm-roberta": _BERT,
+    "camembert": _BERT,
+    "electra": _BERT,
+    "distilbert": Architecture(
+        layers="transformer.layer.{}",
+        heads=(
+            Cut("attention.q_lin", "out", HEAD),
+            Cut("attention.k_lin", "out", HEAD),
+            Cut("attention.v_lin", "out", HEAD),
+            Cut("attention.out_lin", "in", HEAD),
+        ),
+        neurons=(Cut("ffn.lin1", "out"), Cut("ffn.lin2", "in")),
+        attributes={"attention.n_heads": UNIT, "attention.dim": HEAD},
+        native_pruned_heads=True,
+    ),
+    "albert": Architecture(
+        layers="encoder.albert_layer_groups.{}.albert_layers.{}",
+        heads=(
+            Cut("attention.query", "out", HEAD),
+            Cut("attention.key", "out", HEAD),
+            Cut("attention.value", "out", HEAD),
+            Cut("attention.dense", "in", HEAD),
+        ),
+        neurons=(Cut("ffn", "out"), Cut("ffn_output", "in")),
+        attributes={"attention.num_attention_heads": UNIT, "attention.all_head_size": HEAD},
+    ),
+    "mpnet": Architecture(
+        layers="encoder.layer.{}",
+        heads=(
+            Cut("attention.attn.q", "out", HEAD),
+            Cut("attention.attn.k", "out", HEAD),
+            Cut("attention.attn.v", "out", HEAD),
+            Cut("attention.attn.o", "in", HEAD),
+        ),
+        neurons=(Cut("intermediate.dense", "out"), Cut("output.dense", "in")),
+        attributes={"attention.attn.num_attention_heads": UNIT, "attention.attn.all_head_size": HEAD},
+        position_bias="attention.attn",
+    ),
+    "gpt2": Architecture(
+        layers="h.{}",
+        heads=(Cut("attn.c_attn", "out", HEAD, blocks=3), Cut("attn.c_proj", "in", HEAD)),
+        neurons=(Cut("mlp.c_fc", "out"), Cut("mlp.c_proj", "in")),
+        attributes={"attn.num_heads": UNIT, "attn.split_size": HEAD},
+        native_pruned_heads=True,
+    ),
+    "llama": Architecture(
+        layers="layers.{}",
+        heads=(
+            Cut("self_attn.q_proj", "out", QUERIES),
+            Cut("self_attn.k_proj", "out", HEAD),
+            Cut("self_attn.v_proj", "out", HEAD),
+            Cut("self_attn.o_proj", "in", QUERIES),
+        ),
+        neurons=(Cut("mlp.gate_proj", "out"), Cut("mlp.up_proj", "out"), Cut("mlp.down_proj", "in")),
+        neuron_attributes={"mlp.intermediate_size": UNIT},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One linear map, cut along one axis.
+
+    Args:
+        module (`str`): path of the map inside the model.
+        axis (`str`): `"out"` or `"in"`.
+        width (`int`): features per unit.
+        blocks (`int`): number of maps fused side by side along the axis.
+    """
+
+    module: str
+    axis: str
+    width: int
+    blocks: int = 1
+
+    def index(self, size: int, keep: Sequence[int]) -> torch.Tensor:
+        """Features that belong to the units `keep` out of `size`: int64 of shape `(blocks * len(keep) * width,)`."""
+        features = torch.arange(self.blocks * size * self.width).view(self.blocks, size, self.width)
+        return features[:, list(keep)].flatten()
+
+
+@dataclass(frozen=True)
+class PrunableGroup:
+    """Units that can be cut one by one, and everything that goes with each of them.
+
+    Args:
+        name (`str`): unique in the model; its first number is the layer index.
+        kind (`str`): `"heads"` or `"neurons"`.
+        size (`int`): number of units now.
+        slices (`tuple[Slice, ...]`): the linear maps involved; the last is the output projection, whose input is
+            where activations are observed.
+        attributes (`Mapping[str, int]`): path of a module attribute -> amount per unit, kept true by a cut.
+        units (`tuple[int, ...]`): index of each present unit in the uncut model. Default: `0 ... size - 1`.
+        original_size (`int`): number of units in the uncut model. Default: `size`.
+        unit_parameters (`int`): parameters that go with one unit.
+        unit_flops (`int`): FLOPs per token that go with one unit, less the part that grows with the sequence.
+        unit_flops_per_position (`int`): that part, per token and position attended to.
+        model_parameters (`int`): parameters of the whole model now, each counted once.
+        model_type (`str`): of the model's config.
+    """
+
+    name: str
+    kind: str
+    size: int
+    slices: tuple[Slice, ...]
+    attributes: Mapping[str, int] = field(default_factory=dict)
+    units: tuple[int, ...] = None
+    original_size: int = None
+    unit_parameters: int = 1
+    unit_flops: int = 1
+    unit_flops_per_position: int = 0
+    model_parameters: int = None
+    model_type: str = None
+
+    def __post_init__(self):
+        if self.units is None:
+            object.__setattr__(self, "units", tuple(range(self.size)))
+        if self.original_size is None:
+            object.__setattr__(self, "original_size", self.size)
+
+    @property
+    def output(self) -> Slice:
+        """The output projection."""
+        return self.slices[-1]
+
+
+def unsupported_architecture(model_type: str) -> ValueError:
+    return ValueError(
+        f"the architecture {model_type!r} is not supported; supported are: {', '.join(sorted(ARCHITECTURES))}. "
+        "The section 'Adding an architecture' of the README of optimum-camcut shows how to add one."
+    )
+
+
+def find_architecture(model: PreTrainedModel) -> Architecture:
+    """Raises `ValueError`, listing the known ones, if the model's is not in the table."""
+    if model.config.model_type not in ARCHITECTURES:
+        raise unsupported_architecture(model.config.model_type)
+    return ARCHITECTURES[model.config.model_type]
+
+
+def list_blocks(model: PreTrainedModel) -> list[str]:
+    """Paths of the blocks, in the order of their numbers.
+
+    Raises:
+        `ValueError`: the architecture is not in the table, or the model has no blocks where it should.
+    """
+    layers, base = find_architecture(model).layers, model.base_model
+    prefix = next(f"{name}." if name else "" for name, module in model.named_modules() if module is base)
+    pattern = re.compile(re.escape(layers).replace(r"\{\}", r"(\d+)"))
+    matches = filter(None, (pattern.fullmatch(name) for name, _ in base.named_modules()))
+    paths = [prefix + match[0] for match in sorted(matches, key=lambda match: tuple(map(int, match.groups())))]
+    if not paths:
+        raise ValueError(f"{type(model).__name__} has no module at {layers!r}: nothing can be cut in it")
+    return paths
+
+
+def list_groups(model: PreTrainedModel) -> list[PrunableGroup]:
+    """Every group of the model at its present size, in the order of the layers, heads before neurons.
+
+    Raises:
+        `ValueError`: the architecture is not in the table, or a module is missing or not a plain linear map.
+    """
+    architecture, config = find_architecture(model), model.config
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    queries = config.num_attention_heads // (getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+    widths = {UNIT: 1, HEAD: head, QUERIES: head * queries}
+
+    model_parameters = sum(p.numel() for p in model.parameters())
+
+    groups = []
+    for layer, block in enumerate(list_blocks(model)):
+        block += "."
+        for kind, cuts, attributes in (
+            ("heads", architecture.heads, architecture.attributes),
+            ("neurons", architecture.neurons, architecture.neuron_attributes),
+        ):
+            slices = tuple(Slice(block + cut.module, cut.axis, widths[cut.width], cut.blocks) for cut in cuts)
+            weights = sum(_linear(model, s.module).weight.numel() for s in slices)
+            biases = [_linear(model, s.module).bias for s in slices if s.axis == "out"]
+            size = _features(_linear(model, slices[-1].module), "in") // slices[-1].width
+            biases = sum(bias.numel() for bias in biases if bias is not None)
+            groups.append(
+                PrunableGroup(
+                    name=f"layer.{layer}.{kind}",
+                    kind=kind,
+                    size=size,
+                    slices=slices,
+                    attributes={block + name: widths[width] for name, width in attributes.items()},
+                    unit_parameters=(weights + biases) // max(size, 1),
+                    unit_flops=2 * weights // max(size, 1),
+                    unit_flops_per_position=4 * slices[-1].width if kind == "heads" else 0,
+                    model_parameters=model_parameters,
+                    model_type=config.model_type,
+                )
+            )
+    return groups
+
+
+def _linear(model: nn.Module, path: str) -> nn.Linear | Conv1D:
+    module = model.get_submodule(path)
+    if not isinstance(module, nn.Linear | Conv1D) or module.weight.dim() != 2:
+        raise ValueError(
+            f"{path} is a {type(module).__name__}; expected torch.nn.Linear or Conv1D with a plain weight. "
+            "Merge adapters and undo quantization before pruning."
+        )
+    return module
+
+
+def _dimension(module: nn.Linear | Conv1D, axis: str) -> int:
+    """The weight's dimension that holds the axis; GPT-2's Conv1D keeps its weight transposed."""
+    return int((axis == "in") != isinstance(module, Conv1D))
+
+
+def _features(module: nn.Linear | Conv1D, axis: str) -> int:
+    return module.weight.shape[_dimension(module, axis)]
+
+
+def cut_groups(model: PreTrainedModel, keep: Sequence[tuple[PrunableGroup, Sequence[int]]]) -> None:
+    """Cuts groups down to the given positions, in place: all of them, or none if anything fails.
+
+    Parameters keep their dtype, device and `requires_grad`; gradients are dropped.
+
+    Args:
+        model: the model the groups were listed from.
+        keep: pairs of a group and the kept positions among its present units, ascending.
+    """
+    new = []
+    for group, positions in keep:
+        for piece in group.slices:
+            module = _linear(model, piece.module)
+            index = piece.index(group.size, positions).to(module.weight.device)
+            weight = module.weight.detach().index_select(_dimension(module, piece.axis), index)
+            bias = module.bias
+            if bias is not None and piece.axis == "out":
+                bias = nn.Parameter(bias.detach().index_select(0, index), requires_grad=bias.requires_grad)
+            new.append((module, nn.Parameter(weight, requires_grad=module.weight.requires_grad), bias))
+    for module, weight, bias in new:
+        module.weight, module.bias = weight, bias
+        if isinstance(module, Conv1D):
+            module.nx, module.nf = weight.shape
+        else:
+            module.out_features, module.in_features = weight.shape
+    for group, positions in keep:
+        for path, amount in group.attributes.items():
+            owner, _, name = path.rpartition(".")
+            setattr(model.get_submodule(owner), name, len(positions) * amount)
+
+
+def bind_position_bias(model: PreTrainedModel, kept_heads: Mapping[str, Sequence[int]]) -> None:
+    """Makes attention layers take their own heads' maps out of a position bias that all layers share.
+
+    Args:
+        model: a model whose architecture may have such a bias; nothing happens where it has none.
+        kept_heads: group name -> indices of the kept heads in the uncut model.
+    """
+    path = find_architecture(model).position_bias
+    for layer, block in enumerate(list_blocks(model)):
+        kept = kept_heads.get(f"layer.{layer}.heads")
+        if path is not None and kept is not None:
+            attention = model.get_submodule(f"{block}.{path}")
+            if not hasattr(attention, "camcut_kept_heads"):
+                attention.register_forward_pre_hook(_select_position_bias, with_kwargs=True)
+            attention.camcut_kept_heads = list(kept)
+
+
+def _select_position_bias(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    names = type(module).forward.__code__.co_varnames[1:]
+    values = dict(zip(names, args)) | kwargs
+    if values.get("position_bias") is not None:
+        values["position_bias"] = values["position_bias"][:, module.camcut_kept_heads]
+    return (), values
+
+
+def recorded_sizes(config: PretrainedConfig, groups: Sequence[PrunableGroup]) -> dict[str, int]:
+    """Kept size of every group that the config records as cut.
+
+    Raises:
+        `ValueError`: a record names an unknown group, or a size that is no integer between 0 and the group's own.
+    """
+    known = {group.name: group for group in groups}
+    record = getattr(config, RECORD, None)
+    if record is None:  # a checkpoint that transformers 4 pruned by itself
+        heads = getattr(config, "pruned_heads", None) or {}
+        return {f"layer.{int(i)}.heads": config.num_attention_heads - len(h) for i, h in heads.items() if len(h)}
+    sizes = record.get("sizes") if isinstance(record, dict) else None
+    if not isinstance(sizes, dict):
+        raise ValueError(f"config.{RECORD} should hold 'sizes', a dict of group name -> kept units; it is {record!r}")
+    for name, size in sizes.items():
+        if name not in known:
+            raise ValueError(f"config.{RECORD} records a size for {name!r}, which this model lacks: {list(known)}")
+        if type(size) is not int or not 0 <= size <= known[name].size:
+            raise ValueError(
+                f"config.{RECORD} records {size!r} units for {name!r}; expected an integer between 0 and "
+                f"{known[name].size}"
+            )
+    return sizes
+
+
+def shrink(model: PreTrainedModel) -> None:
+    """Shrinks a freshly built model to the sizes its config records. Does nothing to what is that small already."""
+    groups = {group.name: group for group in list_groups(model)}
+    sizes = recorded_sizes(model.config, list(groups.values()))
+    cut_groups(model, [(groups[n], range(size)) for n, size in sizes.items() if size < groups[n].size])
+    kept_heads = (getattr(model.config, RECORD, None) or {}).get("kept_heads", {})
+    for name, kept in kept_heads.items():
+        if len(kept) != sizes.get(name) or any(type(i) is not int or i < 0 for i in kept):
+            raise ValueError(f"config.{RECORD} records heads {kept!r} for {name!r}; expected {sizes.get(name)} indices")
+    bind_position_bias(model, kept_heads)
+
+
+class PrunedModel:
+    """Mixed in before a transformers class: builds the model, then shrinks it to the sizes in its config."""
+
+    def __init__(self, config: PretrainedConfig, *args: Any, **kwargs: Any):
+        super().__init__(config, *args, **kwargs)
+        shrink(self)
+
+
+@functools.cache
+def pruned_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """The class that loads pruned checkpoints of `base`, under the same name (pipelines check the name)."""
+    return type(base.__name__, (PrunedModel, base), {"__module__": __name__, "__doc__": base.__doc__})
+
+
+def __getattr__(name: str) -> type[PreTrainedModel]:
+    """Every transformers model class, ready for pruned weights; `auto_map` in the config points here."""
+    base = None if name.startswith("_") else getattr(transformers, name, None)
+    if not (isinstance(base, type) and issubclass(base, PreTrainedModel)):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return pruned_class(base)

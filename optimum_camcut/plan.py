@@ -1,0 +1,298 @@
+# Copyright 2026 The optimum-camcut authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""`PruningPlan`: what to keep. Made from scores by `make_plan`, or by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .config import PruningConfig
+from .files import read_json, write_json
+from .groups import PrunableGroup
+from .scoring import get_scorer
+from .scoring.loop import Scores, check_scores
+
+
+PLAN_NAME = "pruning_plan.json"
+
+
+@dataclass(frozen=True)
+class PruningPlan:
+    """Which units of each group are kept, by their index in the uncut model.
+
+    Groups that are not named stay whole. A plan made by hand needs only `keep`:
+    `PruningPlan(keep={"layer.0.heads": [0, 3, 5]})`.
+
+    Args:
+        keep (`Mapping[str, Sequence[int]]`): group name -> kept indices; stored sorted.
+        sizes (`Mapping[str, int]`): group name -> number of units in the uncut model, if known.
+        model_type (`str`, *optional*): the architecture the plan was made for.
+        config (`PruningConfig`, *optional*): how the plan was made.
+
+    Raises:
+        `ValueError`: an index that is negative, repeated, no integer, or not below the group's size.
+    """
+
+    keep: Mapping[str, tuple[int, ...]]
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    model_type: str | None = None
+    config: PruningConfig | None = None
+
+    def __post_init__(self):
+        keep = {}
+        for name, units in self.keep.items():
+            units = tuple(units)
+            if any(type(unit) is not int or unit < 0 for unit in units) or len(set(units)) != len(units):
+                raise ValueError(f"the plan should keep distinct indices of at least 0 of {name!r}; got {list(units)}")
+            size = self.sizes.get(name)
+            if size is not None and (type(size) is not int or any(unit >= size for unit in units)):
+                raise ValueError(f"the plan keeps units {list(units)} of {name!r}, which has size {size!r}")
+            keep[name] = tuple(sorted(units))
+        object.__setattr__(self, "keep", keep)
+        object.__setattr__(self, "sizes", dict(self.sizes))
+
+    def removed(self, name: str) -> tuple[int, ...]:
+        """Original indices of the units of a group that are gone.
+
+        Raises:
+            `KeyError`: the plan does not know the group's size.
+        """
+        kept = set(self.keep[name])
+        return tuple(unit for unit in range(self.sizes[name]) if unit not in kept)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as JSON types."""
+        return {
+            "model_type": self.model_type,
+            "sizes": dict(self.sizes),
+            "keep": {name: list(units) for name, units in self.keep.items()},
+            "config": self.config.to_dict() if self.config else None,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> PruningPlan:
+        """From what `to_dict` gives.
+
+        Raises:
+            `ValueError`: an unknown key, or a value of the wrong form.
+        """
+        known = [f.name for f in dataclasses.fields(cls)]
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise ValueError(f"unknown keys {unknown} in a pruning plan; known keys: {', '.join(known)}")
+        keep, sizes = values.get("keep"), values.get("sizes") or {}
+        if not isinstance(keep, Mapping) or not all(isinstance(units, Sequence) for units in keep.values()):
+            raise ValueError(f"a pruning plan should hold 'keep', group name -> list of indices; got {keep!r}")
+        if not isinstance(sizes, Mapping):
+            raise ValueError(f"'sizes' of a pruning plan should map group name -> number of units; got {sizes!r}")
+        config = values.get("config")
+        return cls(keep, sizes, values.get("model_type"), PruningConfig.from_dict(config) if config else None)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the plan to a JSON file, or to `pruning_plan.json` in a folder."""
+        path = Path(path)
+        write_json(path / PLAN_NAME if path.is_dir() else path, self.to_dict())
+
+    @classmethod
+    def load(cls, path: str | Path) -> PruningPlan:
+        """Reads a JSON file, or `pruning_plan.json` in a folder."""
+        path = Path(path)
+        return cls.from_dict(read_json(path / PLAN_NAME if path.is_dir() else path))
+
+    def table(self) -> list[tuple[str, str, str]]:
+        """Rows of layer, kind and what is kept: `("3", "heads", "7 / 12")`."""
+        rows = []
+        for name, units in self.keep.items():
+            size = self.sizes.get(name)
+            rows.append((layer_of(name), name.rpartition(".")[2], f"{len(units)} / {'?' if size is None else size}"))
+        return rows
+
+    def __str__(self) -> str:
+        kinds = list(dict.fromkeys(kind for _, kind, _ in self.table()))
+        cells = {(layer, kind): kept for layer, kind, kept in self.table()}
+        lines = [["layer", *kinds]]
+        for layer in dict.fromkeys(layer for layer, _ in cells):
+            lines.append([layer, *(cells.get((layer, kind), "all") for kind in kinds)])
+        for kind in kinds:
+            names = [name for name in self.keep if name.endswith(f".{kind}")]
+            sizes = [self.sizes.get(name) for name in names]
+            total = "?" if None in sizes else sum(sizes)
+            cells["total", kind] = f"{sum(len(self.keep[name]) for name in names)} / {total}"
+        lines.append(["total", *(cells["total", kind] for kind in kinds)])
+        widths = [max(map(len, column)) for column in zip(*lines)]
+        return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in lines)
+
+
+def layer_of(name: str) -> str:
+    """The layer index in a group's name: its first number."""
+    number = re.search(r"\d+", name)
+    return number[0] if number else name
+
+
+def make_plan(scores: Scores, groups: Sequence[PrunableGroup], config: PruningConfig) -> PruningPlan:
+    """Chooses the units to keep. A pure function: the same scores give the same plan.
+
+    Ties are broken towards keeping the earlier unit. `sparsity` and `compression` count from the groups as they are:
+    a model that has lost half its heads loses half of the rest at `sparsity=0.5`.
+
+    Args:
+        scores (`dict[str, Tensor]`): group name -> `(units,)`, larger = keep, as `score_groups` returns.
+        groups (`Sequence[PrunableGroup]`): the groups that were scored.
+        config (`PruningConfig`): `sparsity` or `compression`, `budget`, `allocation`, `min_units`, `multiple_of`.
+
+    Returns:
+        `PruningPlan`: with one entry for each group.
+
+    Raises:
+        `ValueError`: scores that are missing, NaN, infinite or all zero; a budget that cannot be met (the message
+            names the highest possible value).
+    """
+    groups = list(groups)
+    check_scores(scores, groups)
+    fraction = _fraction_to_remove(groups, config)
+    if config.allocation == "global":
+        keep = _rank_by_cost(scores, groups, config, fraction)
+    else:
+        pools = [[g] for g in groups]
+        if config.allocation == "per_kind":
+            pools = [[g for g in groups if g.kind == kind] for kind in dict.fromkeys(g.kind for g in groups)]
+        keep = {}
+        for pool in pools:
+            keep |= _rank(scores, pool, config, fraction)
+    return PruningPlan(
+        keep={g.name: tuple(g.units[i] for i in keep[g.name]) for g in groups},
+        sizes={g.name: g.original_size for g in groups},
+        model_type=groups[0].model_type,
+        config=config,
+    )
+
+
+def unit_cost(group: PrunableGroup, config: PruningConfig) -> int:
+    """What one unit costs in `config.budget`: parameters, or FLOPs per token at `config.sequence_length`."""
+    if config.budget == "params":
+        return group.unit_parameters
+    return group.unit_flops + group.unit_flops_per_position * config.sequence_length
+
+
+def remaining_budget(
+    before: Sequence[PrunableGroup], now: Sequence[PrunableGroup], config: PruningConfig
+) -> float:
+    """Fraction of the budget of `before` that the same groups still take up."""
+    cost = {group.name: unit_cost(group, config) for group in before}
+    total = {name: sum(g.size * cost[g.name] for g in groups) for name, groups in (("before", before), ("now", now))}
+    return total["now"] / total["before"]
+
+
+def _multiple(group: PrunableGroup, config: PruningConfig) -> int:
+    return config.multiple_of if group.kind == "neurons" else 1
+
+
+def _least(group: PrunableGroup, config: PruningConfig) -> int:
+    """The fewest units the group may keep."""
+    multiple = _multiple(group, config)
+    return min(-(-config.min_units // multiple) * multiple, group.size)
+
+
+def _fraction_to_remove(groups: Sequence[PrunableGroup], config: PruningConfig) -> float:
+    if config.sparsity is not None:
+        budget, wanted, total = config.budget, config.sparsity, 1.0
+    else:
+        budget = "params"
+        total = groups[0].model_parameters
+        if total is None:
+            raise ValueError("compression needs the model's parameter count; take the groups from find_groups(model)")
+        wanted = total - total / config.compression
+    config = dataclasses.replace(config, budget=budget)
+    prunable = sum(g.size * unit_cost(g, config) for g in groups)
+    possible = sum((g.size - _least(g, config)) * unit_cost(g, config) for g in groups)
+    scale = prunable if config.sparsity is not None else 1
+    if wanted * scale > possible:
+        if config.sparsity is not None:
+            highest = f"sparsity here is {possible / prunable:.4f}"
+        else:
+            highest = f"compression here is {total / (total - possible):.4f}"
+        raise ValueError(
+            f"{'sparsity' if config.sparsity is not None else 'compression'}="
+            f"{config.sparsity or config.compression} cannot be reached: the highest possible {highest} "
+            f"(granularity {list(config.granularity)}, min_units={config.min_units})"
+        )
+    return wanted if config.sparsity is not None else wanted / prunable
+
+
+def _rank(
+    scores: Scores, pool: Sequence[PrunableGroup], config: PruningConfig, fraction: float
+) -> dict[str, list[int]]:
+    """Keeps the best units of a pool of groups of one kind; every group keeps its best `min_units` first."""
+    total = sum(group.size for group in pool)
+    wanted = max(round(total * (1 - fraction)), sum(_least(group, config) for group in pool))
+    order = {g.name: scores[g.name].argsort(descending=True, stable=True).tolist() for g in pool}
+    counts = {g.name: _least(g, config) for g in pool}
+    # Units enter in steps of `multiple_of`, ranked by their mean score; a step of one unit is plain ranking.
+    steps = []
+    for position, group in enumerate(pool):
+        ranked = scores[group.name][order[group.name]].tolist()
+        multiple = _multiple(group, config)
+        for start in range(counts[group.name], group.size, multiple):
+            step = ranked[start : start + multiple]
+            steps.append((-sum(step) / len(step), start, position, len(step)))
+    left = wanted - sum(counts.values())
+    for _, _, position, size in sorted(steps):
+        if left <= 0:
+            break
+        if size > left and size - left > left:
+            continue  # keeping this step overshoots by more than leaving it out falls short
+        counts[pool[position].name] += size
+        left -= size
+    return {name: sorted(units[: counts[name]]) for name, units in order.items()}
+
+
+def _rank_by_cost(
+    scores: Scores, groups: Sequence[PrunableGroup], config: PruningConfig, fraction: float
+) -> dict[str, list[int]]:
+    """Keeps the units with the most score per cost, whatever their kind, within the budget."""
+    budget = config if config.compression is None else dataclasses.replace(config, budget="params")
+    cost = {g.name: unit_cost(g, budget) for g in groups}
+    scale = dict.fromkeys((g.kind for g in groups), 1.0)
+    if not get_scorer(config.method).quadratic:
+        # Only estimates of the loss change compare across kinds; the others count by their share of their own kind.
+        for kind in scale:
+            pool = [g for g in groups if g.kind == kind]
+            scale[kind] = sum(g.size * cost[g.name] for g in pool) / sum(float(scores[g.name].sum()) for g in pool)
+    order = {g.name: scores[g.name].argsort(descending=True, stable=True).tolist() for g in groups}
+    counts = {g.name: _least(g, config) for g in groups}
+    steps = []
+    for position, group in enumerate(groups):
+        ranked = scores[group.name][order[group.name]].tolist()
+        multiple = _multiple(group, config)
+        for start in range(counts[group.name], group.size, multiple):
+            step = ranked[start : start + multiple]
+            value = scale[group.kind] * sum(step) / len(step) / cost[group.name]
+            steps.append((-value, start, position, len(step)))
+    left = sum(g.size * cost[g.name] for g in groups) * (1 - fraction)
+    left -= sum(counts[name] * cost[name] for name in counts)
+    full = set()
+    for _, _, position, size in sorted(steps):
+        name = groups[position].name
+        price = size * cost[name]
+        if name in full or price > left:
+            full.add(name)  # the steps of one group are taken in order: better units first
+            continue
+        counts[name] += size
+        left -= price
+    return {name: sorted(units[: counts[name]]) for name, units in order.items()}

@@ -1,0 +1,305 @@
+# Copyright 2026 The optimum-camcut authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Rebuilding: least squares on the output projections, without labels and without training."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import find_batch_size, send_to_device
+from accelerate.utils import reduce as reduce_across_processes
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from .groups import PrunableGroup, find_groups
+from .modeling_camcut import list_blocks
+from .plan import PruningPlan
+from .scoring.loop import Batch, limit, scoring_mode, token_mask
+
+
+logger = logging.getLogger(__name__)
+
+DAMPING = 1e-2  # of the mean squared activation
+
+
+@torch.no_grad()
+def reconstruct(
+    model: PreTrainedModel,
+    dense_model: PreTrainedModel,
+    plan: PruningPlan,
+    dataloader: Iterable[Batch],
+    *,
+    num_samples: int | None = None,
+    disable_tqdm: bool = False,
+) -> PreTrainedModel:
+    """Makes the output projections of a pruned model reproduce those of the dense one, in place.
+
+    Layer by layer from the input, each output projection becomes the W' that minimizes
+    ||X W' - Y||² + λ ||W' - W||², where X is what the pruned model, as rebuilt so far, feeds into it and Y is what the
+    dense model's projection gives, over all real tokens; λ is 1e-2 times the mean diagonal of XᵀX, and the normal
+    equations are summed in float64. The activations of a layer are computed from those of the layer before, so the
+    cost is that of a few forward passes whatever the depth. With several processes, give each the same batches.
+
+    Args:
+        model (`PreTrainedModel`): after `apply_plan(model, plan)`.
+        dense_model (`PreTrainedModel`): the model as it was before; not changed.
+        plan (`PruningPlan`): what was applied.
+        dataloader (`Iterable[Batch]`): dicts of tensors as the model takes them; labels are not used. A few thousand
+            tokens per unit of the widest layer are plenty. The hidden states of all batches are kept in memory, four
+            times `tokens * hidden size` numbers.
+        num_samples (`int`, *optional*): read no more examples than this.
+        disable_tqdm (`bool`): no progress bar.
+
+    Returns:
+        `PreTrainedModel`: the same object as `model`.
+
+    Raises:
+        `ValueError`: the models and the plan do not belong together, no batches, or activations that are not finite;
+            the weights are then as before.
+    """
+    groups, dense_groups = find_groups(model), {group.name: group for group in find_groups(dense_model)}
+    _check(model, dense_model, groups, dense_groups, plan)
+    cut = [i for i, group in enumerate(groups) if group.size < dense_groups[group.name].size]
+    if not cut:
+        return model
+    groups = groups[cut[0] :]  # all before the first cut is exact already
+
+    state = PartialState()
+    batches = list(limit(dataloader, num_samples, "reconstruct: reading", disable_tqdm=True))
+    if not batches:
+        raise ValueError("the dataloader gave no batches: there is nothing to reconstruct from")
+    projections = [model.get_submodule(group.output.module) for group in groups]
+    before = [(p.weight.clone(), None if p.bias is None else p.bias.clone()) for p in projections]
+    disable = disable_tqdm or not state.is_local_main_process
+    try:
+        with (
+            scoring_mode(model),
+            scoring_mode(dense_model),
+            _without_cache(model),
+            _without_cache(dense_model),
+            tqdm(total=len(groups), desc="reconstruct", unit="projection", disable=disable, leave=False) as bar,
+        ):
+            stages = _stages(model, batches[0], groups)
+            pruned = [_start(model, batch) for batch in batches[state.process_index :: state.num_processes]]
+            dense = [_start(dense_model, batch) for batch in batches[state.process_index :: state.num_processes]]
+            for number, stage in enumerate(stages):
+                targets = [_run_dense(dense_model, stage, stream) for stream in dense]
+                for group in stage.groups:
+                    _solve(model, stage, group, pruned, targets)
+                    bar.update()
+                if number + 1 < len(stages):
+                    for stream in pruned:
+                        stream.hidden = _run(model, stage, stream)
+    except BaseException:
+        for projection, (weight, bias) in zip(projections, before):
+            projection.weight.copy_(weight)
+            if bias is not None:
+                projection.bias.copy_(bias)
+        raise
+    return model
+
+
+def _check(
+    model: PreTrainedModel,
+    dense_model: PreTrainedModel,
+    groups: Sequence[PrunableGroup],
+    dense_groups: dict[str, PrunableGroup],
+    plan: PruningPlan,
+) -> None:
+    if model is dense_model:
+        raise ValueError("dense_model is the pruned model itself; pass a copy made before apply_plan")
+    present = {group.name: group for group in groups}
+    if list(present) != list(dense_groups):
+        raise ValueError(
+            f"the models do not belong together: {type(model).__name__} has {len(present)} groups, "
+            f"{type(dense_model).__name__} has {len(dense_groups)}"
+        )
+    for name, units in plan.keep.items():
+        if name not in present:
+            raise ValueError(f"the plan names the group {name!r}, which the model lacks; it has {', '.join(present)}")
+        if present[name].units != units:
+            raise ValueError(f"{name!r} has {present[name].size} units, not those of the plan: call apply_plan first")
+    for name, group in present.items():
+        dense = dense_groups[name]
+        if (dense.original_size, dense.output.width) != (group.original_size, group.output.width) or not set(
+            group.units
+        ) <= set(dense.units):
+            raise ValueError(f"{name!r} of dense_model lacks units that the pruned model has")
+
+
+@dataclass
+class _Stream:
+    """One batch on its way through a model: what goes into the next block."""
+
+    hidden: Tensor  # (batch, tokens, hidden size)
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+    mask: Tensor  # (batch, tokens), true at real tokens
+
+
+@dataclass
+class _Stage:
+    """Blocks that run one after another and whose projections are solved together with all their calls: one block
+    called once, but in ALBERT one block called many times."""
+
+    blocks: list[str]
+    groups: list[PrunableGroup]
+
+
+class _Stop(Exception):
+    """Ends a forward pass early."""
+
+
+def _hook(module: nn.Module, function: Callable[..., Any], pre: bool = False) -> Any:
+    if pre:
+        return module.register_forward_pre_hook(function, with_kwargs=True)
+    return module.register_forward_hook(function)
+
+
+@contextmanager
+def _without_cache(model: PreTrainedModel) -> Iterator[None]:
+    """Decoders make no key-value cache, which would outlive its batch."""
+    before = getattr(model.config, "use_cache", None)
+    model.config.use_cache = False
+    try:
+        yield
+    finally:
+        model.config.use_cache = before
+
+
+def _forward_to_stop(model: PreTrainedModel, batch: Batch) -> None:
+    device = next(model.parameters()).device
+    try:
+        model(**send_to_device(dict(batch), device))
+    except _Stop:
+        pass
+
+
+def _stages(model: PreTrainedModel, batch: Batch, groups: Sequence[PrunableGroup]) -> list[_Stage]:
+    """The order in which blocks run, cut where no block runs both before and after."""
+    calls: list[str] = []
+    with ExitStack() as stack:
+        for path in list_blocks(model):
+            record = lambda *_, path=path: calls.append(path)  # noqa: E731
+            stack.callback(_hook(model.get_submodule(path), record, pre=True).remove)
+        _forward_to_stop(model, {name: value[:1] for name, value in batch.items()})
+    stages, start = [], 0
+    for end in range(1, len(calls) + 1):
+        if not set(calls[start:end]) & set(calls[end:]):
+            blocks = calls[start:end]
+            inside = [g for path in dict.fromkeys(blocks) for g in groups if g.output.module.startswith(f"{path}.")]
+            stages.append(_Stage(blocks, inside))
+            start = end
+    while not stages[-1].groups:
+        stages.pop()
+    return stages
+
+
+def _start(model: PreTrainedModel, batch: Batch) -> _Stream:
+    """Runs a model up to its first block."""
+    caught: list[tuple] = []
+
+    def catch(module: nn.Module, arguments: tuple, keywords: dict) -> None:
+        caught.append((arguments, dict(keywords)))
+        raise _Stop
+
+    handle = _hook(model.get_submodule(list_blocks(model)[0]), catch, pre=True)
+    try:
+        _forward_to_stop(model, batch)
+    finally:
+        handle.remove()
+    arguments, keywords = caught[0]
+    hidden, arguments = (keywords.pop("hidden_states"), ()) if not arguments else (arguments[0], arguments[1:])
+    mask = token_mask(batch, find_batch_size(batch), hidden.device).reshape(hidden.shape[:2]).bool()
+    return _Stream(hidden, arguments, keywords, mask)
+
+
+def _run(model: PreTrainedModel, stage: _Stage, stream: _Stream) -> Tensor:
+    """The hidden states behind a stage."""
+    hidden = stream.hidden
+    for path in stage.blocks:
+        output = model.get_submodule(path)(hidden, *stream.arguments, **stream.keywords)
+        hidden = output[0] if isinstance(output, tuple) else output
+    return hidden
+
+
+def _run_dense(dense_model: PreTrainedModel, stage: _Stage, stream: _Stream) -> dict[str, list[Tensor]]:
+    """Moves a stream behind a stage; returns the outputs of its projections: group name -> one tensor a call."""
+    outputs: dict[str, list[Tensor]] = {group.name: [] for group in stage.groups}
+    with ExitStack() as stack:
+        for group in stage.groups:
+            keep = lambda module, args, output, name=group.name: outputs[name].append(output)  # noqa: E731
+            stack.callback(_hook(dense_model.get_submodule(group.output.module), keep).remove)
+        stream.hidden = _run(dense_model, stage, stream)
+    return outputs
+
+
+def _solve(
+    model: PreTrainedModel,
+    stage: _Stage,
+    group: PrunableGroup,
+    streams: Sequence[_Stream],
+    targets: Sequence[dict[str, list[Tensor]]],
+) -> None:
+    projection = model.get_submodule(group.output.module)
+    weight = projection.weight if isinstance(projection, Conv1D) else projection.weight.T  # (inputs, outputs)
+    inputs = weight.shape[0]
+    gram = torch.zeros(inputs, inputs, dtype=torch.float64, device=weight.device)
+    cross = torch.zeros(inputs, weight.shape[1], dtype=torch.float64, device=weight.device)
+    for stream, target in zip(streams, targets):
+        wanted = target.pop(group.name)
+        x = _inputs(model, stage, group, stream, len(wanted))
+        y = torch.cat(wanted, dim=1)
+        real = stream.mask.repeat(1, x.shape[1] // stream.mask.shape[1])
+        x, y = x[real], y[real]
+        residual = (y - projection(x)).float()
+        x = x.float()
+        gram += x.T @ x
+        cross += x.T @ residual
+    if PartialState().num_processes > 1:
+        gram, cross = reduce_across_processes((gram, cross), "sum")
+    if not (torch.isfinite(gram).all() and torch.isfinite(cross).all()):
+        raise ValueError(f"the activations at {group.name!r} are NaN or infinite; the model is as it was before")
+    damping = DAMPING * gram.diagonal().mean() if inputs else torch.zeros(())
+    if damping > 0:
+        gram.diagonal().add_(damping)
+        update = torch.cholesky_solve(cross, torch.linalg.cholesky(gram))
+        weight.add_(update.to(weight.dtype))
+
+
+def _inputs(model: PreTrainedModel, stage: _Stage, group: PrunableGroup, stream: _Stream, calls: int) -> Tensor:
+    """What a stage feeds into a projection, its calls side by side: `(batch, calls * tokens, inputs)`."""
+    seen: list[Tensor] = []
+
+    def catch(module: nn.Module, arguments: tuple[Tensor, ...], keywords: dict) -> None:
+        seen.append(arguments[0])
+        if len(seen) == calls:
+            raise _Stop
+
+    handle = _hook(model.get_submodule(group.output.module), catch, pre=True)
+    try:
+        _run(model, stage, stream)
+    except _Stop:
+        pass
+    finally:
+        handle.remove()
+    return torch.cat(seen, dim=1)

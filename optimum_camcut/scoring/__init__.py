@@ -1,0 +1,20 @@
+# Copyright 2026 The optimum-camcut authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Scores: how much each unit matters for the task. Scorers never cut."""
+
+from . import cam_cut, smooth_cut, baselines  # noqa: F401, I001 - registers the methods, the project's own first
+from .registry import SCORERS, Scorer, get_scorer, scorer
+
+
+__all__ = ["SCORERS", "Scorer", "get_scorer", "scorer"]

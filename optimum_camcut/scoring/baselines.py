@@ -1,0 +1,60 @@
+# Copyright 2026 The optimum-camcut authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The baselines that importance from interpretability is measured against."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .registry import scorer
+
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+
+def removal_effect(activation: Tensor, gradient: Tensor) -> Tensor:
+    """First-order effect on the loss of removing each unit, up to its sign: `(batch, units)`."""
+    return (activation * gradient).sum((1, 3))
+
+
+@scorer("taylor")
+def taylor(activation: Tensor, gradient: Tensor, mask: Tensor) -> Tensor:
+    """|effect of removal| (Michel et al. 2019, eq. 3)."""
+    return removal_effect(activation, gradient).abs()
+
+
+@scorer("fisher", quadratic=True)
+def fisher(activation: Tensor, gradient: Tensor, mask: Tensor) -> Tensor:
+    """Diagonal Fisher information of a mask variable on the unit (Kwon et al. 2022, eq. 8)."""
+    return removal_effect(activation, gradient).square()
+
+
+@scorer("activation", source="activation")
+def activation(activation: Tensor, gradient: None, mask: Tensor) -> Tensor:
+    """Mean |a| over the real tokens and the unit's features."""
+    tokens = mask.sum(1, keepdim=True).clamp(min=1)
+    return (activation.abs() * mask[:, :, None, None]).sum((1, 3)) / (tokens * activation.shape[3])
+
+
+@scorer("magnitude", source="weights")
+def magnitude(weights: Tensor, generator: Generator) -> Tensor:
+    """L2 norm of all weights that go with the unit."""
+    return weights.norm(dim=1)
+
+
+@scorer("random", source="weights")
+def random(weights: Tensor, generator: Generator) -> Tensor:
+    """Uniform in [0, 1)."""
+    return weights.new_empty(weights.shape[0]).uniform_(generator=generator)

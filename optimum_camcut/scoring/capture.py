@@ -1,0 +1,140 @@
+# Copyright 2026 The optimum-camcut authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Watching what flows into the output projections, and its gradient."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ..groups import PrunableGroup
+
+
+Observe = Callable[[PrunableGroup, Tensor | None, Tensor | None], None]
+
+
+class ActivationCapture:
+    """Watches the input of each group's output projection, where everything about a unit flows through one place.
+
+    With all parameters frozen, the graph starts at these inputs, so no gradient of a weight is ever computed.
+
+    Args:
+        model (`nn.Module`): entered as a context, it has the hooks; left, it has none.
+        groups: whose activations to watch.
+    """
+
+    def __init__(self, model: nn.Module, groups: Sequence[PrunableGroup]) -> None:
+        self.model, self.groups = model, groups
+        self._hooks = ExitStack()
+        self._run: _Run | None = None
+
+    def __enter__(self) -> ActivationCapture:
+        for group in self.groups:
+            module = self.model.get_submodule(group.output.module)
+            self._hooks.callback(module.register_forward_pre_hook(partial(self._forward, group)).remove)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._hooks.close()
+
+    def activations(self, forward: Callable[[], object], batch_size: int, observe: Observe) -> None:
+        """Runs `forward` and hands each group's activation to `observe`, with None for the gradient."""
+        with torch.no_grad():
+            self._observe(forward, _Run(batch_size, observe, activations=True, gradients=False))
+
+    def gradients(
+        self, loss: Callable[[], Tensor], batch_size: int, observe: Observe, activations: bool = True
+    ) -> None:
+        """Runs `loss` and its backward pass, and hands each group's gradient to `observe` as soon as it is there.
+
+        Args:
+            loss: returns the scalar to differentiate.
+            batch_size (`int`): examples in the batch.
+            observe: called once a group with its activation (None unless `activations`) and gradient, `torch.Tensor`
+                of shape `(batch, tokens, units, width)` each. A module called several times in a forward pass
+                (ALBERT, chunked feed-forward) has the tokens of its calls one after another.
+            activations (`bool`): whether to keep activations until their gradients arrive.
+
+        Raises:
+            `ValueError`: the loss does not depend on any of the groups.
+        """
+
+        def forward_and_backward() -> None:
+            value = loss()
+            if not value.requires_grad:
+                raise ValueError("the loss does not depend on any of the groups to be scored")
+            value.backward()
+
+        with torch.enable_grad():
+            self._observe(forward_and_backward, _Run(batch_size, observe, activations, gradients=True))
+
+    def _observe(self, function: Callable[[], object], run: _Run) -> None:
+        self._run = run
+        try:
+            function()
+            for group in self.groups:
+                run.emit(group)  # what the loss did not depend on
+        finally:
+            self._run = None
+
+    def _forward(self, group: PrunableGroup, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if self._run is not None:
+            self._run.forward(group, args[0])
+
+
+class _Run:
+    """What one run has seen so far: group name -> one tensor a call of its output projection."""
+
+    def __init__(self, batch_size: int, observe: Observe, activations: bool, gradients: bool) -> None:
+        self.batch_size, self.observe = batch_size, observe
+        self.keep_activations, self.keep_gradients = activations, gradients
+        self.activations: dict[str, list[Tensor]] = defaultdict(list)
+        self.gradients: dict[str, list[Tensor]] = defaultdict(list)
+        self.missing: dict[str, int] = defaultdict(int)
+
+    def forward(self, group: PrunableGroup, activation: Tensor) -> None:
+        if self.keep_activations:
+            self.activations[group.name].append(activation.detach())
+        if self.keep_gradients:
+            if not activation.requires_grad:
+                activation.requires_grad_(True)
+            gradients = self.gradients[group.name]
+            activation.register_hook(partial(self.backward, group, len(gradients)))
+            gradients.append(activation.new_zeros(()).expand(activation.shape))  # stays so if no gradient ever comes
+            self.missing[group.name] += 1
+
+    def backward(self, group: PrunableGroup, call: int, gradient: Tensor) -> None:
+        self.gradients[group.name][call] = gradient
+        self.missing[group.name] -= 1
+        if self.missing[group.name] == 0:
+            self.emit(group)
+
+    def emit(self, group: PrunableGroup) -> None:
+        activations = self.activations.pop(group.name, [])
+        gradients = self.gradients.pop(group.name, [])
+        if activations or gradients:
+            self.observe(group, self.join(group, activations), self.join(group, gradients))
+
+    def join(self, group: PrunableGroup, calls: list[Tensor]) -> Tensor | None:
+        if not calls:
+            return None
+        # Multiple choice flattens (batch, choices, tokens): its choices become more tokens of the same example.
+        shape = (self.batch_size, -1, group.size, group.output.width)
+        calls = [call.reshape(shape) for call in calls]
+        return (calls[0] if len(calls) == 1 else torch.cat(calls, dim=1)).float()

@@ -1,0 +1,261 @@
+# Copyright 2026 The optimum-camcut authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""`score_groups`: runs a scoring method over batches, on one process or many."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import find_batch_size, send_to_device
+from accelerate.utils import reduce as reduce_across_processes
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from ..config import PruningConfig
+from ..groups import PrunableGroup
+from .capture import ActivationCapture
+from .noise import GaussianNoise, linear_noise
+from .registry import Scorer, get_scorer
+
+
+logger = logging.getLogger(__name__)
+
+Scores = dict[str, Tensor]
+Batch = Mapping[str, Any]
+LossFunction = Callable[[PreTrainedModel, Batch], Tensor]
+
+
+def score_groups(
+    model: PreTrainedModel,
+    groups: Sequence[PrunableGroup],
+    dataloader: Iterable[Batch] | None,
+    config: PruningConfig,
+    *,
+    loss_function: LossFunction | None = None,
+    disable_tqdm: bool = False,
+) -> Scores:
+    """Scores every unit of every group by how much it matters on the given batches.
+
+    The model is left as it was: parameters are frozen and dropout is off only while scoring. With several processes,
+    give each the same batches: they share them out among themselves, and the result does not depend on how many they
+    are.
+
+    Args:
+        model (`PreTrainedModel`): not wrapped for distributed training.
+        groups (`Sequence[PrunableGroup]`): from `find_groups(model)`.
+        dataloader (`Iterable[Batch]`): dicts of tensors as the model takes them, with labels where the method needs
+            a loss. Read up to `config.num_samples` examples. `magnitude` and `random` need none: pass None.
+        config (`PruningConfig`): `method`, `num_samples`, `smooth_samples`, `noise_std`, `noise_scale` and `seed`.
+        loss_function: `(model, batch) -> scalar mean loss`; default `model(**batch).loss`.
+        disable_tqdm (`bool`): no progress bar.
+
+    Returns:
+        `dict[str, Tensor]`: group name -> `torch.Tensor` of shape `(units,)`, float32 on the CPU, larger = keep.
+
+    Raises:
+        `ValueError`: no groups, no batches, labels missing, or scores that are NaN, infinite or all zero.
+    """
+    groups = list(groups)
+    if not groups:
+        raise ValueError("no groups to score; find_groups(model) lists them")
+    scorer = get_scorer(config.method)
+    if scorer.source == "weights":
+        generator = torch.Generator().manual_seed(config.seed)
+        scores = {g.name: scorer.function(unit_weights(model, g).float().cpu(), generator) for g in groups}
+    else:
+        loss_function = loss_function or _model_loss
+        scores = _score_on_data(model, groups, dataloader, config, scorer, loss_function, disable_tqdm)
+    check_scores(scores, groups)
+    return scores
+
+
+def check_scores(scores: Scores, groups: Sequence[PrunableGroup]) -> None:
+    """Raises `ValueError` if scores are missing, of the wrong shape, NaN, infinite, or all zero for a kind."""
+    for group in groups:
+        if group.name not in scores:
+            raise ValueError(f"no scores for the group {group.name!r}; there are scores for {list(scores)}")
+        shape = tuple(scores[group.name].shape)
+        if shape != (group.size,):
+            raise ValueError(f"the scores of {group.name!r} have shape {shape}; expected ({group.size},), one a unit")
+        if not torch.isfinite(scores[group.name]).all():
+            raise ValueError(
+                f"the scores of {group.name!r} are NaN or infinite; look for a NaN loss or weights, or overflow in "
+                "half precision"
+            )
+    unknown = set(scores) - {group.name for group in groups}
+    if unknown:
+        raise ValueError(f"scores for groups that are not there: {sorted(unknown)}")
+    for kind in sorted({group.kind for group in groups}):
+        if not any(scores[group.name].any() for group in groups if group.kind == kind):
+            raise ValueError(
+                f"all scores of kind {kind!r} are zero, so they rank nothing; look for a loss that does not depend on "
+                "the model, or labels that are all ignored"
+            )
+
+
+def unit_weights(model: nn.Module, group: PrunableGroup) -> Tensor:
+    """All weights and biases that go with each unit: `(units, weights of a unit)`."""
+    columns = []
+    for piece in group.slices:
+        module = model.get_submodule(piece.module)
+        matrix = module.weight.detach()
+        matrix = matrix if (piece.axis == "in") == isinstance(module, Conv1D) else matrix.T  # cut axis first
+        tensors = [matrix] if piece.axis == "in" or module.bias is None else [matrix, module.bias.detach()[:, None]]
+        for tensor in tensors:
+            by_unit = tensor.reshape(piece.blocks, group.size, piece.width, -1).transpose(0, 1)
+            columns.append(by_unit.reshape(group.size, -1))
+    return torch.cat(columns, dim=1)
+
+
+def _model_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
+    loss = model(**batch).loss
+    if loss is None:
+        raise ValueError(
+            f"the model gave no loss for a batch with {sorted(batch)}; this scoring method needs the labels in the "
+            "batch (or use activation, magnitude or random, which need none)"
+        )
+    return loss
+
+
+def _score_on_data(
+    model: PreTrainedModel,
+    groups: list[PrunableGroup],
+    dataloader: Iterable[Batch] | None,
+    config: PruningConfig,
+    scorer: Scorer,
+    loss_function: LossFunction,
+    disable_tqdm: bool,
+) -> Scores:
+    if dataloader is None:
+        raise ValueError(f"the method {scorer.name!r} needs batches to score on, and dataloader is None")
+    state = PartialState()
+    device = next(model.parameters()).device
+    totals = {group.name: torch.zeros(group.size, dtype=torch.float64, device=device) for group in groups}
+    count = 0
+    with scoring_mode(model), ActivationCapture(model, groups) as capture:
+        for index, batch in enumerate(limit(dataloader, config.num_samples, scorer.name, disable_tqdm)):
+            size = find_batch_size(batch)
+            count += size
+            if index % state.num_processes == state.process_index:
+                batch = send_to_device(dict(batch), device)
+                # Seeded by what is scored, not by who scores it: any number of processes draws the same noise.
+                seed = config.seed * 1_000_003 + index
+                for name, score in _score_batch(model, capture, batch, size, config, scorer, loss_function, seed):
+                    totals[name] += score.double().sum(0)
+    if count == 0:
+        raise ValueError("the dataloader gave no batches: there is nothing to score on")
+    scores = torch.cat([totals[group.name] for group in groups])
+    if state.num_processes > 1:
+        scores = reduce_across_processes(scores, "sum")
+    parts = (scores / count).float().cpu().split([group.size for group in groups])
+    return {group.name: part.clone() for group, part in zip(groups, parts)}
+
+
+def _score_batch(
+    model: PreTrainedModel,
+    capture: ActivationCapture,
+    batch: Batch,
+    size: int,
+    config: PruningConfig,
+    scorer: Scorer,
+    loss_function: LossFunction,
+    seed: int,
+) -> Iterator[tuple[str, Tensor]]:
+    """Yields group names with the scores of one batch: `(batch, units)`."""
+    mask = token_mask(batch, size, next(model.parameters()).device)
+    scores: dict[str, Tensor] = {}
+    means: dict[str, Tensor] = {}
+
+    def score(group: PrunableGroup, activation: Tensor, gradient: Tensor | None) -> None:
+        gradient = means.pop(group.name, gradient)
+        calls = activation.shape[1] // mask.shape[1]
+        scores[group.name] = scorer.function(activation, gradient, mask.repeat(1, calls))
+
+    def average(group: PrunableGroup, activation: None, gradient: Tensor) -> None:
+        means[group.name] = means.get(group.name, 0) + gradient / config.smooth_samples
+
+    def loss() -> Tensor:
+        return loss_function(model, batch) * size  # the sum over examples: each keeps its own gradient
+
+    if scorer.source == "gradient" and not scorer.smooth:
+        capture.gradients(loss, size, score)
+    else:
+        if scorer.smooth:
+            noise = GaussianNoise(seed)
+            with linear_noise(model, config.noise_std, config.noise_scale == "relative", noise):
+                for _ in range(config.smooth_samples):
+                    capture.gradients(loss, size, average, activations=False)
+        # The score itself is taken at the activations without noise.
+        capture.activations(lambda: model(**batch), size, score)
+    yield from scores.items()
+
+
+def limit(dataloader: Iterable[Batch], num_samples: int | None, description: str, disable_tqdm: bool) -> Iterator[Batch]:
+    """Yields batches until `num_samples` examples have gone by, with a progress bar on the main process.
+
+    Raises:
+        `TypeError`: a batch is not a dict of tensors.
+        `ValueError`: the loader is prepared by accelerate for several processes.
+    """
+    if PartialState().num_processes > 1 and hasattr(dataloader, "end_of_dataloader"):
+        raise ValueError(
+            "pass the dataloader as it was before `accelerator.prepare`: the processes share the batches out themselves"
+        )
+    disable = disable_tqdm or not PartialState().is_local_main_process
+    with tqdm(total=num_samples, desc=description, unit="example", disable=disable, leave=False) as bar:
+        count = 0
+        for batch in dataloader:
+            size = find_batch_size(batch) if isinstance(batch, Mapping) else None
+            if size is None:
+                raise TypeError(f"expected batches that are dicts of tensors, got {type(batch).__name__}")
+            if size == 0:
+                continue
+            yield batch
+            count += size
+            bar.update(size)
+            if num_samples is not None and count >= num_samples:
+                return
+
+
+def token_mask(batch: Batch, size: int, device: torch.device) -> Tensor:
+    """1.0 at real tokens, 0.0 at padding: `(batch, tokens)`, choices of one example side by side."""
+    mask = batch.get("attention_mask")
+    if mask is None:
+        inputs = batch["input_ids"] if batch.get("input_ids") is not None else batch["inputs_embeds"][..., 0]
+        mask = torch.ones_like(inputs)
+    return mask.to(device).reshape(size, -1).float()
+
+
+@contextmanager
+def scoring_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode with all parameters frozen; afterwards every module and parameter is as it was."""
+    training = [module for module in model.modules() if module.training]
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.eval()
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+        for module in training:
+            module.training = True

@@ -1,0 +1,73 @@
+# Copyright 2026 The optimum-camcut authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Gaussian noise on the output of every linear layer, as Smooth-Cut asks for."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+
+class GaussianNoise:
+    """A pool of Gaussian numbers, read from random places.
+
+    Drawing each number anew would cost more than the arithmetic of a whole forward pass through small layers; a
+    fresh window of the pool for each layer and pass costs one read.
+
+    Args:
+        seed (`int`): fixes the pool and the windows.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._offsets = random.Random(seed)
+        self._pool = torch.empty(0)
+
+    def like(self, tensor: Tensor) -> Tensor:
+        """Standard normal noise in the shape, dtype and device of a tensor; only to be read."""
+        size = tensor.numel()
+        if self._pool.numel() < size + size // 4 or self._pool.device != tensor.device:
+            generator = torch.Generator(tensor.device).manual_seed(self._seed)
+            self._pool = torch.empty(size + size // 2 + 1, device=tensor.device).normal_(generator=generator)
+        offset = self._offsets.randrange(self._pool.numel() - size + 1)
+        return self._pool[offset : offset + size].view(tensor.shape).to(tensor.dtype)
+
+
+@contextmanager
+def linear_noise(model: nn.Module, std: float, relative: bool, noise: GaussianNoise) -> Iterator[None]:
+    """Adds noise to the output of every linear layer while the context lasts.
+
+    Args:
+        model (`nn.Module`): its `nn.Linear` and `Conv1D` modules are hooked.
+        std (`float`): standard deviation of the noise.
+        relative (`bool`): in units of the standard deviation of the output it is added to.
+        noise (`GaussianNoise`): where it comes from.
+    """
+
+    def add_noise(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+        if not relative:
+            return output.add(noise.like(output), alpha=std)
+        return torch.addcmul(output, noise.like(output), output.detach().std(correction=0), value=std)
+
+    handles = [m.register_forward_hook(add_noise) for m in model.modules() if isinstance(m, nn.Linear | Conv1D)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,136 @@
+# Copyright 2026 The optimum-camcut authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Cutting: `apply_plan` and `prune_heads` make the model physically smaller, in place."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterable, Mapping
+
+from transformers import PreTrainedModel
+
+from .checkpoint import checkpoint_class
+from .groups import find_groups
+from .modeling_camcut import ARCHITECTURES, RECORD, bind_position_bias, cut_groups
+from .plan import PruningPlan
+
+
+logger = logging.getLogger(__name__)
+
+
+def apply_plan(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
+    """Removes from the model every unit that the plan does not keep. All of it happens, or none.
+
+    Parameters are replaced by smaller ones of the same dtype, device and `requires_grad`, so make the optimizer
+    afterwards. The model's config becomes a copy of its own that records the sizes; the model's class becomes a
+    subclass of the same name whose `save_pretrained` writes a checkpoint that `load_pruned` and
+    `from_pretrained(..., trust_remote_code=True)` read.
+
+    Args:
+        model (`PreTrainedModel`): of a supported architecture, not wrapped; pruned before or not.
+        plan (`PruningPlan`): indices are those of the uncut model, also for a model pruned before.
+
+    Returns:
+        `PreTrainedModel`: the same object.
+
+    Raises:
+        `TypeError`: not a transformers model, or not a plan.
+        `ValueError`: the plan is for another model, names a group or unit that the model lacks, or keeps a unit that
+            an earlier cut removed.
+    """
+    if not isinstance(plan, PruningPlan):
+        raise TypeError(f"expected a PruningPlan, got {type(plan).__name__}")
+    groups = {group.name: group for group in find_groups(model)}
+    if plan.model_type is not None and plan.model_type != model.config.model_type:
+        raise ValueError(f"the plan is for a {plan.model_type!r} model; this one is {model.config.model_type!r}")
+    for name, units in plan.keep.items():
+        if name not in groups:
+            raise ValueError(f"the plan names the group {name!r}, which the model lacks; it has {', '.join(groups)}")
+        group = groups[name]
+        if plan.sizes.get(name, group.original_size) != group.original_size:
+            raise ValueError(
+                f"the plan is for a model with {plan.sizes[name]} units in {name!r}; this one has {group.original_size}"
+            )
+        lacking = [unit for unit in units if unit >= group.original_size]
+        if lacking:
+            raise ValueError(f"{name!r} has no units {lacking}: it has {group.original_size}, numbered from 0")
+        gone = sorted(set(units) - set(group.units))
+        if gone:
+            raise ValueError(f"the plan keeps units {gone} of {name!r}, which were removed already")
+
+    cuts = [(groups[name], units) for name, units in plan.keep.items()]
+    cut_groups(model, [(group, [group.units.index(unit) for unit in units]) for group, units in cuts])
+
+    before = getattr(model, "pruning_plan", None)
+    keep = {**(before.keep if before else {}), **plan.keep}
+    sizes = {name: groups[name].original_size for name in keep}
+    model.pruning_plan = PruningPlan(
+        {name: keep[name] for name in groups if name in keep},
+        sizes,
+        model.config.model_type,
+        plan.config or (before.config if before else None),
+    )
+    record(model)
+    model.__class__ = checkpoint_class(type(model))
+    logger.info("pruned %s:\n%s", type(model).__name__, model.pruning_plan)
+    return model
+
+
+def record(model: PreTrainedModel) -> None:
+    """Writes the kept sizes into a config that is the model's own, and makes layers that need the indices know them."""
+    old, new = model.config, copy.deepcopy(model.config)
+    for module in model.modules():
+        if module.__dict__.get("config") is old:
+            module.config = new
+    plan, architecture = model.pruning_plan, ARCHITECTURES[new.model_type]
+    cut = [name for name in plan.keep if len(plan.keep[name]) < plan.sizes[name]]
+    heads = {name: list(plan.keep[name]) for name in cut if name.endswith(".heads")}
+    entry = {"sizes": {name: len(plan.keep[name]) for name in cut}}
+    if architecture.position_bias is not None:
+        entry["kept_heads"] = heads
+    setattr(new, RECORD, entry)
+    if architecture.native_pruned_heads:
+        new.pruned_heads = {int(name.split(".")[1]): list(plan.removed(name)) for name in heads}
+    bind_position_bias(model, heads)
+
+
+def prune_heads(model: PreTrainedModel, heads_to_prune: Mapping[int, Iterable[int]]) -> PreTrainedModel:
+    """Removes attention heads, as `PreTrainedModel.prune_heads` of transformers 4 did.
+
+    Args:
+        model (`PreTrainedModel`): see `apply_plan`.
+        heads_to_prune (`Mapping[int, Iterable[int]]`): layer -> heads to remove, numbered as in the uncut model. In
+            llama a head is a key-value head with all its queries.
+
+    Returns:
+        `PreTrainedModel`: the same object.
+
+    Raises:
+        `ValueError`: a layer or head that the model lacks, or a head that was removed already.
+    """
+    groups = {int(group.name.split(".")[1]): group for group in find_groups(model, kinds=("heads",))}
+    keep = {}
+    for layer, heads in heads_to_prune.items():
+        if layer not in groups:
+            raise ValueError(f"the model has no layer {layer!r}; its layers are {list(groups)}")
+        group, heads = groups[layer], set(heads)
+        lacking = sorted(heads - set(range(group.original_size)))
+        if lacking:
+            raise ValueError(f"layer {layer} has no heads {lacking}: it has {group.original_size}, numbered from 0")
+        gone = sorted(heads - set(group.units))
+        if gone:
+            raise ValueError(f"the heads {gone} of layer {layer} were removed already")
+        keep[group.name] = [unit for unit in group.units if unit not in heads]
+    return apply_plan(model, PruningPlan(keep))

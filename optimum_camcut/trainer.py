@@ -1,0 +1,341 @@
+# Copyright 2026 The optimum-camcut authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""`CamCutTrainer`: a `Trainer` that makes its model physically smaller on the way."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import PreTrainedModel, Trainer
+from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+from transformers.utils import is_datasets_available
+
+from .card import write_card
+from .checkpoint import PrunedCheckpoint
+from .config import PruningConfig
+from .distillation import distillation_loss
+from .groups import find_groups
+from .plan import PLAN_NAME, PruningPlan, make_plan, remaining_budget
+from .reconstruct import reconstruct
+from .scoring import get_scorer
+from .scoring.loop import Batch, Scores, score_groups
+from .surgery import apply_plan
+
+
+logger = logging.getLogger(__name__)
+
+DENSE = "dense"  # folder in output_dir for the checkpoints of the dense epochs
+
+
+class CamCutTrainer(Trainer):
+    """`transformers.Trainer` with one more keyword.
+
+    With a `pruning_config`, `train()` runs the dense epochs it asks for, scores the model, cuts it, and recovers:
+
+    - dense epochs save their checkpoints in `output_dir/dense`, since they no longer fit the pruned model;
+    - recovery by fine-tuning is ordinary training for `num_train_epochs` (or `max_steps`): evaluation, callbacks,
+      logging, `load_best_model_at_end`, gradient accumulation, mixed precision and gradient checkpointing apply;
+    - `resume_from_checkpoint` goes on in the phase that the checkpoint belongs to.
+
+    A trainer prunes once. After that, or after `prune()`, `train()` trains the pruned model as `Trainer` does. Without
+    a `pruning_config` it is `Trainer`.
+
+    Args:
+        pruning_config (`PruningConfig`, *optional*): what to cut, and how.
+        args, kwargs: those of `Trainer`. `optimizers` cannot be given together with `pruning_config`, because the cut
+            replaces the parameters; `optimizer_cls_and_kwargs` can.
+
+    Attributes:
+        scores (`dict[str, Tensor]`): of the last call to `score`, else None.
+        pruning_plan (`PruningPlan`): what was kept, once the model is cut, else None.
+        dense_model (`PreTrainedModel`): a copy from before the cut, where the recovery needs it, else None.
+    """
+
+    def __init__(self, *args: Any, pruning_config: PruningConfig | None = None, **kwargs: Any) -> None:
+        if pruning_config is not None and not isinstance(pruning_config, PruningConfig):
+            raise TypeError(f"pruning_config should be a PruningConfig, got {type(pruning_config).__name__}")
+        super().__init__(*args, **kwargs)
+        self.pruning_config = pruning_config
+        self.scores: Scores | None = None
+        self.pruning_plan: PruningPlan | None = None
+        self.dense_model: PreTrainedModel | None = None
+        if pruning_config is None:
+            return
+        if self.optimizer is not None:
+            raise ValueError(
+                "optimizers= holds on to parameters that the cut replaces; pass optimizer_cls_and_kwargs= instead"
+            )
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            raise ValueError("pruning shards of a model is not supported: train under DDP, without DeepSpeed or FSDP")
+        if self.model_init is None:
+            find_groups(self.model, pruning_config.granularity)  # an unsupported model fails here, not after an epoch
+
+    # ------------------------------------------------------------------------------------------------- the one call
+
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, *args: Any, **kwargs: Any
+    ) -> TrainOutput:
+        """Dense epochs, scoring, cut and recovery in one call; see the class.
+
+        Returns:
+            `TrainOutput`: of the last phase that trained; zero steps if none did.
+        """
+        config = self.pruning_config
+        if config is None or self.pruning_plan is not None:
+            return super().train(resume_from_checkpoint, trial, *args, **kwargs)
+        if self.train_dataset is None:
+            raise ValueError("train_dataset is None: pruning scores the model on training examples")
+        with self._one_model(trial):
+            initial = copy.deepcopy(self.model.state_dict()) if config.rewind else None
+            phases = [*([DENSE] if config.dense_epochs else []), *self._round_names()]
+            first, checkpoint = self._phase_to_resume(resume_from_checkpoint, phases)
+            output = TrainOutput(0, 0.0, {})
+            before = find_groups(self.model, config.granularity)
+            for phase in phases[phases.index(first) :]:
+                resumed, checkpoint = checkpoint, None
+                with self._phase(phase):
+                    if phase == DENSE:
+                        output = super().train(resumed, trial, *args, **kwargs)
+                        continue
+                    if resumed is not None:
+                        self._restore(resumed)
+                    else:
+                        self.score()
+                        if initial is not None and self.pruning_plan is None:
+                            self.model.load_state_dict(initial)
+                        self._cut(self._round_config(phase, before))
+                        if config.recovery == "reconstruct":
+                            self._reconstruct()
+                    if config.recovery == "finetune":
+                        output = super().train(resumed, trial, *args, **kwargs)
+        return output
+
+    # ------------------------------------------------------------------------------------------- the steps apart
+
+    def score(self) -> Scores:
+        """Scores every unit on `pruning_config.num_samples` examples of the training set.
+
+        Returns:
+            `dict[str, Tensor]`: group name -> `torch.Tensor` of shape `(units,)`; also kept as `self.scores`.
+
+        Raises:
+            `ValueError`: no `pruning_config`; see also `score_groups`.
+        """
+        config = self._require_config()
+        model = self._bare_model()
+        needs_data = get_scorer(config.method).source != "weights"
+        self.scores = score_groups(
+            model,
+            find_groups(model, config.granularity),
+            self.get_scoring_dataloader() if needs_data else None,
+            config,
+            loss_function=self._scoring_loss,
+            disable_tqdm=self.args.disable_tqdm,
+        )
+        return self.scores
+
+    def prune(self) -> PruningPlan:
+        """Cuts the model by `self.scores`, which it computes first if need be. Training afterwards starts afresh.
+
+        Returns:
+            `PruningPlan`: what was kept.
+        """
+        config = self._require_config()
+        if self.scores is None:
+            self.score()
+        return self._cut(config)
+
+    def get_scoring_dataloader(self) -> DataLoader:
+        """The examples to score on: drawn from the training set by `pruning_config.seed`, longest first.
+
+        Every process gets all batches and `score_groups` shares them out, so the batches do not depend on how many
+        processes there are.
+        """
+        config, dataset, collator = self._require_config(), self.train_dataset, self.data_collator
+        if is_datasets_available():
+            import datasets
+
+            if isinstance(dataset, datasets.Dataset):
+                dataset = self._remove_unused_columns(dataset, description="scoring")
+            else:
+                collator = self._get_collator_with_removed_columns(collator, description="scoring")
+        if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+            examples = [example for _, example in zip(range(config.num_samples), dataset)]
+        else:
+            generator = torch.Generator().manual_seed(config.seed)
+            chosen = torch.randperm(len(dataset), generator=generator)[: config.num_samples]
+            examples = [dataset[index] for index in chosen.tolist()]
+        if examples and isinstance(examples[0], dict) and "input_ids" in examples[0]:
+            examples.sort(key=lambda example: len(example["input_ids"]), reverse=True)  # little padding
+        return DataLoader(examples, batch_size=self.args.per_device_train_batch_size, collate_fn=collator)
+
+    # ------------------------------------------------------------------------------------------------- Trainer hooks
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, Any]:
+        """The loss of `Trainer`; while a pruned model trains, mixed with the dense model's predictions."""
+        weight = self.pruning_config.distill_weight if self.pruning_config is not None else 0.0
+        if weight == 0.0 or self.pruning_plan is None or not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss, outputs = super().compute_loss(model, dict(inputs), True, num_items_in_batch)
+        with torch.no_grad():
+            teacher = self.dense_model(**inputs)
+        distilled = distillation_loss(
+            outputs, teacher, self.pruning_config.distill_temperature, inputs.get("attention_mask")
+        )
+        if num_items_in_batch is not None and self.model_accepts_loss_kwargs:
+            distilled = distilled / self.current_gradient_accumulation_steps  # Trainer does not divide such losses
+        loss = (1 - weight) * loss + weight * distilled
+        return (loss, outputs) if return_outputs else loss
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """The card of `Trainer`, with a part on what was pruned."""
+        super().create_model_card(*args, **kwargs)
+        model = self.accelerator.unwrap_model(self.model)
+        if self.is_world_process_zero() and isinstance(model, PrunedCheckpoint):
+            write_card(self.args.output_dir, model)
+
+    # ------------------------------------------------------------------------------------------------------ details
+
+    def _require_config(self) -> PruningConfig:
+        if self.pruning_config is None:
+            raise ValueError("this trainer has no pruning_config; pass one to CamCutTrainer")
+        return self.pruning_config
+
+    def _bare_model(self) -> PreTrainedModel:
+        """The model without what accelerate wrapped around it: its mixed-precision forward would follow the model's
+        copies and still call the original."""
+        model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False, keep_torch_compile=False)
+        model.__dict__.pop("forward", None)
+        return model
+
+    def _scoring_loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        with self.compute_loss_context_manager():
+            return self.compute_loss(model, dict(batch))
+
+    def _cut(self, config: PruningConfig) -> PruningPlan:
+        model = self._bare_model()
+        plan = make_plan(self.scores, find_groups(model, config.granularity), config)
+        return self._apply(dataclasses.replace(plan, config=self.pruning_config))
+
+    def _apply(self, plan: PruningPlan) -> PruningPlan:
+        config, model = self.pruning_config, self._bare_model()
+        if (config.recovery == "reconstruct" or config.distill_weight > 0) and self.dense_model is None:
+            self.dense_model = copy.deepcopy(model).eval().requires_grad_(False)
+        apply_plan(model, plan)
+        # The optimizer, the scheduler and any DDP wrapper hold parameters that are gone.
+        self.model = self.model_wrapped = model
+        self.optimizer = self.lr_scheduler = None
+        self.accelerator.free_memory()
+        self.scores, self.pruning_plan = None, plan
+        return plan
+
+    def _reconstruct(self) -> None:
+        reconstruct(
+            self.model,
+            self.dense_model,
+            self.pruning_plan,
+            self.get_scoring_dataloader(),
+            disable_tqdm=self.args.disable_tqdm,
+        )
+
+    def _round_names(self) -> list[str]:
+        """One folder name a round; the last round saves in `output_dir` itself."""
+        return [*(f"round-{number}" for number in range(1, self.pruning_config.rounds)), ""]
+
+    def _round_config(self, phase: str, before: list) -> PruningConfig:
+        """What this round removes of what is left, so that the last one arrives at the target."""
+        config, rounds = self.pruning_config, self._round_names()
+        if len(rounds) == 1:
+            return config
+        done = (rounds.index(phase) + 1) / len(rounds)
+        now = find_groups(self.model, config.granularity)
+        if config.sparsity is not None:
+            left = remaining_budget(before, now, config)
+            return dataclasses.replace(config, sparsity=1 - (1 - config.sparsity) ** done / left)
+        left = now[0].model_parameters / before[0].model_parameters
+        return dataclasses.replace(config, compression=left * config.compression**done)
+
+    @contextmanager
+    def _one_model(self, trial: Any) -> Iterator[None]:
+        """Calls `model_init` once: `Trainer.train` would call it again in every phase and lose the cut."""
+        model_init = self.model_init
+        if model_init is not None:
+            self.model = self.model_wrapped = self.call_model_init(trial)
+            self._move_model_to_device(self.model, self.args.device)
+            self.model_init = None
+        try:
+            yield
+        finally:
+            self.model_init = model_init
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        """Sets the arguments of a phase for as long as it runs."""
+        before = {key: getattr(self.args, key) for key in ("output_dir", "num_train_epochs", "max_steps", "push_to_hub")}
+        if name:
+            self.args.output_dir = str(Path(self.args.output_dir) / name)
+            self.args.push_to_hub = False  # only the final model is for others
+        if name == DENSE:
+            self.args.num_train_epochs, self.args.max_steps = self.pruning_config.dense_epochs, -1
+        logger.info("%s phase", name or "final")
+        try:
+            yield
+        finally:
+            for key, value in before.items():
+                setattr(self.args, key, value)
+
+    def _phase_to_resume(self, resume: str | bool | None, phases: list[str]) -> tuple[str, str | None]:
+        """The phase to start with, and the checkpoint to start it from."""
+        if not resume:
+            return phases[0], None
+        root = Path(self.args.output_dir)
+        if resume is True:
+            for phase in reversed(phases):
+                last = get_last_checkpoint(root / phase) if (root / phase).is_dir() else None
+                if last is not None:
+                    return phase, last
+            raise ValueError(f"no checkpoint to resume from in {root} or its folders {[p for p in phases if p]}")
+        path = Path(resume)
+        if not path.is_dir():
+            raise ValueError(f"resume_from_checkpoint={str(path)!r} is no folder")
+        phase = path.parent.name if path.parent.name in phases else ""
+        if (phase == DENSE) == (path / PLAN_NAME).exists():
+            raise ValueError(
+                f"{path} {'is' if phase == DENSE else 'is not'} a pruned checkpoint, which does not fit its folder; "
+                f"checkpoints of the dense epochs are in {root / DENSE}"
+            )
+        return phase, str(path)
+
+    def _restore(self, checkpoint: str) -> None:
+        """Cuts the model as a checkpoint was cut, so that the checkpoint's weights fit."""
+        if self.pruning_config.distill_weight > 0:
+            raise ValueError(
+                "resuming a recovery that distills from the dense model is not possible: its weights are not saved"
+            )
+        self._apply(PruningPlan.load(checkpoint))
