@@ -50,8 +50,8 @@ def activation(activation: Tensor, gradient: None, mask: Tensor) -> Tensor:
 
 @scorer("magnitude", source="weights")
 def magnitude(weights: Tensor, generator: Generator) -> Tensor:
-    """L2 norm of all weights that go with the unit."""
-    return weights.norm(dim=1)
+    """L1 norm of all weights and biases that go with the unit."""
+    return weights.abs().sum(1)
 
 
 @scorer("random", source="weights")
