@@ -1,0 +1,299 @@
+# Copyright 2026 The optimum-camcut authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Checkpoints: what is written, that it loads bit for bit with and without the package, and what bad files get."""
+
+import copy
+import json
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import textwrap
+import venv
+
+import pytest
+import torch
+import transformers
+from huggingface_hub import HfApi, ModelCard, RepoUrl
+from models import ARCHITECTURES, CONFIGS, random_plan, tiny_batch, tiny_model
+
+from optimum_camcut import PruningConfig, PruningPlan, apply_plan, find_groups, load_pruned, make_plan, prune_heads
+from optimum_camcut.modeling_camcut import RECORD
+from optimum_camcut.modeling_camcut import ARCHITECTURES as TABLE
+
+
+FILES = {"config.json", "model.safetensors", "pruning_plan.json", "modeling_camcut.py", "README.md"}
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(**tiny_batch(labels=False)).logits
+
+
+def pruned_model(architecture="bert", seed=1, **changes):
+    model = tiny_model(architecture, seed=seed, **changes)
+    return apply_plan(model, random_plan(model, seed))
+
+
+def edit_json(path, change):
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+
+
+@pytest.fixture(scope="session")
+def python_without_package(tmp_path_factory):
+    """An environment with the same libraries and without this package: `.pth` files are not read from a folder that a
+    `.pth` file adds, so an editable install stays behind."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, with_pip=False)
+    python = folder / "bin" / "python"
+    site = subprocess.run(
+        [python, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"], capture_output=True, text=True
+    )
+    (tmp_path_factory.getbasetemp() / site.stdout.strip() / "libraries.pth").write_text(
+        sysconfig.get_paths()["purelib"] + "\n"
+    )
+    return python
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_reload_is_bit_identical(architecture, dtype, tmp_path):
+    model = pruned_model(architecture).to(dtype)
+    model.save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} >= FILES
+    reloaded = load_pruned(tmp_path, dtype=dtype)
+    assert type(reloaded).__name__ == type(model).__name__ and not reloaded.training
+    assert torch.equal(logits(reloaded), logits(model))
+    assert reloaded.pruning_plan == model.pruning_plan
+    assert [(g.name, g.units, g.original_size) for g in find_groups(reloaded)] == [
+        (g.name, g.units, g.original_size) for g in find_groups(model)
+    ]
+
+
+def test_loads_without_the_package(python_without_package, tmp_path):
+    """A process that cannot import the package gives the same bits, through the auto classes of transformers."""
+    expected = {}
+    for architecture in ARCHITECTURES:
+        for dtype in ("float32", "bfloat16"):
+            model = pruned_model(architecture).to(getattr(torch, dtype))
+            model.save_pretrained(tmp_path / f"{architecture}-{dtype}")
+            expected[f"{architecture}-{dtype}"] = logits(model)
+    torch.save(tiny_batch(labels=False), tmp_path / "batch.pt")
+    script = """
+        import importlib.util, sys, torch
+        from pathlib import Path
+        assert importlib.util.find_spec("optimum_camcut") is None
+        from transformers import AutoModel, AutoModelForSequenceClassification
+        torch.set_num_threads(1)
+        root, results = Path(sys.argv[1]), {}
+        batch = torch.load(root / "batch.pt")
+        for folder in sorted(root.glob("*-*")):
+            dtype = getattr(torch, folder.name.rpartition("-")[2])
+            model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True, dtype=dtype)
+            with torch.no_grad():
+                results[folder.name] = model(**batch).logits
+        base = AutoModel.from_pretrained(root / "bert-float32", trust_remote_code=True)
+        assert type(base).__name__ == "BertModel"
+        model.save_pretrained(root / "again")
+        again = AutoModelForSequenceClassification.from_pretrained(root / "again", trust_remote_code=True, dtype=dtype)
+        with torch.no_grad():
+            assert torch.equal(again(**batch).logits, results[folder.name])
+        torch.save(results, root / "results.pt")
+    """
+    run = subprocess.run(
+        [python_without_package, "-c", textwrap.dedent(script), tmp_path], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    results = torch.load(tmp_path / "results.pt")
+    assert set(results) == set(expected)
+    for name in expected:
+        assert torch.equal(results[name], expected[name]), name
+
+
+def test_the_plain_way_stays_an_error(tmp_path):
+    pruned_model().save_pretrained(tmp_path)
+    with pytest.raises(Exception, match="(?i)mismatch"):
+        transformers.BertForSequenceClassification.from_pretrained(tmp_path)
+    with pytest.raises(Exception, match="(?i)mismatch"):
+        transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path)
+
+
+def test_everything_is_written(tmp_path):
+    model = tiny_model("bert")
+    config = PruningConfig(method="magnitude", sparsity=0.5)
+    groups = find_groups(model)
+    plan = make_plan({g.name: torch.rand(g.size) for g in groups}, groups, config)
+    apply_plan(model, plan).save_pretrained(tmp_path)
+    assert PruningConfig.from_pretrained(tmp_path) == config
+    assert PruningPlan.load(tmp_path) == plan
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written[RECORD]["sizes"] == {name: len(units) for name, units in plan.keep.items()}
+    assert written["auto_map"]["AutoModelForSequenceClassification"] == "modeling_camcut.BertForSequenceClassification"
+    assert written["architectures"] == ["BertForSequenceClassification"]
+    for layer, heads in written["pruned_heads"].items():
+        assert set(heads) == set(range(4)) - set(plan.keep[f"layer.{layer}.heads"])
+    card = ModelCard.load(tmp_path / "README.md")
+    assert {"optimum-camcut", "pruned"} <= set(card.data.tags) and card.data.library_name == "transformers"
+    for line in ("trust_remote_code=True", "load_pruned(", "`magnitude`", "| 0 | heads | "):
+        assert line in card.text
+
+
+def test_the_card_keeps_what_others_wrote(tmp_path):
+    model = pruned_model()
+    (tmp_path / "README.md").write_text("---\nlicense: mit\ntags: [mine]\n---\n\n# My words\n")
+    for _ in range(2):
+        model.save_pretrained(tmp_path)
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.license == "mit" and card.data.tags == ["mine", "optimum-camcut", "pruned"]
+    assert "# My words" in card.text and card.text.count("## Pruning") == 1
+
+
+def test_sharded_checkpoints(tmp_path):
+    model = pruned_model()
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    assert torch.equal(logits(load_pruned(tmp_path)), logits(model))
+
+
+def test_another_task_head_on_a_pruned_body(tmp_path):
+    model = pruned_model()
+    model.save_pretrained(tmp_path)
+    body = load_pruned(tmp_path, model_class=transformers.BertModel)
+    assert type(body).__name__ == "BertModel" and body.pruning_plan == model.pruning_plan
+    weight = "encoder.layer.0.output.dense.weight"
+    assert torch.equal(body.state_dict()[weight], model.state_dict()[f"bert.{weight}"])
+
+
+def test_a_reloaded_model_can_be_pruned_and_saved_again(tmp_path):
+    model = prune_heads(tiny_model("mpnet"), {0: [1], 2: [0, 3]})
+    model.save_pretrained(tmp_path / "one")
+    further = prune_heads(load_pruned(tmp_path / "one"), {0: [3], 1: [2]})
+    further.save_pretrained(tmp_path / "two")
+    reloaded = load_pruned(tmp_path / "two")
+    expected = prune_heads(tiny_model("mpnet"), {0: [1, 3], 1: [2], 2: [0, 3]})
+    assert torch.equal(logits(reloaded), logits(expected))
+    assert reloaded.pruning_plan.keep == further.pruning_plan.keep
+
+
+def test_copies_and_pickles():
+    model = pruned_model("mpnet")
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert type(other) is type(model) and torch.equal(logits(other), logits(model))
+        assert other.pruning_plan == model.pruning_plan
+
+
+def test_heads_pruned_by_transformers_4_load(tmp_path):
+    """Such a checkpoint has nothing but `pruned_heads` in its config."""
+    model = prune_heads(tiny_model("bert"), {0: [1, 2], 2: [3]})
+    model.save_pretrained(tmp_path)
+    for name in FILES - {"config.json", "model.safetensors"}:
+        (tmp_path / name).unlink()
+    edit_json(tmp_path / "config.json", lambda config: (config.pop(RECORD), config.pop("auto_map")))
+    reloaded = load_pruned(tmp_path)
+    assert torch.equal(logits(reloaded), logits(model))
+    assert reloaded.pruning_plan.keep == model.pruning_plan.keep
+
+
+def test_an_architecture_of_the_users_own_travels_with_its_checkpoint(python_without_package, tmp_path):
+    """An entry that was added at run time is written into the stand-alone file, and needs nothing else to load."""
+    name = "xlm-roberta-xl"
+    assert name not in TABLE
+    config = transformers.AutoConfig.for_model(name, **CONFIGS["bert"])
+    TABLE[name] = type(TABLE["bert"])(
+        layers="encoder.layer.{}", heads=TABLE["bert"].heads, neurons=TABLE["bert"].neurons,
+        attributes=TABLE["bert"].attributes,
+    )
+    try:
+        model = transformers.AutoModelForSequenceClassification.from_config(config).eval()
+        apply_plan(model, random_plan(model, 1)).save_pretrained(tmp_path / "model")
+        expected = logits(model)
+        assert torch.equal(logits(load_pruned(tmp_path / "model")), expected)
+    finally:
+        del TABLE[name]
+    torch.save(tiny_batch(labels=False), tmp_path / "batch.pt")
+    script = (
+        "import torch; from transformers import AutoModelForSequenceClassification as A; torch.set_num_threads(1);"
+        "m = A.from_pretrained('model', trust_remote_code=True);"
+        "torch.save(m(**torch.load('batch.pt')).logits.detach(), 'logits.pt')"
+    )
+    run = subprocess.run([python_without_package, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert torch.equal(torch.load(tmp_path / "logits.pt"), expected)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("config.json", lambda c: c[RECORD]["sizes"].update({"layer.1.neurons": 99}), "99 units for 'layer.1.neurons'"),
+        ("config.json", lambda c: c[RECORD]["sizes"].update({"layer.1.neurons": -1}), "-1 units for 'layer.1.neurons'"),
+        ("config.json", lambda c: c[RECORD]["sizes"].update({"layer.1.heads": "2"}), "'2' units for 'layer.1.heads'"),
+        ("config.json", lambda c: c[RECORD]["sizes"].update({"layer.7.heads": 2}), "'layer.7.heads', which this model"),
+        ("config.json", lambda c: c[RECORD]["sizes"].pop("layer.1.neurons"), "for 'layer.1.neurons', but its weights"),
+        ("config.json", lambda c: c[RECORD]["sizes"].update({"layer.0.heads": 1}), "for 'layer.0.heads', but its weigh"),
+        ("config.json", lambda c: c.update({RECORD: [1]}), "should hold 'sizes'"),
+        ("config.json", lambda c: c.update({RECORD: None, "pruned_heads": {}}), "is no pruned checkpoint"),
+        ("config.json", lambda c: c.update(architectures=["BertForNothing"]), "transformers has no class 'BertForNot"),
+        ("pruning_plan.json", lambda p: p["keep"]["layer.2.heads"].pop(), "units of 'layer.2.heads', but the model has"),
+        ("pruning_plan.json", lambda p: p.update(kep={}), "unknown keys ['kep'] in a pruning plan"),
+    ],
+)
+def test_files_that_do_not_fit(file, change, message, tmp_path):
+    model = apply_plan(
+        tiny_model("bert"),
+        PruningPlan({"layer.0.heads": [0, 2, 3], "layer.1.heads": [1, 2], "layer.1.neurons": range(9), "layer.2.heads": [3]}),
+    )
+    model.save_pretrained(tmp_path)
+    edit_json(tmp_path / file, change)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load_pruned(tmp_path)
+
+
+def test_a_model_that_lost_its_plan_is_not_cut_further(tmp_path):
+    pruned_model().save_pretrained(tmp_path)
+    (tmp_path / "pruning_plan.json").unlink()
+    model = load_pruned(tmp_path)
+    with pytest.raises(ValueError, match="load it with `optimum_camcut.load_pruned`"):
+        find_groups(model)
+
+
+def test_push_to_hub_uploads_what_save_pretrained_writes(monkeypatch, tmp_path):
+    def create_repo(self, repo_id, **kwargs):
+        return RepoUrl(f"https://huggingface.co/{repo_id}")
+
+    def upload_folder(self, *, repo_id, folder_path, **kwargs):
+        shutil.copytree(folder_path, tmp_path / repo_id)
+        return f"commit to {repo_id}"
+
+    monkeypatch.setattr(HfApi, "create_repo", create_repo)
+    monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
+    model = pruned_model()
+    assert model.push_to_hub("user/one") == "commit to user/one"
+    model.save_pretrained(tmp_path / "local", push_to_hub=True, repo_id="user/two")
+    for folder in ("user/one", "user/two", "local"):
+        assert {path.name for path in (tmp_path / folder).iterdir()} >= FILES
+        assert torch.equal(logits(load_pruned(tmp_path / folder)), logits(model))
+
+
+def test_importing_the_file_alone_gives_classes_by_name():
+    from optimum_camcut import modeling_camcut
+
+    cls = modeling_camcut.BertForSequenceClassification
+    assert cls is modeling_camcut.BertForSequenceClassification and cls.__name__ == "BertForSequenceClassification"
+    with pytest.raises(AttributeError, match="no attribute 'BertTokenizer'"):
+        modeling_camcut.BertTokenizer  # noqa: B018
+    assert sys.modules[cls.__module__] is modeling_camcut
