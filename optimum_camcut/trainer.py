@@ -187,7 +187,13 @@ class CamCutTrainer(Trainer):
             examples = [dataset[index] for index in chosen.tolist()]
         if examples and isinstance(examples[0], dict) and "input_ids" in examples[0]:
             examples.sort(key=lambda example: len(example["input_ids"]), reverse=True)  # little padding
-        return DataLoader(examples, batch_size=self.args.per_device_train_batch_size, collate_fn=collator)
+        # A generator of its own: reading must not move the random state that training goes on from.
+        return DataLoader(
+            examples,
+            batch_size=self.args.per_device_train_batch_size,
+            collate_fn=collator,
+            generator=torch.Generator().manual_seed(config.seed),
+        )
 
     # ------------------------------------------------------------------------------------------------- Trainer hooks
 

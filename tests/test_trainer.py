@@ -1,0 +1,425 @@
+# Copyright 2026 The optimum-camcut authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""`CamCutTrainer`: one call, the steps apart, every way to recover, and resuming."""
+
+import copy
+import re
+
+import pytest
+import torch
+from datasets import Dataset
+from huggingface_hub import ModelCard
+from models import TOKENS, VOCABULARY, tiny_batch, tiny_model
+from torch.utils.data import IterableDataset
+from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+
+from optimum_camcut import (
+    CamCutTrainer,
+    PruningConfig,
+    PruningPlan,
+    find_groups,
+    load_pruned,
+    make_plan,
+    score_groups,
+)
+from optimum_camcut.distillation import distillation_loss
+from optimum_camcut.measure import count_parameters
+
+
+def examples(count=48, seed=0):
+    """Sequences of different lengths whose class shows in their tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for index in range(count):
+        length = 4 + index % (TOKENS - 4)
+        label = index % 3
+        ids = torch.randint(3 + 32 * label, 35 + 32 * label, (length,), generator=generator).clamp(max=VOCABULARY - 1)
+        pad = TOKENS - length
+        rows.append(
+            {
+                "input_ids": ids.tolist() + [0] * pad,
+                "attention_mask": [1] * length + [0] * pad,
+                "labels": label,
+            }
+        )
+    return Dataset.from_list(rows)
+
+
+def arguments(folder, **changes):
+    defaults = {
+        "output_dir": str(folder),
+        "use_cpu": True,
+        "num_train_epochs": 1,
+        "per_device_train_batch_size": 8,
+        "learning_rate": 1e-3,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "logging_steps": 2,
+        "seed": 3,
+    }
+    return TrainingArguments(**{**defaults, **changes})
+
+
+def make_trainer(folder, config=None, model=None, **changes):
+    keywords = {name: changes.pop(name) for name in ("callbacks", "compute_metrics", "model_init") if name in changes}
+    if "model_init" not in keywords:
+        keywords["model"] = model or tiny_model("bert")
+    data = changes.pop("train_dataset", examples())
+    return CamCutTrainer(
+        args=arguments(folder, **changes),
+        train_dataset=data,
+        eval_dataset=examples(24, seed=1),
+        pruning_config=config,
+        **keywords,
+    )
+
+
+def pruning(**changes):
+    return PruningConfig(**{"method": "taylor", "sparsity": 0.5, "num_samples": 40, "smooth_samples": 2, **changes})
+
+
+def weights(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def same(one, other):
+    return list(one) == list(other) and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def sizes(model):
+    return {group.name: group.size for group in find_groups(model)}
+
+
+class Interrupt(TrainerCallback):
+    """Ends the process's training at a step of the nth call of the training loop, as a kill would."""
+
+    def __init__(self, loop, step):
+        self.left, self.step = loop, step
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.left -= 1
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.left == 0 and state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+def test_without_a_pruning_config_it_is_a_trainer(tmp_path):
+    plain = Trainer(model=tiny_model("bert"), args=arguments(tmp_path / "a"), train_dataset=examples())
+    ours = make_trainer(tmp_path / "b")
+    losses = []
+    for trainer in (plain, ours):
+        set_seed(1)
+        losses.append(trainer.train().training_loss)
+    assert losses[0] == losses[1] and same(weights(plain.model), weights(ours.model)) and ours.pruning_plan is None
+    for call in (ours.score, ours.prune):
+        with pytest.raises(ValueError, match="this trainer has no pruning_config"):
+            call()
+
+
+@pytest.mark.parametrize("method", ["cam_cut", "smooth_cut", "smooth_cam_cut", "taylor", "fisher", "activation"])
+def test_one_call_does_everything(method, tmp_path):
+    trainer = make_trainer(tmp_path, pruning(method=method, dense_epochs=1), num_train_epochs=2, save_strategy="epoch")
+    parameters = count_parameters(trainer.model)
+    output = trainer.train()
+    assert output.global_step == 12  # two epochs of six steps after the cut; the dense one counted apart
+    heads, neurons = ([g.size for g in find_groups(trainer.model, (kind,))] for kind in ("heads", "neurons"))
+    assert sum(heads) == 6 and sum(neurons) == round(3 * 37 / 2)
+    assert count_parameters(trainer.model) < parameters
+    assert (tmp_path / "dense" / "checkpoint-6" / "model.safetensors").exists()
+    before = trainer.evaluate()["eval_loss"]
+    trainer.save_model()
+    reloaded = load_pruned(tmp_path)
+    assert same(weights(reloaded), weights(trainer.model)) and reloaded.pruning_plan == trainer.pruning_plan
+    assert PruningConfig.from_pretrained(tmp_path) == trainer.pruning_config
+    again = Trainer(model=reloaded, args=arguments(tmp_path / "again"), eval_dataset=examples(24, seed=1))
+    assert again.evaluate()["eval_loss"] == before
+    assert (tmp_path / "checkpoint-12" / "pruning_plan.json").exists()
+
+
+def test_the_steps_apart_give_the_same_as_one_call(tmp_path):
+    whole, steps = (make_trainer(tmp_path / name, pruning()) for name in "ab")
+    set_seed(1)
+    whole.train()
+    scores = steps.score()
+    assert scores is steps.scores and set(scores) == set(sizes(steps.model))
+    assert sizes(steps.model) == sizes(tiny_model("bert"))  # scoring cuts nothing
+    plan = steps.prune()
+    assert isinstance(plan, PruningPlan) and plan.keep == whole.pruning_plan.keep
+    set_seed(1)
+    steps.train()
+    assert same(weights(steps.model), weights(whole.model))
+
+
+def test_scores_are_those_of_the_function(tmp_path):
+    trainer = make_trainer(tmp_path, pruning(num_samples=1000))
+    model, config = trainer.model, trainer.pruning_config
+    expected = score_groups(model, find_groups(model), list(trainer.get_scoring_dataloader()), config)
+    rows = [example for batch in trainer.get_scoring_dataloader() for example in batch["labels"]]
+    assert len(rows) == 48
+    got = trainer.score()
+    assert all(torch.equal(got[name], expected[name]) for name in expected)
+
+
+def test_the_scoring_sample_is_drawn_by_the_seed(tmp_path):
+    def sample(seed):
+        trainer = make_trainer(tmp_path, pruning(seed=seed, num_samples=10))
+        return torch.cat([batch["input_ids"] for batch in trainer.get_scoring_dataloader()])
+
+    assert torch.equal(sample(1), sample(1)) and not torch.equal(sample(1), sample(2))
+    assert len(sample(1)) == 10
+
+
+def test_datasets_without_a_length(tmp_path):
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(examples())
+
+    trainer = make_trainer(tmp_path, pruning(), train_dataset=Stream(), max_steps=3)
+    assert trainer.train().global_step == 3 and sum(sizes(trainer.model).values()) == 6 + 56
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"gradient_accumulation_steps": 2},
+        {"bf16": True},
+        {"gradient_checkpointing": True},
+        {"bf16": True, "gradient_checkpointing": True, "gradient_accumulation_steps": 3},
+        {"label_smoothing_factor": 0.1},
+        {"optim": "sgd", "lr_scheduler_type": "cosine", "warmup_steps": 2, "weight_decay": 0.1},
+    ],
+)
+@pytest.mark.parametrize("recovery", ["finetune", "reconstruct"])
+def test_training_arguments_apply(changes, recovery, tmp_path):
+    trainer = make_trainer(tmp_path, pruning(dense_epochs=1, recovery=recovery), **changes)
+    cut = sum(sizes(trainer.model).values())
+    trainer.train()
+    assert sum(sizes(trainer.model).values()) < cut
+    assert all(torch.isfinite(value).all() for value in trainer.model.state_dict().values())
+    assert trainer.model.bert.encoder.layer[0].intermediate.dense.weight.dtype == torch.float32
+
+
+def test_best_model_and_callbacks_and_metrics(tmp_path):
+    seen = []
+
+    class Watch(TrainerCallback):
+        def on_train_begin(self, args, state, control, model=None, **kwargs):
+            seen.append(("begin", count_parameters(model)))
+
+        def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+            seen.append(("evaluate", metrics["eval_accuracy"]))
+
+    trainer = make_trainer(
+        tmp_path,
+        pruning(dense_epochs=1),
+        num_train_epochs=3,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        load_best_model_at_end=True,
+        metric_for_best_model="accuracy",
+        callbacks=[Watch()],
+        compute_metrics=lambda p: {"accuracy": float((p.predictions.argmax(-1) == p.label_ids).mean())},
+    )
+    trainer.train()
+    begins = [value for name, value in seen if name == "begin"]
+    assert len(begins) == 2 and begins[1] == count_parameters(trainer.model) < begins[0]
+    recovery = [value for name, value in seen if name == "evaluate"][1:]
+    assert len(recovery) == 3 and trainer.evaluate()["eval_accuracy"] == max(recovery)
+    assert trainer.state.best_model_checkpoint.startswith(str(tmp_path / "checkpoint-"))
+    assert any("loss" in entry for entry in trainer.state.log_history)
+
+
+def test_recovery_none_leaves_the_weights_that_were_kept(tmp_path):
+    model = tiny_model("bert")
+    trainer = make_trainer(tmp_path, pruning(recovery="none"), model=copy.deepcopy(model))
+    output = trainer.train()
+    assert output.global_step == 0
+    kept = list(trainer.pruning_plan.keep["layer.1.neurons"])
+    expected = model.bert.encoder.layer[1].intermediate.dense.weight[kept]
+    assert torch.equal(trainer.model.bert.encoder.layer[1].intermediate.dense.weight, expected)
+
+
+def test_recovery_by_reconstruction_comes_closer_to_the_dense_model(tmp_path):
+    batch, dense = tiny_batch(64, labels=False, seed=9), tiny_model("bert")
+
+    def distance(recovery):
+        trainer = make_trainer(tmp_path, pruning(recovery=recovery), train_dataset=examples(512), model=tiny_model("bert"))
+        trainer.pruning_config.num_samples = 512
+        trainer.train()
+        with torch.no_grad():
+            return (trainer.model.eval()(**batch).logits - dense(**batch).logits).square().mean()
+
+    assert distance("reconstruct") < 0.5 * distance("none")
+
+
+def test_a_dense_copy_is_a_model_of_its_own_after_mixed_precision(tmp_path):
+    """accelerate's forward for bf16 is bound to the model it was made for; a copy of the model would call that one."""
+    trainer = make_trainer(tmp_path, pruning(dense_epochs=1, recovery="reconstruct"), bf16=True)
+    trainer.train()
+    calls = []
+    trainer.model.register_forward_hook(lambda *_: calls.append("pruned"))
+    trainer.dense_model(**tiny_batch())
+    assert calls == [] and sizes(trainer.dense_model) == sizes(tiny_model("bert"))
+
+
+@pytest.mark.parametrize("amount", [{"sparsity": 0.75}, {"sparsity": None, "compression": 2.0}])
+def test_rounds_arrive_at_the_target(amount, tmp_path):
+    once, twice = (make_trainer(tmp_path / str(n), pruning(rounds=n, **amount), save_strategy="epoch") for n in (1, 2))
+    once.train()
+    twice.train()
+    assert count_parameters(twice.model) == pytest.approx(count_parameters(once.model), rel=0.02)
+    first = load_pruned(tmp_path / "2" / "round-1" / "checkpoint-6")
+    assert count_parameters(once.model) < 0.8 * count_parameters(first)
+    for name, units in twice.pruning_plan.keep.items():
+        assert set(units) <= set(first.pruning_plan.keep[name])
+    assert twice.model.pruning_plan.config == twice.pruning_config
+
+
+def test_rewind_returns_to_the_initial_weights(tmp_path):
+    model = tiny_model("bert")
+    trainer = make_trainer(
+        tmp_path, pruning(rewind=True, dense_epochs=2, recovery="none"), model=copy.deepcopy(model)
+    )
+    trainer.train()
+    trained = make_trainer(tmp_path, pruning(recovery="none", dense_epochs=2), model=copy.deepcopy(model))
+    trained.train()
+    assert trainer.pruning_plan.keep == trained.pruning_plan.keep  # scored after training
+    kept = list(trainer.pruning_plan.keep["layer.2.neurons"])
+    initial = model.bert.encoder.layer[2].intermediate.dense.weight[kept]
+    assert torch.equal(trainer.model.bert.encoder.layer[2].intermediate.dense.weight, initial)
+    assert not torch.equal(trained.model.bert.encoder.layer[2].intermediate.dense.weight, initial)
+
+
+def test_distillation_loss_by_hand():
+    student, teacher = {"logits": torch.tensor([[2.0, 0.0]])}, {"logits": torch.tensor([[0.0, 0.0]])}
+    p = torch.sigmoid(torch.tensor(1.0))  # softmax of [1, 0] at temperature 2
+    expected = 4 * (0.5 * (0.5 / p).log() + 0.5 * (0.5 / (1 - p)).log())
+    assert distillation_loss(student, teacher, 2.0) == pytest.approx(float(expected), abs=1e-6)
+    one, other = {"logits": torch.tensor([[1.0], [3.0]])}, {"logits": torch.tensor([[0.0], [1.0]])}
+    assert distillation_loss(one, other, 2.0) == pytest.approx(2.5)
+    tokens = torch.tensor([[[2.0, 0.0], [9.0, -9.0]]])
+    masked = distillation_loss({"logits": tokens}, {"logits": tokens * 0}, 2.0, torch.tensor([[1, 0]]))
+    assert masked == pytest.approx(float(expected), abs=1e-6)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_distillation_mixes_in_the_dense_predictions(steps, tmp_path):
+    """The weight changes training, evaluation stays the plain loss, and accumulation does not change the scale."""
+    trainer = make_trainer(tmp_path, pruning(distill_weight=0.25), gradient_accumulation_steps=steps)
+    trainer.score()
+    trainer.prune()
+    trainer.current_gradient_accumulation_steps = steps
+    model, batch = trainer.model, tiny_batch()
+    model.train()
+    torch.manual_seed(1)
+    got = trainer.compute_loss(model, batch, num_items_in_batch=None)
+    torch.manual_seed(1)
+    outputs = model(**batch)
+    distilled = distillation_loss(outputs, trainer.dense_model(**batch), trainer.pruning_config.distill_temperature)
+    torch.testing.assert_close(got, 0.75 * outputs.loss + 0.25 * distilled)
+    model.eval()
+    torch.testing.assert_close(trainer.compute_loss(model, batch), model(**batch).loss)
+    assert trainer.train().global_step == 6 / steps
+
+
+def test_model_init(tmp_path):
+    calls = []
+
+    def model_init():
+        calls.append(1)
+        return tiny_model("bert")
+
+    trainer = make_trainer(tmp_path, pruning(dense_epochs=1), model_init=model_init)
+    made = len(calls)
+    trainer.train()
+    assert len(calls) == made + 1 and sum(sizes(trainer.model).values()) == 6 + 56
+    assert trainer.model_init is model_init
+
+
+@pytest.mark.parametrize(("loop", "step"), [(1, 3), (2, 5)])
+def test_resuming_gives_the_same_as_never_stopping(loop, step, tmp_path):
+    """Stopped in the dense epochs and in the recovery; the same bits in the end."""
+
+    def make(folder, **changes):
+        return make_trainer(
+            tmp_path / folder, pruning(dense_epochs=1), save_strategy="steps", save_steps=2, num_train_epochs=1, **changes
+        )
+
+    undisturbed = make("a")
+    undisturbed.train()
+    with pytest.raises(KeyboardInterrupt):
+        make("b", callbacks=[Interrupt(loop, step)]).train()
+    resumed = make("b")
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.pruning_plan.keep == undisturbed.pruning_plan.keep
+    assert same(weights(resumed.model), weights(undisturbed.model))
+    by_path = make("b")
+    folder = "b/dense" if loop == 1 else "b"
+    by_path.train(resume_from_checkpoint=str(tmp_path / folder / f"checkpoint-{step - 1}"))
+    assert same(weights(by_path.model), weights(undisturbed.model))
+
+
+def test_resuming_from_what_does_not_fit(tmp_path):
+    trainer = make_trainer(tmp_path, pruning())
+    with pytest.raises(ValueError, match="no checkpoint to resume from"):
+        trainer.train(resume_from_checkpoint=True)
+    with pytest.raises(ValueError, match="is no folder"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "nothing"))
+    Trainer(model=tiny_model("bert"), args=arguments(tmp_path, max_steps=1, save_strategy="epoch")).save_model()
+    with pytest.raises(ValueError, match="is not a pruned checkpoint"):
+        trainer.train(resume_from_checkpoint=str(tmp_path))
+    assert sizes(trainer.model) == sizes(tiny_model("bert"))
+
+
+def test_the_card_of_the_trainer_tells_both_stories(tmp_path):
+    trainer = make_trainer(tmp_path, pruning())
+    trainer.train()
+    trainer.save_model()
+    trainer.create_model_card()
+    card = ModelCard.load(tmp_path / "README.md")
+    assert "Training hyperparameters" in card.text and "load_pruned(" in card.text
+    assert {"optimum-camcut", "pruned"} <= set(card.data.tags)
+
+
+def test_bad_input_is_refused_before_anything_happens(tmp_path):
+    model = tiny_model("bert")
+    with pytest.raises(TypeError, match="pruning_config should be a PruningConfig, got dict"):
+        CamCutTrainer(model=model, args=arguments(tmp_path), pruning_config={"sparsity": 0.5})
+    with pytest.raises(ValueError, match="pass optimizer_cls_and_kwargs= instead"):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        CamCutTrainer(model=model, args=arguments(tmp_path), pruning_config=pruning(), optimizers=(optimizer, None))
+    with pytest.raises(ValueError, match="train_dataset is None"):
+        CamCutTrainer(model=model, args=arguments(tmp_path), pruning_config=pruning()).train()
+    before = weights(model)
+    for data, message in (
+        (examples().select([]), "gave no batches"),
+        (examples().remove_columns("labels"), "did not return a loss"),
+    ):
+        trainer = make_trainer(tmp_path, pruning(), model=model, train_dataset=data)
+        with pytest.raises(ValueError, match=re.escape(message)):
+            trainer.train()
+        assert same(before, weights(model)) and type(model).__module__.startswith("transformers")
+    with pytest.raises(ValueError, match="sparsity=0.99 cannot be reached: the highest possible sparsity here is"):
+        make_trainer(tmp_path, pruning(sparsity=0.99), model=model).train()
+    assert same(before, weights(model))
+
+
+def test_a_plan_of_ones_own(tmp_path):
+    """Scores and plans made by hand go through the same functions as the trainer's."""
+    trainer = make_trainer(tmp_path, pruning())
+    scores = trainer.score()
+    plan = make_plan(scores, find_groups(trainer.model), trainer.pruning_config)
+    assert plan == trainer.prune()
