@@ -75,8 +75,10 @@ def command(model_path, output, data=SAMPLE, task="qnli", **flags):
 
 
 def launch(processes, arguments):
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", f"--num_processes={processes}"]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", f"--num_processes={processes}"]
     launcher += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
+    if processes > 1:
+        launcher += ["--multi_gpu"]  # the way to several processes on one machine, with or without a GPU
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     run = subprocess.run(
         [*launcher, str(SCRIPT), *arguments], env=environment, capture_output=True, text=True, timeout=280
