@@ -192,6 +192,9 @@ def main() -> None:
         tokenizer.pad_token = tokenizer.eos_token
         config.pad_token_id = tokenizer.pad_token_id
     model = AutoModelForSequenceClassification.from_pretrained(model_args.model_name_or_path, config=config, **hub)
+    # Its loss is a mean over examples. Trainer takes it for a sum over tokens otherwise, and multiplies it by the number
+    # of processes and of accumulation steps.
+    model.accepts_loss_kwargs = False
 
     max_length = min(data_args.max_seq_length, tokenizer.model_max_length)
     model_class = [labels.index(label) for label in task.labels]  # of each class of the task, and the reverse

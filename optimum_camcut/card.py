@@ -37,7 +37,9 @@ def write_card(folder: str | Path, model: PreTrainedModel) -> None:
     if path.exists():
         card = ModelCard.load(path)
     else:
-        card = ModelCard.from_template(ModelCardData(library_name="transformers"), template_str="---\n{{ card_data }}\n---\n")
+        card = ModelCard.from_template(
+            ModelCardData(library_name="transformers"), template_str="---\n{{ card_data }}\n---\n"
+        )
         card.text = f"\n# Pruned {type(model).__name__}\n"
     card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *TAGS]))
     section = f"{BEGIN}\n{pruning_section(model)}\n{END}"

@@ -16,12 +16,12 @@
 from __future__ import annotations
 
 import functools
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from huggingface_hub import HfApi
 from safetensors import safe_open
@@ -234,8 +234,6 @@ def _check_weights(
     name_or_path: str | Path, model_class: type[PreTrainedModel], config: PretrainedConfig, hub: Mapping[str, Any]
 ) -> None:
     """Compares the recorded sizes with the weights before any memory is taken, to name the group that is wrong."""
-    import torch
-
     with torch.device("meta"):
         model = model_class(config)
     groups = list_groups(model)

@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from .files import read_json, write_json
 from .scoring import SCORERS
@@ -36,7 +37,6 @@ CHOICES = {
 }
 
 
-# `Optional` and quoted-free annotations are what HfArgumentParser understands on every supported Python.
 @dataclass
 class PruningConfig:
     """Everything that decides how a model is pruned. Each field is a command-line flag under `HfArgumentParser`.
@@ -77,8 +77,8 @@ class PruningConfig:
     granularity: list[str] = field(
         default_factory=lambda: ["heads", "neurons"], metadata={"help": "What is removed: heads, neurons or both."}
     )
-    sparsity: Optional[float] = field(default=None, metadata={"help": "Fraction of the budget to remove."})
-    compression: Optional[float] = field(default=None, metadata={"help": "All parameters over parameters kept."})
+    sparsity: float | None = field(default=None, metadata={"help": "Fraction of the budget to remove."})
+    compression: float | None = field(default=None, metadata={"help": "All parameters over parameters kept."})
     budget: str = field(default="params", metadata={"help": "What sparsity is a fraction of: params or flops."})
     allocation: str = field(default="per_kind", metadata={"help": "per_kind, global or uniform."})
     num_samples: int = field(default=2048, metadata={"help": "Training examples to score on."})
@@ -98,17 +98,20 @@ class PruningConfig:
     seed: int = field(default=0, metadata={"help": "Draws the scoring examples and the noise."})
 
     def __post_init__(self):
-        granularity = (self.granularity,) if isinstance(self.granularity, str) else tuple(self.granularity)
-        self.granularity = granularity
-        if self.method not in SCORERS:
+        kinds = (self.granularity,) if isinstance(self.granularity, str) else self.granularity
+        if not isinstance(kinds, Iterable) or not (kinds := tuple(kinds)):
+            raise ValueError(
+                f"granularity should be one or more of {CHOICES['granularity']}, got {self.granularity!r}"
+            )
+        self.granularity = kinds
+        if self.method not in tuple(SCORERS):
             raise ValueError(f"unknown method {self.method!r}; known methods: {', '.join(SCORERS)}")
         for name, known in CHOICES.items():
-            values = granularity if name == "granularity" else (getattr(self, name),)
-            for value in values:
+            for value in kinds if name == "granularity" else (getattr(self, name),):
                 if value not in known:
                     raise ValueError(f"unknown {name} {value!r}; expected {' or '.join(map(repr, known))}")
-        if not granularity or len(set(granularity)) != len(granularity):
-            raise ValueError(f"granularity should name each kind once, got {list(granularity)}")
+        if len(set(kinds)) != len(kinds):
+            raise ValueError(f"granularity should name each kind once, got {list(kinds)}")
         if (self.sparsity is None) == (self.compression is None):
             raise ValueError(
                 "give exactly one of sparsity and compression, got "

@@ -61,7 +61,7 @@ def measure_latency(
     """
     times: dict[str, list[float]] = {name: [] for name in models}
     inputs = {name: _inputs(model, batch_size, sequence_length) for name, model in models.items()}
-    for repeat in range(repeats + 1):
+    for _ in range(repeats + 1):
         for name, model in models.items():
             with scoring_mode(model), torch.inference_mode():
                 _synchronize(model)

@@ -261,7 +261,9 @@ def list_groups(model: PreTrainedModel) -> list[PrunableGroup]:
     """
     architecture, config = find_architecture(model), model.config
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    queries = config.num_attention_heads // (getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+    queries = config.num_attention_heads // (
+        getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    )
     widths = {UNIT: 1, HEAD: head, QUERIES: head * queries}
 
     model_parameters = sum(p.numel() for p in model.parameters())
@@ -403,7 +405,9 @@ def shrink(model: PreTrainedModel) -> None:
     kept_heads = (getattr(model.config, RECORD, None) or {}).get("kept_heads", {})
     for name, kept in kept_heads.items():
         if len(kept) != sizes.get(name) or any(type(i) is not int or i < 0 for i in kept):
-            raise ValueError(f"config.{RECORD} records heads {kept!r} for {name!r}; expected {sizes.get(name)} indices")
+            raise ValueError(
+                f"config.{RECORD} records heads {kept!r} for {name!r}; expected {sizes.get(name)} indices"
+            )
     bind_position_bias(model, kept_heads)
 
 

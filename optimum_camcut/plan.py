@@ -190,9 +190,7 @@ def unit_cost(group: PrunableGroup, config: PruningConfig) -> int:
     return group.unit_flops + group.unit_flops_per_position * config.sequence_length
 
 
-def remaining_budget(
-    before: Sequence[PrunableGroup], now: Sequence[PrunableGroup], config: PruningConfig
-) -> float:
+def remaining_budget(before: Sequence[PrunableGroup], now: Sequence[PrunableGroup], config: PruningConfig) -> float:
     """Fraction of the budget of `before` that the same groups still take up."""
     cost = {group.name: unit_cost(group, config) for group in before}
     total = {name: sum(g.size * cost[g.name] for g in groups) for name, groups in (("before", before), ("now", now))}

@@ -59,10 +59,9 @@ def apply_plan(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
         if name not in groups:
             raise ValueError(f"the plan names the group {name!r}, which the model lacks; it has {', '.join(groups)}")
         group = groups[name]
-        if plan.sizes.get(name, group.original_size) != group.original_size:
-            raise ValueError(
-                f"the plan is for a model with {plan.sizes[name]} units in {name!r}; this one has {group.original_size}"
-            )
+        size = plan.sizes.get(name, group.original_size)
+        if size != group.original_size:
+            raise ValueError(f"the plan is for a model with {size} units in {name!r}; this has {group.original_size}")
         lacking = [unit for unit in units if unit >= group.original_size]
         if lacking:
             raise ValueError(f"{name!r} has no units {lacking}: it has {group.original_size}, numbered from 0")
@@ -89,7 +88,7 @@ def apply_plan(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
 
 
 def record(model: PreTrainedModel) -> None:
-    """Writes the kept sizes into a config that is the model's own, and makes layers that need the indices know them."""
+    """Writes the kept sizes into a config that is the model's own, and tells layers that need them the indices."""
     old, new = model.config, copy.deepcopy(model.config)
     for module in model.modules():
         if module.__dict__.get("config") is old:

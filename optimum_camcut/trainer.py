@@ -303,7 +303,9 @@ class CamCutTrainer(Trainer):
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
         """Sets the arguments of a phase for as long as it runs."""
-        before = {key: getattr(self.args, key) for key in ("output_dir", "num_train_epochs", "max_steps", "push_to_hub")}
+        before = {
+            key: getattr(self.args, key) for key in ("output_dir", "num_train_epochs", "max_steps", "push_to_hub")
+        }
         if name:
             self.args.output_dir = str(Path(self.args.output_dir) / name)
             self.args.push_to_hub = False  # only the final model is for others

@@ -63,9 +63,7 @@ def tiny_config(architecture: str, **changes) -> PretrainedConfig:
     return AutoConfig.for_model(architecture, **{**CONFIGS[architecture], **changes})
 
 
-def tiny_model(
-    architecture: str, task: str = "SequenceClassification", seed: int = 0, **changes
-) -> PreTrainedModel:
+def tiny_model(architecture: str, task: str = "SequenceClassification", seed: int = 0, **changes) -> PreTrainedModel:
     """A model in evaluation mode whose weights and biases are all random and large enough to matter."""
     torch.manual_seed(seed)
     attention = changes.pop("attn_implementation", None)

@@ -31,8 +31,8 @@ from huggingface_hub import HfApi, ModelCard, RepoUrl
 from models import ARCHITECTURES, CONFIGS, random_plan, tiny_batch, tiny_model
 
 from optimum_camcut import PruningConfig, PruningPlan, apply_plan, find_groups, load_pruned, make_plan, prune_heads
-from optimum_camcut.modeling_camcut import RECORD
 from optimum_camcut.modeling_camcut import ARCHITECTURES as TABLE
+from optimum_camcut.modeling_camcut import RECORD
 
 
 FILES = {"config.json", "model.safetensors", "pruning_plan.json", "modeling_camcut.py", "README.md"}
@@ -215,7 +215,9 @@ def test_an_architecture_of_the_users_own_travels_with_its_checkpoint(python_wit
     assert name not in TABLE
     config = transformers.AutoConfig.for_model(name, **CONFIGS["bert"])
     TABLE[name] = type(TABLE["bert"])(
-        layers="encoder.layer.{}", heads=TABLE["bert"].heads, neurons=TABLE["bert"].neurons,
+        layers="encoder.layer.{}",
+        heads=TABLE["bert"].heads,
+        neurons=TABLE["bert"].neurons,
         attributes=TABLE["bert"].attributes,
     )
     try:
@@ -239,23 +241,45 @@ def test_an_architecture_of_the_users_own_travels_with_its_checkpoint(python_wit
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
-        ("config.json", lambda c: c[RECORD]["sizes"].update({"layer.1.neurons": 99}), "99 units for 'layer.1.neurons'"),
-        ("config.json", lambda c: c[RECORD]["sizes"].update({"layer.1.neurons": -1}), "-1 units for 'layer.1.neurons'"),
+        (
+            "config.json",
+            lambda c: c[RECORD]["sizes"].update({"layer.1.neurons": 99}),
+            "99 units for 'layer.1.neurons'",
+        ),
+        (
+            "config.json",
+            lambda c: c[RECORD]["sizes"].update({"layer.1.neurons": -1}),
+            "-1 units for 'layer.1.neurons'",
+        ),
         ("config.json", lambda c: c[RECORD]["sizes"].update({"layer.1.heads": "2"}), "'2' units for 'layer.1.heads'"),
-        ("config.json", lambda c: c[RECORD]["sizes"].update({"layer.7.heads": 2}), "'layer.7.heads', which this model"),
+        (
+            "config.json",
+            lambda c: c[RECORD]["sizes"].update({"layer.7.heads": 2}),
+            "'layer.7.heads', which this model",
+        ),
         ("config.json", lambda c: c[RECORD]["sizes"].pop("layer.1.neurons"), "for 'layer.1.neurons', but its weights"),
-        ("config.json", lambda c: c[RECORD]["sizes"].update({"layer.0.heads": 1}), "for 'layer.0.heads', but its weigh"),
+        (
+            "config.json",
+            lambda c: c[RECORD]["sizes"].update({"layer.0.heads": 1}),
+            "for 'layer.0.heads', but its weigh",
+        ),
         ("config.json", lambda c: c.update({RECORD: [1]}), "should hold 'sizes'"),
         ("config.json", lambda c: c.update({RECORD: None, "pruned_heads": {}}), "is no pruned checkpoint"),
         ("config.json", lambda c: c.update(architectures=["BertForNothing"]), "transformers has no class 'BertForNot"),
-        ("pruning_plan.json", lambda p: p["keep"]["layer.2.heads"].pop(), "units of 'layer.2.heads', but the model has"),
+        (
+            "pruning_plan.json",
+            lambda p: p["keep"]["layer.2.heads"].pop(),
+            "units of 'layer.2.heads', but the model has",
+        ),
         ("pruning_plan.json", lambda p: p.update(kep={}), "unknown keys ['kep'] in a pruning plan"),
     ],
 )
 def test_files_that_do_not_fit(file, change, message, tmp_path):
     model = apply_plan(
         tiny_model("bert"),
-        PruningPlan({"layer.0.heads": [0, 2, 3], "layer.1.heads": [1, 2], "layer.1.neurons": range(9), "layer.2.heads": [3]}),
+        PruningPlan(
+            {"layer.0.heads": [0, 2, 3], "layer.1.heads": [1, 2], "layer.1.neurons": range(9), "layer.2.heads": [3]}
+        ),
     )
     model.save_pretrained(tmp_path)
     edit_json(tmp_path / file, change)

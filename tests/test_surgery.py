@@ -200,7 +200,10 @@ def refuse(model, plan, message, error=ValueError):
 @pytest.mark.parametrize(
     ("keep", "message"),
     [
-        ({"layer.0.heads": [0], "layer.9.heads": [0]}, "the plan names the group 'layer.9.heads', which the model lacks"),
+        (
+            {"layer.0.heads": [0], "layer.9.heads": [0]},
+            "the plan names the group 'layer.9.heads', which the model lacks",
+        ),
         ({"layer.0.heads": [0], "layer.1.heads": [0, 4]}, "'layer.1.heads' has no units [4]: it has 4"),
     ],
 )
@@ -211,7 +214,7 @@ def test_a_plan_with_what_the_model_lacks_changes_nothing(keep, message):
 def test_a_plan_for_another_model_changes_nothing():
     refuse(tiny_model("bert"), random_plan(tiny_model("gpt2"), 0), "the plan is for a 'gpt2' model")
     wider = random_plan(tiny_model("bert", intermediate_size=40), 0)
-    refuse(tiny_model("bert"), wider, "the plan is for a model with 40 units in 'layer.0.neurons'; this one has 37")
+    refuse(tiny_model("bert"), wider, "the plan is for a model with 40 units in 'layer.0.neurons'; this has 37")
     refuse(tiny_model("bert"), {"layer.0.heads": [0]}, "expected a PruningPlan, got dict", TypeError)
 
 
@@ -239,7 +242,9 @@ def test_a_failure_in_the_middle_changes_nothing(monkeypatch):
 
 
 def test_unsupported_models_are_refused_with_a_way_on():
-    model = transformers.T5EncoderModel(transformers.T5Config(vocab_size=9, d_model=8, d_ff=8, num_layers=1, num_heads=2))
+    model = transformers.T5EncoderModel(
+        transformers.T5Config(vocab_size=9, d_model=8, d_ff=8, num_layers=1, num_heads=2)
+    )
     with pytest.raises(ValueError) as error:
         find_groups(model)
     for part in ("'t5'", "albert", "llama", "Adding an architecture"):

@@ -256,7 +256,9 @@ def test_recovery_by_reconstruction_comes_closer_to_the_dense_model(tmp_path):
     batch, dense = tiny_batch(64, labels=False, seed=9), tiny_model("bert")
 
     def distance(recovery):
-        trainer = make_trainer(tmp_path, pruning(recovery=recovery), train_dataset=examples(512), model=tiny_model("bert"))
+        trainer = make_trainer(
+            tmp_path, pruning(recovery=recovery), train_dataset=examples(512), model=tiny_model("bert")
+        )
         trainer.pruning_config.num_samples = 512
         trainer.train()
         with torch.no_grad():
@@ -290,9 +292,7 @@ def test_rounds_arrive_at_the_target(amount, tmp_path):
 
 def test_rewind_returns_to_the_initial_weights(tmp_path):
     model = tiny_model("bert")
-    trainer = make_trainer(
-        tmp_path, pruning(rewind=True, dense_epochs=2, recovery="none"), model=copy.deepcopy(model)
-    )
+    trainer = make_trainer(tmp_path, pruning(rewind=True, dense_epochs=2, recovery="none"), model=copy.deepcopy(model))
     trainer.train()
     trained = make_trainer(tmp_path, pruning(recovery="none", dense_epochs=2), model=copy.deepcopy(model))
     trained.train()
@@ -355,7 +355,12 @@ def test_resuming_gives_the_same_as_never_stopping(loop, step, tmp_path):
 
     def make(folder, **changes):
         return make_trainer(
-            tmp_path / folder, pruning(dense_epochs=1), save_strategy="steps", save_steps=2, num_train_epochs=1, **changes
+            tmp_path / folder,
+            pruning(dense_epochs=1),
+            save_strategy="steps",
+            save_steps=2,
+            num_train_epochs=1,
+            **changes,
         )
 
     undisturbed = make("a")

@@ -13,7 +13,7 @@
 # limitations under the License.
 """Scores: how much each unit matters for the task. Scorers never cut."""
 
-from . import cam_cut, smooth_cut, baselines  # noqa: F401, I001 - registers the methods, the project's own first
+from . import cam_cut, smooth_cut, baselines  # noqa: I001 - registers the methods, the project's own first
 from .registry import SCORERS, Scorer, get_scorer, scorer
 
 

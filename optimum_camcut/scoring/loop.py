@@ -208,7 +208,9 @@ def _score_batch(
     yield from scores.items()
 
 
-def limit(dataloader: Iterable[Batch], num_samples: int | None, description: str, disable_tqdm: bool) -> Iterator[Batch]:
+def limit(
+    dataloader: Iterable[Batch], num_samples: int | None, description: str, disable_tqdm: bool
+) -> Iterator[Batch]:
     """Yields batches until `num_samples` examples have gone by, with a progress bar on the main process.
 
     Raises:
@@ -217,7 +219,7 @@ def limit(dataloader: Iterable[Batch], num_samples: int | None, description: str
     """
     if PartialState().num_processes > 1 and hasattr(dataloader, "end_of_dataloader"):
         raise ValueError(
-            "pass the dataloader as it was before `accelerator.prepare`: the processes share the batches out themselves"
+            "pass the dataloader as it was before `accelerator.prepare`: the processes share out its batches"
         )
     disable = disable_tqdm or not PartialState().is_local_main_process
     with tqdm(total=num_samples, desc=description, unit="example", disable=disable, leave=False) as bar:
