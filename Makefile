@@ -4,6 +4,9 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 CHECKED := optimum_camcut tests examples
 
+# Idle threads sleep: by default they spin, which on shared cores makes training several times slower.
+export OMP_WAIT_POLICY := passive
+
 .PHONY: help demo test style clean
 .DEFAULT_GOAL := help
 

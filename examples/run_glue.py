@@ -20,6 +20,9 @@
 Every field of `PruningConfig` and of `TrainingArguments` is a flag; `--seed` serves both. Without a pruning flag this
 is plain fine-tuning. Pruning is a part of `train()`, so a pruning flag implies `--do_train`; with neither `--do_train`
 nor `--do_eval`, both are done. With `--dataset_path DIR`, data and metric are local; only the model may need the Hub.
+
+Two processes on CPUs take `accelerate launch --multi_gpu --num_processes 2`, whatever the flag's name says: with
+`--cpu`, accelerate starts one.
 """
 
 import copy
@@ -192,8 +195,8 @@ def main() -> None:
         tokenizer.pad_token = tokenizer.eos_token
         config.pad_token_id = tokenizer.pad_token_id
     model = AutoModelForSequenceClassification.from_pretrained(model_args.model_name_or_path, config=config, **hub)
-    # Its loss is a mean over examples. Trainer takes it for a sum over tokens otherwise, and multiplies it by the number
-    # of processes and of accumulation steps.
+    # Its loss is a mean over examples. Trainer would take it for a sum over tokens, and multiply it by the numbers of
+    # processes and of accumulation steps.
     model.accepts_loss_kwargs = False
 
     max_length = min(data_args.max_seq_length, tokenizer.model_max_length)

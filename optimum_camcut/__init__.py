@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .config import PruningConfig
     from .groups import PrunableGroup, find_groups
     from .plan import PruningPlan, make_plan
-    from .reconstruct import reconstruct
+    from .rebuild import reconstruct
     from .scoring.loop import score_groups
     from .surgery import apply_plan, prune_heads
     from .trainer import CamCutTrainer
@@ -42,7 +42,7 @@ _MODULES = {
     "load_pruned": "checkpoint",
     "make_plan": "plan",
     "prune_heads": "surgery",
-    "reconstruct": "reconstruct",
+    "reconstruct": "rebuild",
     "score_groups": "scoring.loop",
 }
 

@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -234,8 +235,10 @@ def _check_weights(
     name_or_path: str | Path, model_class: type[PreTrainedModel], config: PretrainedConfig, hub: Mapping[str, Any]
 ) -> None:
     """Compares the recorded sizes with the weights before any memory is taken, to name the group that is wrong."""
+    uncut = copy.deepcopy(config)
+    uncut.pruned_heads = {}  # transformers 4 would cut by itself, which fails without storage
     with torch.device("meta"):
-        model = model_class(config)
+        model = model_class(uncut)
     groups = list_groups(model)
     sizes = recorded_sizes(config, groups)
     prefix = f"{model.base_model_prefix}."

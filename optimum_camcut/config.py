@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,7 +55,8 @@ class PruningConfig:
             same fraction in every layer.
         num_samples: how many training examples to score on.
         smooth_samples: noisy passes of the smooth methods.
-        noise_std: standard deviation of their Gaussian noise on the output of every linear layer.
+        noise_std: standard deviation of their Gaussian noise on the output of every linear layer
+            below the task head.
         noise_scale: `"relative"` to the standard deviation of that output, or `"absolute"`.
         shift: added to the mean activation by `cam_cut` on single weights; must be 0 for heads and neurons.
         rounds: cut in this many rounds of score, cut and recover.
@@ -123,8 +125,8 @@ class PruningConfig:
             self._check("compression", float, lambda v: v > 1, "a number above 1")
         for name in ("num_samples", "smooth_samples", "rounds", "multiple_of", "sequence_length"):
             self._check(name, int, lambda v: v >= 1, "an integer of at least 1")
-        for name in ("min_units", "seed"):
-            self._check(name, int, lambda v: v >= 0, "an integer of at least 0")
+        self._check("min_units", int, lambda v: v >= 0, "an integer of at least 0")
+        self._check("seed", int, lambda v: 0 <= v < 2**32, "an integer of at least 0 and below 2**32")
         for name in ("noise_std", "dense_epochs"):
             self._check(name, float, lambda v: v >= 0, "a number of at least 0")
         self._check("distill_weight", float, lambda v: 0 <= v <= 1, "a number between 0 and 1")
@@ -140,8 +142,10 @@ class PruningConfig:
         value = getattr(self, name)
         kinds = (int, float) if kind is float else kind
         right_type = isinstance(value, kinds) and (kind is bool or not isinstance(value, bool))
-        if not right_type or not math.isfinite(value) or not valid(value):
-            raise ValueError(f"{name} should be {expected}; got {value!r}")
+        # Integers beyond the range of floats would overflow wherever they are used.
+        in_range = right_type and abs(value) <= sys.float_info.max and not math.isnan(value)
+        if not in_range or not valid(value):
+            raise ValueError(f"{name} should be {expected}; got {value!r:.60}")
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON types."""

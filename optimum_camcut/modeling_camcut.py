@@ -21,6 +21,7 @@ config it reads integers only, each checked against the model.
 
 import functools
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -63,6 +64,8 @@ class Architecture:
         layers (`str`): path of the blocks inside the base model, `{}` standing for each index.
         heads, neurons (`tuple[Cut, ...]`): the maps of one attention and one feed-forward layer. The last is the
             output projection, where the activations of the units are observed.
+        residual (`tuple[str, str]`): for the attention and for the feed-forward layer, a module whose input is the
+            residual stream that the layer's output is added to (in pre-norm blocks, the norm before the layer).
         attributes (`Mapping[str, str]`): module attributes that count heads, with the amount per head as a symbolic
             width; they are kept true after a cut.
         neuron_attributes (`Mapping[str, str]`): the same for neurons.
@@ -74,6 +77,7 @@ class Architecture:
     layers: str
     heads: tuple[Cut, ...]
     neurons: tuple[Cut, ...]
+    residual: tuple[str, str]
     attributes: Mapping[str, str] = field(default_factory=dict)
     neuron_attributes: Mapping[str, str] = field(default_factory=dict)
     position_bias: str | None = None
@@ -89,6 +93,7 @@ _BERT = Architecture(
         Cut("attention.output.dense", "in", HEAD),
     ),
     neurons=(Cut("intermediate.dense", "out"), Cut("output.dense", "in")),
+    residual=("attention.self.query", "intermediate.dense"),
     attributes={"attention.self.num_attention_heads": UNIT, "attention.self.all_head_size": HEAD},
     native_pruned_heads=True,
 )
@@ -109,6 +114,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             Cut("attention.out_lin", "in", HEAD),
         ),
         neurons=(Cut("ffn.lin1", "out"), Cut("ffn.lin2", "in")),
+        residual=("attention.q_lin", "ffn.lin1"),
         attributes={"attention.n_heads": UNIT, "attention.dim": HEAD},
         native_pruned_heads=True,
     ),
@@ -121,6 +127,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             Cut("attention.dense", "in", HEAD),
         ),
         neurons=(Cut("ffn", "out"), Cut("ffn_output", "in")),
+        residual=("attention.query", "ffn"),
         attributes={"attention.num_attention_heads": UNIT, "attention.all_head_size": HEAD},
     ),
     "mpnet": Architecture(
@@ -132,6 +139,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             Cut("attention.attn.o", "in", HEAD),
         ),
         neurons=(Cut("intermediate.dense", "out"), Cut("output.dense", "in")),
+        residual=("attention.attn.q", "intermediate.dense"),
         attributes={"attention.attn.num_attention_heads": UNIT, "attention.attn.all_head_size": HEAD},
         position_bias="attention.attn",
     ),
@@ -139,6 +147,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         layers="h.{}",
         heads=(Cut("attn.c_attn", "out", HEAD, blocks=3), Cut("attn.c_proj", "in", HEAD)),
         neurons=(Cut("mlp.c_fc", "out"), Cut("mlp.c_proj", "in")),
+        residual=("ln_1", "ln_2"),
         attributes={"attn.num_heads": UNIT, "attn.split_size": HEAD},
         native_pruned_heads=True,
     ),
@@ -151,6 +160,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             Cut("self_attn.o_proj", "in", QUERIES),
         ),
         neurons=(Cut("mlp.gate_proj", "out"), Cut("mlp.up_proj", "out"), Cut("mlp.down_proj", "in")),
+        residual=("input_layernorm", "post_attention_layernorm"),
         neuron_attributes={"mlp.intermediate_size": UNIT},
     ),
 }
@@ -188,6 +198,7 @@ class PrunableGroup:
         size (`int`): number of units now.
         slices (`tuple[Slice, ...]`): the linear maps involved; the last is the output projection, whose input is
             where activations are observed.
+        residual (`str`): path of a module whose input is the residual stream that the output is added to.
         attributes (`Mapping[str, int]`): path of a module attribute -> amount per unit, kept true by a cut.
         units (`tuple[int, ...]`): index of each present unit in the uncut model. Default: `0 ... size - 1`.
         original_size (`int`): number of units in the uncut model. Default: `size`.
@@ -205,6 +216,7 @@ class PrunableGroup:
     attributes: Mapping[str, int] = field(default_factory=dict)
     units: tuple[int, ...] = None
     original_size: int = None
+    residual: str = None
     unit_parameters: int = 1
     unit_flops: int = 1
     unit_flops_per_position: int = 0
@@ -271,9 +283,9 @@ def list_groups(model: PreTrainedModel) -> list[PrunableGroup]:
     groups = []
     for layer, block in enumerate(list_blocks(model)):
         block += "."
-        for kind, cuts, attributes in (
-            ("heads", architecture.heads, architecture.attributes),
-            ("neurons", architecture.neurons, architecture.neuron_attributes),
+        for kind, cuts, residual, attributes in (
+            ("heads", architecture.heads, architecture.residual[0], architecture.attributes),
+            ("neurons", architecture.neurons, architecture.residual[1], architecture.neuron_attributes),
         ):
             slices = tuple(Slice(block + cut.module, cut.axis, widths[cut.width], cut.blocks) for cut in cuts)
             weights = sum(_linear(model, s.module).weight.numel() for s in slices)
@@ -286,6 +298,7 @@ def list_groups(model: PreTrainedModel) -> list[PrunableGroup]:
                     kind=kind,
                     size=size,
                     slices=slices,
+                    residual=block + residual,
                     attributes={block + name: widths[width] for name, width in attributes.items()},
                     unit_parameters=(weights + biases) // max(size, 1),
                     unit_flops=2 * weights // max(size, 1),
@@ -417,6 +430,12 @@ class PrunedModel:
     def __init__(self, config: PretrainedConfig, *args: Any, **kwargs: Any):
         super().__init__(config, *args, **kwargs)
         shrink(self)
+
+    def save_pretrained(self, save_directory: str, is_main_process: bool = True, **kwargs: Any) -> None:
+        """As the model's own, with this file beside the weights again."""
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        if is_main_process:
+            shutil.copy(__file__, save_directory)
 
 
 @functools.cache

@@ -16,8 +16,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,9 @@ class PruningPlan:
 
     def __post_init__(self):
         keep = {}
-        for name, units in self.keep.items():
+        for name, units in dict(self.keep).items():
+            if not isinstance(units, Iterable):
+                raise ValueError(f"the plan should keep a list of indices of {name!r}; got {units!r}")
             units = tuple(units)
             if any(type(unit) is not int or unit < 0 for unit in units) or len(set(units)) != len(units):
                 raise ValueError(f"the plan should keep distinct indices of at least 0 of {name!r}; got {list(units)}")
@@ -102,6 +105,8 @@ class PruningPlan:
         if not isinstance(sizes, Mapping):
             raise ValueError(f"'sizes' of a pruning plan should map group name -> number of units; got {sizes!r}")
         config = values.get("config")
+        if config is not None and not isinstance(config, Mapping):
+            raise ValueError(f"'config' of a pruning plan should hold the fields of PruningConfig; got {config!r}")
         return cls(keep, sizes, values.get("model_type"), PruningConfig.from_dict(config) if config else None)
 
     def save(self, path: str | Path) -> None:
@@ -130,7 +135,7 @@ class PruningPlan:
         for layer in dict.fromkeys(layer for layer, _ in cells):
             lines.append([layer, *(cells.get((layer, kind), "all") for kind in kinds)])
         for kind in kinds:
-            names = [name for name in self.keep if name.endswith(f".{kind}")]
+            names = [name for name in self.keep if name.rpartition(".")[2] == kind]
             sizes = [self.sizes.get(name) for name in names]
             total = "?" if None in sizes else sum(sizes)
             cells["total", kind] = f"{sum(len(self.keep[name]) for name in names)} / {total}"
@@ -164,17 +169,22 @@ def make_plan(scores: Scores, groups: Sequence[PrunableGroup], config: PruningCo
             names the highest possible value).
     """
     groups = list(groups)
+    if not groups:
+        raise ValueError("no groups to plan for; find_groups(model) lists them")
     check_scores(scores, groups)
-    fraction = _fraction_to_remove(groups, config)
+    cost = {g.name: unit_cost(g, config) for g in groups}
+    kinds = list(dict.fromkeys(g.kind for g in groups))
     if config.allocation == "global":
-        keep = _rank_by_cost(scores, groups, config, fraction)
+        pools, scale = [groups], _scale_of_kinds(scores, groups, cost, config)
     else:
-        pools = [[g] for g in groups]
-        if config.allocation == "per_kind":
-            pools = [[g for g in groups if g.kind == kind] for kind in dict.fromkeys(g.kind for g in groups)]
-        keep = {}
-        for pool in pools:
-            keep |= _rank(scores, pool, config, fraction)
+        pools = [[g for g in groups if g.kind == kind] for kind in kinds]
+        if config.allocation == "uniform":
+            pools = [[g] for g in groups]
+        scale = dict.fromkeys(kinds, 1.0)
+    fraction = _fraction_to_remove(groups, pools, cost, config)
+    keep: dict[str, list[int]] = {}
+    for pool in pools:
+        keep |= _keep_best(scores, pool, config, fraction, cost, scale)
     return PruningPlan(
         keep={g.name: tuple(g.units[i] for i in keep[g.name]) for g in groups},
         sizes={g.name: g.original_size for g in groups},
@@ -184,8 +194,9 @@ def make_plan(scores: Scores, groups: Sequence[PrunableGroup], config: PruningCo
 
 
 def unit_cost(group: PrunableGroup, config: PruningConfig) -> int:
-    """What one unit costs in `config.budget`: parameters, or FLOPs per token at `config.sequence_length`."""
-    if config.budget == "params":
+    """What one unit costs in `config.budget`: parameters (also for `compression`), or FLOPs per token at
+    `config.sequence_length`."""
+    if config.budget == "params" or config.compression is not None:
         return group.unit_parameters
     return group.unit_flops + group.unit_flops_per_position * config.sequence_length
 
@@ -207,89 +218,87 @@ def _least(group: PrunableGroup, config: PruningConfig) -> int:
     return min(-(-config.min_units // multiple) * multiple, group.size)
 
 
-def _fraction_to_remove(groups: Sequence[PrunableGroup], config: PruningConfig) -> float:
+def _scale_of_kinds(
+    scores: Scores, groups: Sequence[PrunableGroup], cost: Mapping[str, int], config: PruningConfig
+) -> dict[str, float]:
+    """What makes scores of different kinds comparable. Estimates of the loss change are; of other scores, each kind
+    gets the share of the total that it has of the cost."""
+    scale = {group.kind: 1.0 for group in groups}
+    if not get_scorer(config.method).quadratic:
+        for kind in scale:
+            pool = [g for g in groups if g.kind == kind]
+            scale[kind] = sum(g.size * cost[g.name] for g in pool) / sum(float(scores[g.name].sum()) for g in pool)
+    return scale
+
+
+def _fraction_to_remove(
+    groups: Sequence[PrunableGroup],
+    pools: Sequence[Sequence[PrunableGroup]],
+    cost: Mapping[str, int],
+    config: PruningConfig,
+) -> float:
+    """Fraction of each pool's cost to remove.
+
+    Raises:
+        `ValueError`: a pool cannot give so much; names the highest value that all can.
+    """
+    total, prunable = groups[0].model_parameters, sum(g.size * cost[g.name] for g in groups)
     if config.sparsity is not None:
-        budget, wanted, total = config.budget, config.sparsity, 1.0
+        fraction = config.sparsity
+    elif total is None:
+        raise ValueError("compression needs the model's parameter count; take the groups from find_groups(model)")
     else:
-        budget = "params"
-        total = groups[0].model_parameters
-        if total is None:
-            raise ValueError("compression needs the model's parameter count; take the groups from find_groups(model)")
-        wanted = total - total / config.compression
-    config = dataclasses.replace(config, budget=budget)
-    prunable = sum(g.size * unit_cost(g, config) for g in groups)
-    possible = sum((g.size - _least(g, config)) * unit_cost(g, config) for g in groups)
-    scale = prunable if config.sparsity is not None else 1
-    if wanted * scale > possible:
-        if config.sparsity is not None:
-            highest = f"sparsity here is {possible / prunable:.4f}"
-        else:
-            highest = f"compression here is {total / (total - possible):.4f}"
-        raise ValueError(
-            f"{'sparsity' if config.sparsity is not None else 'compression'}="
-            f"{config.sparsity or config.compression} cannot be reached: the highest possible {highest} "
-            f"(granularity {list(config.granularity)}, min_units={config.min_units})"
+        fraction = total * (1 - 1 / config.compression) / prunable
+    possible = 1.0
+    for pool in pools:
+        whole, least = (
+            sum(n(g) * cost[g.name] for g in pool) for n in (lambda g: g.size, lambda g: _least(g, config))
         )
-    return wanted if config.sparsity is not None else wanted / prunable
+        if least - whole * (1 - fraction) > cost[pool[0].name] / 2:  # more than rounding to whole units explains
+            possible = min(possible, 1 - least / whole)
+    if possible < 1.0:
+        name, value = ("sparsity", possible)
+        if config.sparsity is None:
+            name, value = "compression", total / (total - possible * prunable)
+        raise ValueError(
+            f"{name}={getattr(config, name)} cannot be reached: the highest possible {name} here is "
+            f"{math.floor(value * 1e4) / 1e4} (granularity {list(config.granularity)}, min_units={config.min_units})"
+        )
+    return fraction
 
 
-def _rank(
-    scores: Scores, pool: Sequence[PrunableGroup], config: PruningConfig, fraction: float
+def _keep_best(
+    scores: Scores,
+    pool: Sequence[PrunableGroup],
+    config: PruningConfig,
+    fraction: float,
+    cost: Mapping[str, int],
+    scale: Mapping[str, float],
 ) -> dict[str, list[int]]:
-    """Keeps the best units of a pool of groups of one kind; every group keeps its best `min_units` first."""
-    total = sum(group.size for group in pool)
-    wanted = max(round(total * (1 - fraction)), sum(_least(group, config) for group in pool))
+    """Fills the budget of a pool with its best units by score per cost: positions to keep, by group.
+
+    Every group keeps its best `min_units` first. Units then enter in steps of `multiple_of`, ranked by their mean
+    score; a step of one unit is plain ranking. A joint budget of several kinds is never exceeded; the number of units
+    of one kind is rounded.
+    """
     order = {g.name: scores[g.name].argsort(descending=True, stable=True).tolist() for g in pool}
     counts = {g.name: _least(g, config) for g in pool}
-    # Units enter in steps of `multiple_of`, ranked by their mean score; a step of one unit is plain ranking.
     steps = []
     for position, group in enumerate(pool):
         ranked = scores[group.name][order[group.name]].tolist()
         multiple = _multiple(group, config)
         for start in range(counts[group.name], group.size, multiple):
             step = ranked[start : start + multiple]
-            steps.append((-sum(step) / len(step), start, position, len(step)))
-    left = wanted - sum(counts.values())
-    for _, _, position, size in sorted(steps):
-        if left <= 0:
-            break
-        if size > left and size - left > left:
-            continue  # keeping this step overshoots by more than leaving it out falls short
-        counts[pool[position].name] += size
-        left -= size
-    return {name: sorted(units[: counts[name]]) for name, units in order.items()}
-
-
-def _rank_by_cost(
-    scores: Scores, groups: Sequence[PrunableGroup], config: PruningConfig, fraction: float
-) -> dict[str, list[int]]:
-    """Keeps the units with the most score per cost, whatever their kind, within the budget."""
-    budget = config if config.compression is None else dataclasses.replace(config, budget="params")
-    cost = {g.name: unit_cost(g, budget) for g in groups}
-    scale = dict.fromkeys((g.kind for g in groups), 1.0)
-    if not get_scorer(config.method).quadratic:
-        # Only estimates of the loss change compare across kinds; the others count by their share of their own kind.
-        for kind in scale:
-            pool = [g for g in groups if g.kind == kind]
-            scale[kind] = sum(g.size * cost[g.name] for g in pool) / sum(float(scores[g.name].sum()) for g in pool)
-    order = {g.name: scores[g.name].argsort(descending=True, stable=True).tolist() for g in groups}
-    counts = {g.name: _least(g, config) for g in groups}
-    steps = []
-    for position, group in enumerate(groups):
-        ranked = scores[group.name][order[group.name]].tolist()
-        multiple = _multiple(group, config)
-        for start in range(counts[group.name], group.size, multiple):
-            step = ranked[start : start + multiple]
             value = scale[group.kind] * sum(step) / len(step) / cost[group.name]
             steps.append((-value, start, position, len(step)))
-    left = sum(g.size * cost[g.name] for g in groups) * (1 - fraction)
-    left -= sum(counts[name] * cost[name] for name in counts)
-    full = set()
+    left = sum(g.size * cost[g.name] for g in pool) * (1 - fraction) - sum(counts[n] * cost[n] for n in counts)
+    joint = len({g.kind for g in pool}) > 1
+    closed = set()
     for _, _, position, size in sorted(steps):
-        name = groups[position].name
+        name = pool[position].name
         price = size * cost[name]
-        if name in full or price > left:
-            full.add(name)  # the steps of one group are taken in order: better units first
+        if name in closed or price * (1 - 1e-9 if joint else 0.5) > left:
+            closed.add(name)  # a group's steps enter in order, better units first
             continue
         counts[name] += size
         left -= price

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel, Trainer, set_seed
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 from transformers.utils import is_datasets_available
 
@@ -36,7 +36,7 @@ from .config import PruningConfig
 from .distillation import distillation_loss
 from .groups import find_groups
 from .plan import PLAN_NAME, PruningPlan, make_plan, remaining_budget
-from .reconstruct import reconstruct
+from .rebuild import reconstruct
 from .scoring import get_scorer
 from .scoring.loop import Batch, Scores, score_groups
 from .surgery import apply_plan
@@ -312,6 +312,7 @@ class CamCutTrainer(Trainer):
         if name == DENSE:
             self.args.num_train_epochs, self.args.max_steps = self.pruning_config.dense_epochs, -1
         logger.info("%s phase", name or "final")
+        set_seed(self.args.seed)  # whatever ran before, or was resumed, a phase draws the same numbers
         try:
             yield
         finally:

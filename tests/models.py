@@ -56,7 +56,6 @@ CONFIGS = {
     "llama": {**_BERT, "num_attention_heads": 8, "num_key_value_heads": 4},
 }
 ARCHITECTURES = tuple(CONFIGS)
-SDPA = tuple(name for name in ARCHITECTURES if name != "mpnet")  # mpnet has its own attention only
 
 
 def tiny_config(architecture: str, **changes) -> PretrainedConfig:

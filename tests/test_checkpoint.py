@@ -218,6 +218,7 @@ def test_an_architecture_of_the_users_own_travels_with_its_checkpoint(python_wit
         layers="encoder.layer.{}",
         heads=TABLE["bert"].heads,
         neurons=TABLE["bert"].neurons,
+        residual=TABLE["bert"].residual,
         attributes=TABLE["bert"].attributes,
     )
     try:

@@ -134,7 +134,6 @@ class _Run:
     def join(self, group: PrunableGroup, calls: list[Tensor]) -> Tensor | None:
         if not calls:
             return None
+        joined = calls[0] if len(calls) == 1 else torch.cat(calls, dim=1)
         # Multiple choice flattens (batch, choices, tokens): its choices become more tokens of the same example.
-        shape = (self.batch_size, -1, group.size, group.output.width)
-        calls = [call.reshape(shape) for call in calls]
-        return (calls[0] if len(calls) == 1 else torch.cat(calls, dim=1)).float()
+        return joined.reshape(self.batch_size, -1, group.size, group.output.width).float()

@@ -16,15 +16,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import find_batch_size, send_to_device
+from accelerate.data_loader import DataLoaderStateMixin
 from accelerate.utils import reduce as reduce_across_processes
+from accelerate.utils import send_to_device, slice_tensors
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -152,7 +154,7 @@ def _score_on_data(
     count = 0
     with scoring_mode(model), ActivationCapture(model, groups) as capture:
         for index, batch in enumerate(limit(dataloader, config.num_samples, scorer.name, disable_tqdm)):
-            size = find_batch_size(batch)
+            size = count_examples(batch)
             count += size
             if index % state.num_processes == state.process_index:
                 batch = send_to_device(dict(batch), device)
@@ -180,14 +182,14 @@ def _score_batch(
     seed: int,
 ) -> Iterator[tuple[str, Tensor]]:
     """Yields group names with the scores of one batch: `(batch, units)`."""
-    mask = token_mask(batch, size, next(model.parameters()).device)
+    mask = token_mask(batch, next(model.parameters()).device)
     scores: dict[str, Tensor] = {}
     means: dict[str, Tensor] = {}
 
     def score(group: PrunableGroup, activation: Tensor, gradient: Tensor | None) -> None:
         gradient = means.pop(group.name, gradient)
-        calls = activation.shape[1] // mask.shape[1]
-        scores[group.name] = scorer.function(activation, gradient, mask.repeat(1, calls))
+        calls = size * activation.shape[1] // mask.numel()
+        scores[group.name] = scorer.function(activation, gradient, mask.repeat(1, calls).reshape(size, -1))
 
     def average(group: PrunableGroup, activation: None, gradient: Tensor) -> None:
         means[group.name] = means.get(group.name, 0) + gradient / config.smooth_samples
@@ -200,7 +202,7 @@ def _score_batch(
     else:
         if scorer.smooth:
             noise = GaussianNoise(seed)
-            with linear_noise(model, config.noise_std, config.noise_scale == "relative", noise):
+            with linear_noise(model.base_model, config.noise_std, config.noise_scale == "relative", noise):
                 for _ in range(config.smooth_samples):
                     capture.gradients(loss, size, average, activations=False)
         # The score itself is taken at the activations without noise.
@@ -217,19 +219,23 @@ def limit(
         `TypeError`: a batch is not a dict of tensors.
         `ValueError`: the loader is prepared by accelerate for several processes.
     """
-    if PartialState().num_processes > 1 and hasattr(dataloader, "end_of_dataloader"):
+    if PartialState().num_processes > 1 and isinstance(dataloader, DataLoaderStateMixin):
         raise ValueError(
             "pass the dataloader as it was before `accelerator.prepare`: the processes share out its batches"
         )
     disable = disable_tqdm or not PartialState().is_local_main_process
-    with tqdm(total=num_samples, desc=description, unit="example", disable=disable, leave=False) as bar:
+    total = num_samples
+    if isinstance(dataloader, DataLoader) and isinstance(dataloader.dataset, Sized):
+        total = min(len(dataloader.dataset), num_samples or len(dataloader.dataset))
+    with tqdm(total=total, desc=description, unit="example", disable=disable, leave=False) as bar:
         count = 0
         for batch in dataloader:
-            size = find_batch_size(batch) if isinstance(batch, Mapping) else None
-            if size is None:
-                raise TypeError(f"expected batches that are dicts of tensors, got {type(batch).__name__}")
+            size = count_examples(batch)
             if size == 0:
                 continue
+            if num_samples is not None and size > num_samples - count:
+                size = num_samples - count
+                batch = slice_tensors(dict(batch), slice(size))
             yield batch
             count += size
             bar.update(size)
@@ -237,13 +243,25 @@ def limit(
                 return
 
 
-def token_mask(batch: Batch, size: int, device: torch.device) -> Tensor:
-    """1.0 at real tokens, 0.0 at padding: `(batch, tokens)`, choices of one example side by side."""
+def count_examples(batch: Batch) -> int:
+    """Length of the first dimension of a batch's tensors.
+
+    Raises:
+        `TypeError`: not a dict of tensors.
+    """
+    tensors = [v for v in batch.values() if isinstance(v, Tensor) and v.dim()] if isinstance(batch, Mapping) else []
+    if not tensors:
+        raise TypeError(f"expected batches that are dicts of tensors, got {type(batch).__name__}: {str(batch)[:80]}")
+    return tensors[0].shape[0]
+
+
+def token_mask(batch: Batch, device: torch.device) -> Tensor:
+    """1.0 at real tokens, 0.0 at padding: `(sequences, tokens)`, each choice of an example a sequence."""
     mask = batch.get("attention_mask")
     if mask is None:
         inputs = batch["input_ids"] if batch.get("input_ids") is not None else batch["inputs_embeds"][..., 0]
         mask = torch.ones_like(inputs)
-    return mask.to(device).reshape(size, -1).float()
+    return mask.to(device).reshape(-1, mask.shape[-1]).float()
 
 
 @contextmanager

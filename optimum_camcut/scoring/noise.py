@@ -54,7 +54,8 @@ def linear_noise(model: nn.Module, std: float, relative: bool, noise: GaussianNo
     """Adds noise to the output of every linear layer while the context lasts.
 
     Args:
-        model (`nn.Module`): its `nn.Linear` and `Conv1D` modules are hooked.
+        model (`nn.Module`): its `nn.Linear` and `Conv1D` modules are hooked; give the body, without a task
+            head whose output may be as wide as a vocabulary.
         std (`float`): standard deviation of the noise.
         relative (`bool`): in units of the standard deviation of the output it is added to.
         noise (`GaussianNoise`): where it comes from.

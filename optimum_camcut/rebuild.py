@@ -23,8 +23,8 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import find_batch_size, send_to_device
 from accelerate.utils import reduce as reduce_across_processes
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
@@ -54,10 +54,11 @@ def reconstruct(
     """Makes the output projections of a pruned model reproduce those of the dense one, in place.
 
     Layer by layer from the input, each output projection becomes the W' that minimizes
-    ||X W' - Y||² + λ ||W' - W||², where X is what the pruned model, as rebuilt so far, feeds into it and Y is what the
-    dense model's projection gives, over all real tokens; λ is 1e-2 times the mean diagonal of XᵀX, and the normal
-    equations are summed in float64. The activations of a layer are computed from those of the layer before, so the
-    cost is that of a few forward passes whatever the depth. With several processes, give each the same batches.
+    ||X W' - Y||² + λ ||W' - W||², where X is what the pruned model, as rebuilt so far, feeds into it, and Y what must
+    come out so that the residual stream is the dense model's again: the output of the dense projection, plus what the
+    pruned stream lacks by then. Sums run over all real tokens; λ is 1e-2 times the mean diagonal of XᵀX, and the
+    normal equations are summed in float64. The activations of a layer are computed from those of the layer before, so
+    the cost is that of a few forward passes whatever the depth. With several processes, give each the same batches.
 
     Args:
         model (`PreTrainedModel`): after `apply_plan(model, plan)`.
@@ -128,11 +129,9 @@ def _check(
     if model is dense_model:
         raise ValueError("dense_model is the pruned model itself; pass a copy made before apply_plan")
     present = {group.name: group for group in groups}
-    if list(present) != list(dense_groups):
-        raise ValueError(
-            f"the models do not belong together: {type(model).__name__} has {len(present)} groups, "
-            f"{type(dense_model).__name__} has {len(dense_groups)}"
-        )
+    kinds = [f"{type(m).__name__} with {len(g)} groups" for m, g in ((model, present), (dense_model, dense_groups))]
+    if kinds[0] != kinds[1]:
+        raise ValueError(f"the models do not belong together: {kinds[0]}, and dense_model is a {kinds[1]}")
     for name, units in plan.keep.items():
         if name not in present:
             raise ValueError(f"the plan names the group {name!r}, which the model lacks; it has {', '.join(present)}")
@@ -178,12 +177,14 @@ def _hook(module: nn.Module, function: Callable[..., Any], pre: bool = False) ->
 @contextmanager
 def _without_cache(model: PreTrainedModel) -> Iterator[None]:
     """Decoders make no key-value cache, which would outlive its batch."""
-    before = getattr(model.config, "use_cache", None)
+    had, before = hasattr(model.config, "use_cache"), getattr(model.config, "use_cache", None)
     model.config.use_cache = False
     try:
         yield
     finally:
         model.config.use_cache = before
+        if not had:
+            del model.config.use_cache
 
 
 def _forward_to_stop(model: PreTrainedModel, batch: Batch) -> None:
@@ -229,7 +230,7 @@ def _start(model: PreTrainedModel, batch: Batch) -> _Stream:
         handle.remove()
     arguments, keywords = caught[0]
     hidden, arguments = (keywords.pop("hidden_states"), ()) if not arguments else (arguments[0], arguments[1:])
-    mask = token_mask(batch, find_batch_size(batch), hidden.device).reshape(hidden.shape[:2]).bool()
+    mask = token_mask(batch, hidden.device).reshape(hidden.shape[:2]).bool()
     return _Stream(hidden, arguments, keywords, mask)
 
 
@@ -242,15 +243,31 @@ def _run(model: PreTrainedModel, stage: _Stage, stream: _Stream) -> Tensor:
     return hidden
 
 
+@contextmanager
+def _residuals(model: PreTrainedModel, groups: Sequence[PrunableGroup]) -> Iterator[dict[str, list[Tensor]]]:
+    """Collects the residual stream that each projection's output is added to: group name -> one tensor a call."""
+    streams: dict[str, list[Tensor]] = {group.name: [] for group in groups}
+    with ExitStack() as stack:
+        for group in groups:
+
+            def keep(module: nn.Module, args: tuple, keywords: dict, name: str = group.name) -> None:
+                streams[name].append(args[0])
+
+            stack.callback(_hook(model.get_submodule(group.residual), keep, pre=True).remove)
+        yield streams
+
+
 def _run_dense(dense_model: PreTrainedModel, stage: _Stage, stream: _Stream) -> dict[str, list[Tensor]]:
-    """Moves a stream behind a stage; returns the outputs of its projections: group name -> one tensor a call."""
+    """Moves a stream behind a stage; returns the residual stream after each projection: group name -> one tensor a
+    call."""
     outputs: dict[str, list[Tensor]] = {group.name: [] for group in stage.groups}
     with ExitStack() as stack:
+        residuals = stack.enter_context(_residuals(dense_model, stage.groups))
         for group in stage.groups:
             keep = lambda module, args, output, name=group.name: outputs[name].append(output)  # noqa: E731
             stack.callback(_hook(dense_model.get_submodule(group.output.module), keep).remove)
         stream.hidden = _run(dense_model, stage, stream)
-    return outputs
+    return {name: [r.float() + y.float() for r, y in zip(residuals[name], calls)] for name, calls in outputs.items()}
 
 
 def _solve(
@@ -267,14 +284,14 @@ def _solve(
     cross = torch.zeros(inputs, weight.shape[1], dtype=torch.float64, device=weight.device)
     for stream, target in zip(streams, targets):
         wanted = target.pop(group.name)
-        x = _inputs(model, stage, group, stream, len(wanted))
-        y = torch.cat(wanted, dim=1)
+        x, residual = _inputs(model, stage, group, stream, len(wanted))
+        y = torch.cat(wanted, dim=1) - residual.float()
         real = stream.mask.repeat(1, x.shape[1] // stream.mask.shape[1])
         x, y = x[real], y[real]
-        residual = (y - projection(x)).float()
+        missing = y - projection(x).float()
         x = x.float()
         gram += x.T @ x
-        cross += x.T @ residual
+        cross += x.T @ missing
     if PartialState().num_processes > 1:
         gram, cross = reduce_across_processes((gram, cross), "sum")
     if not (torch.isfinite(gram).all() and torch.isfinite(cross).all()):
@@ -286,8 +303,11 @@ def _solve(
         weight.add_(update.to(weight.dtype))
 
 
-def _inputs(model: PreTrainedModel, stage: _Stage, group: PrunableGroup, stream: _Stream, calls: int) -> Tensor:
-    """What a stage feeds into a projection, its calls side by side: `(batch, calls * tokens, inputs)`."""
+def _inputs(
+    model: PreTrainedModel, stage: _Stage, group: PrunableGroup, stream: _Stream, calls: int
+) -> tuple[Tensor, Tensor]:
+    """What a stage feeds into a projection, `(batch, calls * tokens, inputs)`, and the residual stream beside it,
+    `(batch, calls * tokens, hidden size)`; calls stand side by side."""
     seen: list[Tensor] = []
 
     def catch(module: nn.Module, arguments: tuple[Tensor, ...], keywords: dict) -> None:
@@ -296,10 +316,11 @@ def _inputs(model: PreTrainedModel, stage: _Stage, group: PrunableGroup, stream:
             raise _Stop
 
     handle = _hook(model.get_submodule(group.output.module), catch, pre=True)
-    try:
-        _run(model, stage, stream)
-    except _Stop:
-        pass
-    finally:
-        handle.remove()
-    return torch.cat(seen, dim=1)
+    with _residuals(model, [group]) as residuals:
+        try:
+            _run(model, stage, stream)
+        except _Stop:
+            pass
+        finally:
+            handle.remove()
+    return torch.cat(seen, dim=1), torch.cat(residuals[group.name], dim=1)

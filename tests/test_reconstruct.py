@@ -1,0 +1,450 @@
+# Copyright 2026 The optimum-camcut authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Rebuilding: a cut model comes closer to the dense one, by the least-squares solution that the docstring states."""
+
+import copy
+import importlib
+import re
+
+import pytest
+import torch
+from models import ARCHITECTURES, random_plan, tiny_batch, tiny_model
+from transformers.pytorch_utils import Conv1D
+
+from optimum_camcut import PruningPlan, apply_plan, find_groups
+from optimum_camcut.modeling_camcut import list_blocks
+
+
+# The name is both a function of the package and the module that defines it.
+module = importlib.import_module("optimum_camcut.rebuild")
+
+
+def reconstruct(model, dense, plan, batches, **changes):
+    return module.reconstruct(model, dense, plan, batches, disable_tqdm=True, **changes)
+
+
+def batches_of(count, size=16, first_seed=100, **changes):
+    return [tiny_batch(size, seed=first_seed + i, labels=False, **changes) for i in range(count)]
+
+
+HELD_OUT = batches_of(4, first_seed=900)
+
+
+def hidden_states(model, batch):
+    """The last hidden states of the real tokens: `(tokens, hidden size)`."""
+    with torch.no_grad():
+        last = model(**batch, output_hidden_states=True).hidden_states[-1]
+    return last[batch["attention_mask"].bool()]
+
+
+def distance(model, dense, batches=HELD_OUT):
+    """Mean squared difference of the last hidden states."""
+    return sum((hidden_states(model, b) - hidden_states(dense, b)).square().mean().item() for b in batches)
+
+
+def pair(architecture, plan=None, seed=0, **changes):
+    """A pruned model, the dense one, and the plan between them."""
+    dense = tiny_model(architecture, seed=seed, **changes)
+    plan = plan or random_plan(dense, seed)
+    return apply_plan(copy.deepcopy(dense), plan), dense, plan
+
+
+def weights(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def assert_same_weights(model, before):
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+# --- what it is for -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_comes_closer_to_the_dense_model(architecture):
+    """On batches it has not seen, for every one of five random plans, and by more than half on the average.
+
+    Gated neurons of random weights (llama) have the least in common, so they can stand in for one another the least.
+    """
+    ratios = []
+    for seed in range(5):
+        model, dense, plan = pair(architecture, seed=seed)
+        before = distance(model, dense)
+        assert reconstruct(model, dense, plan, batches_of(8)) is model
+        ratios.append(distance(model, dense) / before)
+    assert max(ratios) < 0.9
+    assert sum(ratios) / len(ratios) < (0.8 if architecture == "llama" else 0.5)
+
+
+@pytest.mark.parametrize("task", ["MultipleChoice", "TokenClassification", "QuestionAnswering", "MaskedLM"])
+def test_every_task_head(task):
+    dense = tiny_model("bert", task, num_labels=2)
+    plan = random_plan(dense, 1)
+    model = apply_plan(copy.deepcopy(dense), plan)
+    batches = batches_of(6)
+    if task == "MultipleChoice":
+        batches = [{name: value.view(8, 2, -1) for name, value in batch.items()} for batch in batches]
+    # The hidden states behind all blocks, straight from the base model: heads other than these differ in form.
+    before = distance(model.bert, dense.bert)
+    reconstruct(model, dense, plan, batches)
+    assert distance(model.bert, dense.bert) < 0.6 * before
+
+
+def test_half_precision():
+    model, dense, plan = pair("bert")
+    before = distance(model, dense)
+    model, half = model.to(torch.bfloat16), copy.deepcopy(dense).to(torch.bfloat16)
+    reconstruct(model, half, plan, batches_of(8))
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert distance(model.float(), dense) < 0.5 * before
+
+
+# --- exactness ------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def make_redundant(model):
+    """In every layer, odd heads and neurons become linear functions of the even ones before them.
+
+    Heads: the same attention pattern, with values that are a rotation of the other head's. Neurons: the same input.
+    """
+    for group in find_groups(model):
+        *inputs, _ = group.slices
+        for piece in inputs:
+            linear = model.get_submodule(piece.module)
+            weight = linear.weight.T if isinstance(linear, Conv1D) else linear.weight
+            weight = weight.view(piece.blocks, group.size, piece.width, -1)
+            parts = [weight] if linear.bias is None else [weight, linear.bias.view(*weight.shape[:3], 1)]
+            for part in parts:
+                for unit in range(1, group.size, 2):
+                    part[:, unit] = part[:, unit - 1]
+                    values = part[-1:] if piece.blocks == 3 else part
+                    if group.kind == "heads" and (piece.blocks == 3 or piece.module.endswith(("value", "v_proj"))):
+                        values[:, unit] = values[:, unit].roll(1, dims=1)
+    return model
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2", "llama"])
+def test_redundant_units_are_made_up_for(architecture, monkeypatch):
+    """Units that others can stand in for exactly: without damping, nothing is lost when they go."""
+    size = {"n_inner": 36} if architecture == "gpt2" else {"intermediate_size": 36}
+    dense = make_redundant(tiny_model(architecture, **size))
+    plan = PruningPlan({g.name: range(0, g.size, 2) for g in find_groups(dense)})
+    cut = apply_plan(copy.deepcopy(dense), plan)
+    before = distance(cut, dense)
+    damped = reconstruct(copy.deepcopy(cut), dense, plan, batches_of(12))
+    monkeypatch.setattr(module, "DAMPING", 1e-9)
+    exact = reconstruct(copy.deepcopy(cut), dense, plan, batches_of(12))
+    for batch in HELD_OUT:
+        torch.testing.assert_close(hidden_states(exact, batch), hidden_states(dense, batch), atol=1e-4, rtol=0)
+    assert before > 1 and distance(damped, dense) < before / 400
+
+
+# Where the residual stream shows that a projection's output has just been added to: what goes into a module of the
+# block ("" stands for what comes out of the block itself).
+BEHIND = {
+    "bert": {"heads": "attention.output.LayerNorm", "neurons": "output.LayerNorm"},
+    "albert": {"heads": "attention.LayerNorm", "neurons": "full_layer_layer_norm"},
+    "gpt2": {"heads": "ln_2", "neurons": ""},
+    "llama": {"heads": "post_attention_layernorm", "neurons": ""},
+}
+
+
+def observed(model, group, batches):
+    """At the real tokens of all calls, in float64: what goes into a projection, what comes out of it, and the residual
+    stream behind it, `(calls * tokens, features)` each."""
+    block = next(path for path in list_blocks(model) if group.output.module.startswith(f"{path}."))
+    behind = BEHIND[model.config.model_type][group.kind]
+    inputs, outputs, streams = [], [], []
+
+    def projection(module, args, output):
+        inputs.append(args[0][real])
+        outputs.append(output[real])
+
+    def stream(module, args, output):
+        output = output[0] if isinstance(output, tuple) else output
+        streams.append((args[0] if behind else output)[real])
+
+    handles = [
+        model.get_submodule(group.output.module).register_forward_hook(projection),
+        model.get_submodule(f"{block}.{behind}".rstrip(".")).register_forward_hook(stream),
+    ]
+    for batch in batches:
+        real = batch["attention_mask"].bool()
+        with torch.no_grad():
+            model(**batch)
+    for handle in handles:
+        handle.remove()
+    return (torch.cat(values).double() for values in (inputs, outputs, streams))
+
+
+@pytest.mark.parametrize("name", ["layer.0.heads", "layer.1.neurons"])
+@pytest.mark.parametrize("architecture", ["bert", "albert", "gpt2", "llama"])
+def test_the_first_cut_projection_is_the_ridge_solution(architecture, name):
+    """min ||X W - (Y - b)||² + l ||W - W0||², solved here as one stacked least-squares problem in float64.
+
+    Y makes the residual stream the dense model's. Up to the first cut the streams agree, so Y is simply the dense
+    projection's output; in ALBERT, where a block is called many times, they do so in its first call only.
+    """
+    model, dense, plan = pair(architecture, PruningPlan({name: [0, 2, 3]}))
+    cut, batches = copy.deepcopy(model), batches_of(6)
+    (group,), (dense_group,) = ([g for g in find_groups(m) if g.name == name] for m in (cut, dense))
+    x, output, stream = observed(cut, group, batches)
+    _, dense_output, dense_stream = observed(dense, dense_group, batches)
+    y = dense_stream - (stream - output)
+    if architecture != "albert":
+        torch.testing.assert_close(y, dense_output, atol=1e-5, rtol=0)
+
+    def projection(model):
+        linear = model.get_submodule(group.output.module)
+        weight = linear.weight if isinstance(linear, Conv1D) else linear.weight.T
+        bias = torch.zeros(()) if linear.bias is None else linear.bias
+        return weight.detach().double(), bias.detach().double()
+
+    before, bias = projection(cut)
+    root = (1e-2 * (x.T @ x).diagonal().mean()).sqrt()
+    stacked = torch.cat([x, root * torch.eye(x.shape[1], dtype=torch.float64)])
+    expected = torch.linalg.lstsq(stacked, torch.cat([y - bias, root * before])).solution
+
+    reconstruct(model, dense, plan, batches)
+    got, bias_after = projection(model)
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+    assert (got - before).abs().max() > 0.05
+    assert torch.equal(bias_after, bias)
+
+
+def test_only_projections_behind_the_first_cut_change():
+    model, dense, plan = pair("bert", PruningPlan({"layer.1.neurons": range(20)}))
+    before = weights(model)
+    reconstruct(model, dense, plan, batches_of(3))
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {
+        "bert.encoder.layer.1.output.dense.weight",
+        "bert.encoder.layer.2.attention.output.dense.weight",
+        "bert.encoder.layer.2.output.dense.weight",
+    }
+
+
+def test_chunked_feed_forward_changes_nothing():
+    plain, chunked = pair("bert"), pair("bert", chunk_size_feed_forward=3)
+    for model, dense, plan in (plain, chunked):
+        reconstruct(model, dense, plan, batches_of(3))
+    for name, value in plain[0].state_dict().items():
+        torch.testing.assert_close(chunked[0].state_dict()[name], value, atol=1e-4, rtol=1e-4)
+
+
+def test_a_layer_without_units():
+    model, dense, plan = pair("bert", PruningPlan({"layer.0.heads": [], "layer.1.neurons": [], "layer.2.heads": [1]}))
+    before = distance(model, dense)
+    reconstruct(model, dense, plan, batches_of(6))
+    assert distance(model, dense) < before
+
+
+# --- what it reads --------------------------------------------------------------------------------------------------
+
+
+def test_padding_is_ignored():
+    """Other tokens behind the mask change nothing; the same tokens before the mask would."""
+    batches = batches_of(3)
+    other = copy.deepcopy(batches)
+    for batch in other:
+        padding = batch["attention_mask"] == 0
+        assert padding.any()
+        batch["input_ids"][padding] = torch.randint(3, 99, (int(padding.sum()),))
+    results = []
+    unmasked = [{**batch, "attention_mask": torch.ones_like(batch["attention_mask"])} for batch in batches]
+    for given in (batches, other, unmasked):
+        model, dense, plan = pair("bert")
+        results.append(weights(reconstruct(model, dense, plan, given)))
+    for name, value in results[0].items():
+        torch.testing.assert_close(results[1][name], value, atol=1e-5, rtol=1e-5)
+    assert any(not torch.allclose(results[2][name], value, atol=1e-3) for name, value in results[0].items())
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2"])
+def test_labels_and_masks_are_not_needed(architecture):
+    results = []
+    for labels, masks in ((False, True), (True, True), (False, False)):
+        model, dense, plan = pair(architecture)
+        batches = [tiny_batch(8, seed=seed, labels=labels, padding=False) for seed in range(3)]
+        if not masks:
+            batches = [{"input_ids": batch["input_ids"]} for batch in batches]
+        results.append(weights(reconstruct(model, dense, plan, batches)))
+    for name, value in results[0].items():
+        assert torch.equal(results[1][name], value)
+        torch.testing.assert_close(results[2][name], value, atol=1e-4, rtol=1e-4)
+
+
+def test_no_more_is_read_than_num_samples():
+    read = []
+
+    def batches():
+        for seed in range(9):
+            read.append(seed)
+            yield tiny_batch(8, seed=seed)
+
+    model, dense, plan = pair("bert")
+    reconstruct(model, dense, plan, batches(), num_samples=24)
+    assert read == [0, 1, 2]
+
+
+def calls_of(model, paths):
+    """Counts the calls of modules from now on."""
+    counts = dict.fromkeys(paths, 0)
+
+    def count(path):
+        counts[path] += 1
+
+    for path in paths:
+        model.get_submodule(path).register_forward_pre_hook(lambda *_, path=path: count(path))
+    return counts
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2"])
+def test_the_model_is_not_started_again_for_every_layer(architecture):
+    """Two layers or six: every batch enters each model once, and every block three times at most."""
+    embeddings = {"bert": "bert.embeddings", "gpt2": "transformer.wte"}[architecture]
+    starts = []
+    for layers in (2, 6):
+        model, dense, plan = pair(architecture, num_hidden_layers=layers)
+        counted = [calls_of(m, [embeddings, *list_blocks(m)]) for m in (model, dense)]
+        reconstruct(model, dense, plan, batches_of(5))
+        starts.append([counts.pop(embeddings) for counts in counted])
+        for counts, most in zip(counted, (3, 1)):
+            assert len(counts) == layers
+            # Once more for finding out in which order the blocks run, and for stopping at the first of them.
+            assert all(1 <= number <= (most + 1) * 5 + 1 for number in counts.values()), counts
+            assert all(number <= most * 5 + 1 for number in list(counts.values())[1:]), counts
+    assert starts[0] == starts[1] and all(5 <= number <= 6 for number in starts[0])
+
+
+# --- what it leaves alone -------------------------------------------------------------------------------------------
+
+
+def state(model):
+    names = ("_forward_hooks", "_forward_pre_hooks")
+    return {
+        "training": [m.training for m in model.modules()],
+        "requires_grad": [p.requires_grad for p in model.parameters()],
+        "hooks": [len(getattr(m, name)) for m in model.modules() for name in names],
+        "config": model.config.to_dict(),
+        "random": torch.get_rng_state().tolist(),
+        "gradients": [p.grad is None for p in model.parameters()],
+    }
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_dense_model_is_untouched(architecture):
+    model, dense, plan = pair(architecture)
+    model.train(), dense.train()
+    next(dense.parameters()).requires_grad_(False)
+    next(model.parameters()).requires_grad_(False)
+    before = weights(dense)
+    states = state(model), state(dense)
+    parameters = [id(parameter) for parameter in model.parameters()]
+    reconstruct(model, dense, plan, batches_of(2))
+    assert_same_weights(dense, before)
+    assert (state(model), state(dense)) == states
+    assert [id(parameter) for parameter in model.parameters()] == parameters  # an optimizer keeps its grip
+
+
+def test_nothing_to_rebuild():
+    dense = tiny_model("bert")
+    plan = PruningPlan({"layer.0.heads": range(4)})
+    model = apply_plan(copy.deepcopy(dense), plan)
+    before = weights(model)
+    assert reconstruct(model, dense, plan, iter(())) is model
+    assert_same_weights(model, before)
+
+
+# --- errors ---------------------------------------------------------------------------------------------------------
+
+
+def refuse(model, dense, plan, batches, message, error=ValueError):
+    before, states = weights(model), state(model)
+    with pytest.raises(error, match=re.escape(message)):
+        reconstruct(model, dense, plan, batches)
+    assert_same_weights(model, before)
+    assert state(model) == states
+
+
+def test_a_plan_that_was_not_applied():
+    dense = tiny_model("bert")
+    message = "'layer.0.heads' has 4 units, not those of the plan: call apply_plan first"
+    refuse(copy.deepcopy(dense), dense, PruningPlan({"layer.0.heads": [0]}), batches_of(1), message)
+    model, dense, _ = pair("bert", PruningPlan({"layer.0.heads": [0, 1]}))
+    message = "'layer.0.heads' has 2 units, not those of the plan"
+    refuse(model, dense, PruningPlan({"layer.0.heads": [0, 2]}), batches_of(1), message)
+    message = "the plan names the group 'layer.9.heads', which the model lacks; it has layer.0.heads, "
+    refuse(model, dense, PruningPlan({"layer.9.heads": [0]}), batches_of(1), message)
+
+
+def test_the_dense_model_is_another_object():
+    model, _, plan = pair("bert")
+    message = "dense_model is the pruned model itself; pass a copy made before apply_plan"
+    refuse(model, model, plan, batches_of(1), message)
+
+
+def test_models_that_do_not_belong_together():
+    model, dense, plan = pair("bert", PruningPlan({"layer.0.heads": [0, 1], "layer.1.neurons": range(9)}))
+    deeper = tiny_model("bert", num_hidden_layers=4)
+    refuse(
+        model, deeper, plan, batches_of(1), "the models do not belong together: BertForSequenceClassification with 6"
+    )
+    narrower = tiny_model("bert", intermediate_size=36)
+    message = "'layer.0.neurons' of dense_model lacks units that the pruned model has"
+    refuse(model, narrower, plan, batches_of(1), message)
+    pruned = apply_plan(copy.deepcopy(dense), PruningPlan({"layer.0.heads": [2, 3]}))
+    message = "'layer.0.heads' of dense_model lacks units that the pruned model has"
+    refuse(model, pruned, plan, batches_of(1), message)
+
+
+@pytest.mark.parametrize("other", ["roberta", "wider"])
+def test_models_of_the_same_groups_that_do_not_belong_together(other):
+    model, _, plan = pair("bert", PruningPlan({"layer.0.heads": [0, 1]}))
+    dense = tiny_model("roberta") if other == "roberta" else tiny_model("bert", num_attention_heads=4, hidden_size=48)
+    refuse(model, dense, plan, batches_of(1), "dense_model" if other == "wider" else "do not belong together")
+
+
+def test_no_batches():
+    model, dense, plan = pair("bert")
+    message = "the dataloader gave no batches: there is nothing to reconstruct from"
+    refuse(model, dense, plan, [], message)
+    refuse(model, dense, plan, iter([]), message)
+    refuse(model, dense, plan, [[1, 2]], "expected batches that are dicts of tensors, got list", TypeError)
+
+
+@pytest.mark.parametrize("infinite", [float("nan"), float("inf")])
+def test_activations_that_are_not_finite(infinite):
+    """They appear in the last layer only, when the layers before it have been rebuilt."""
+    model, dense, plan = pair("bert", PruningPlan({"layer.0.heads": [0, 1], "layer.1.neurons": range(9)}))
+    dense.bert.encoder.layer[2].output.dense.bias.data[5] = infinite
+    message = "the activations at 'layer.2.neurons' are NaN or infinite; the model is as it was before"
+    refuse(model, dense, plan, batches_of(2), message)
+
+
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
+def test_a_failure_in_the_middle_changes_nothing(error, monkeypatch):
+    model, dense, plan = pair("bert")
+    calls, cholesky = [], torch.linalg.cholesky
+
+    def fail_late(matrix):
+        calls.append(matrix)
+        if len(calls) == 4:
+            raise error("stop")
+        return cholesky(matrix)
+
+    monkeypatch.setattr(torch.linalg, "cholesky", fail_late)
+    refuse(model, dense, plan, batches_of(2), "stop", error)
+    assert len(calls) == 4
