@@ -116,8 +116,10 @@ PruningArguments = dataclasses.make_dataclass(
     [
         (name, annotation, copy.copy(PruningConfig.__dataclass_fields__[name]))
         for name, annotation in get_type_hints(PruningConfig).items()
-        if name != "seed"
-    ],
+        if name not in ("seed", "method")
+    ]
+    # No default, so that naming a method without an amount is noticed.
+    + [("method", str | None, field(default=None, metadata=PruningConfig.__dataclass_fields__["method"].metadata))],
 )
 
 
@@ -125,7 +127,7 @@ def make_pruning_config(arguments: Any, seed: int) -> PruningConfig | None:
     """The pruning that `arguments`, a `PruningArguments`, asks for: none if no pruning flag was given."""
     if arguments == PruningArguments():
         return None
-    return PruningConfig(**vars(arguments), seed=seed)
+    return PruningConfig(**{name: value for name, value in vars(arguments).items() if value is not None}, seed=seed)
 
 
 def load_data(arguments: DataArguments) -> datasets.DatasetDict:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import logging
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -35,7 +36,10 @@ from .card import write_card
 from .files import read_json, write_text
 from .modeling_camcut import ARCHITECTURES, RECORD, list_groups, pruned_class, recorded_sizes
 from .plan import PLAN_NAME, PruningPlan
+from .scoring import SCORERS
 
+
+logger = logging.getLogger(__name__)
 
 MODELING_NAME = "modeling_camcut.py"
 SHIPPED_ARCHITECTURES = frozenset(ARCHITECTURES)
@@ -215,7 +219,19 @@ def _load_plan(name_or_path: str | Path, model: PreTrainedModel, hub: Mapping[st
     groups = {group.name: group for group in list_groups(model)}
     path = _find(name_or_path, PLAN_NAME, hub)
     if path is not None:
-        plan = PruningPlan.load(path)
+        values = read_json(path)
+        config = values.get("config")
+        if isinstance(config, dict) and config.get("method") not in tuple(SCORERS):
+            logger.warning("the method %r is not registered here; the plan loads without it", config.get("method"))
+            values["config"] = None
+        plan = PruningPlan.from_dict(values)
+        cut = {name for name, units in plan.keep.items() if len(units) < plan.sizes.get(name, -1)}
+        recorded = recorded_sizes(model.config, list(groups.values()))
+        if cut != set(recorded) or set(plan.keep) - set(plan.sizes):
+            raise ValueError(
+                f"{PLAN_NAME} of {name_or_path} cuts the groups {sorted(cut)}, but config.json records "
+                f"{sorted(recorded)}; the two files do not belong together"
+            )
         for name, units in plan.keep.items():
             if name not in groups or groups[name].size != len(units):
                 size = groups[name].size if name in groups else "no such group"

@@ -21,10 +21,10 @@ from collections.abc import Sequence
 from torch import nn
 from transformers import PreTrainedModel
 
-from .modeling_camcut import RECORD, PrunableGroup, Slice, list_groups
+from .modeling_camcut import RECORD, PrunableGroup, Slice, count_units, list_groups
 
 
-__all__ = ["PrunableGroup", "Slice", "find_groups"]
+__all__ = ["PrunableGroup", "Slice", "check_group", "find_groups"]
 
 KINDS = ("heads", "neurons")
 
@@ -70,3 +70,17 @@ def find_groups(model: PreTrainedModel, kinds: Sequence[str] = KINDS) -> list[Pr
             for group in groups
         ]
     return [group for group in groups if group.kind in kinds]
+
+
+def check_group(model: nn.Module, group: PrunableGroup) -> None:
+    """Raises `ValueError` if a group is from another model, or from before a cut."""
+    try:
+        size = count_units(model, group.output)
+    except AttributeError:
+        size = None
+    if size != group.size:
+        has = "lacks it" if size is None else f"has {size}"
+        raise ValueError(
+            f"the group {group.name!r} has {group.size} units, but the {type(model).__name__} {has}; list the groups "
+            "anew with find_groups(model), and pass the model without wrappers"
+        )

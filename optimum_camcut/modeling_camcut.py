@@ -20,6 +20,7 @@ config it reads integers only, each checked against the model.
 """
 
 import functools
+import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -207,6 +208,7 @@ class PrunableGroup:
         unit_flops_per_position (`int`): that part, per token and position attended to.
         model_parameters (`int`): parameters of the whole model now, each counted once.
         model_type (`str`): of the model's config.
+        num_layers (`int`): blocks of the model.
     """
 
     name: str
@@ -222,6 +224,7 @@ class PrunableGroup:
     unit_flops_per_position: int = 0
     model_parameters: int = None
     model_type: str = None
+    num_layers: int = None
 
     def __post_init__(self):
         if self.units is None:
@@ -281,7 +284,8 @@ def list_groups(model: PreTrainedModel) -> list[PrunableGroup]:
     model_parameters = sum(p.numel() for p in model.parameters())
 
     groups = []
-    for layer, block in enumerate(list_blocks(model)):
+    blocks = list_blocks(model)
+    for layer, block in enumerate(blocks):
         block += "."
         for kind, cuts, residual, attributes in (
             ("heads", architecture.heads, architecture.residual[0], architecture.attributes),
@@ -290,7 +294,7 @@ def list_groups(model: PreTrainedModel) -> list[PrunableGroup]:
             slices = tuple(Slice(block + cut.module, cut.axis, widths[cut.width], cut.blocks) for cut in cuts)
             weights = sum(_linear(model, s.module).weight.numel() for s in slices)
             biases = [_linear(model, s.module).bias for s in slices if s.axis == "out"]
-            size = _features(_linear(model, slices[-1].module), "in") // slices[-1].width
+            size = count_units(model, slices[-1])
             biases = sum(bias.numel() for bias in biases if bias is not None)
             groups.append(
                 PrunableGroup(
@@ -305,6 +309,7 @@ def list_groups(model: PreTrainedModel) -> list[PrunableGroup]:
                     unit_flops_per_position=4 * slices[-1].width if kind == "heads" else 0,
                     model_parameters=model_parameters,
                     model_type=config.model_type,
+                    num_layers=len(blocks),
                 )
             )
     return groups
@@ -312,7 +317,11 @@ def list_groups(model: PreTrainedModel) -> list[PrunableGroup]:
 
 def _linear(model: nn.Module, path: str) -> nn.Linear | Conv1D:
     module = model.get_submodule(path)
-    if not isinstance(module, nn.Linear | Conv1D) or module.weight.dim() != 2:
+    plain = isinstance(module, nn.Linear | Conv1D) and "weight" in module._parameters
+    if plain:
+        sizes = (module.nx, module.nf) if isinstance(module, Conv1D) else (module.out_features, module.in_features)
+        plain = module.weight.is_floating_point() and tuple(module.weight.shape) == sizes
+    if not plain:
         raise ValueError(
             f"{path} is a {type(module).__name__}; expected torch.nn.Linear or Conv1D with a plain weight. "
             "Merge adapters and undo quantization before pruning."
@@ -327,6 +336,16 @@ def _dimension(module: nn.Linear | Conv1D, axis: str) -> int:
 
 def _features(module: nn.Linear | Conv1D, axis: str) -> int:
     return module.weight.shape[_dimension(module, axis)]
+
+
+def count_units(model: nn.Module, output: Slice) -> int:
+    """Units that flow into an output projection.
+
+    Raises:
+        `AttributeError`: the model has no such module.
+        `ValueError`: it is not a plain linear map.
+    """
+    return _features(_linear(model, output.module), "in") // output.width
 
 
 def cut_groups(model: PreTrainedModel, keep: Sequence[tuple[PrunableGroup, Sequence[int]]]) -> None:
@@ -394,9 +413,10 @@ def recorded_sizes(config: PretrainedConfig, groups: Sequence[PrunableGroup]) ->
     known = {group.name: group for group in groups}
     record = getattr(config, RECORD, None)
     if record is None:  # a checkpoint that transformers 4 pruned by itself
-        heads = getattr(config, "pruned_heads", None) or {}
-        return {f"layer.{int(i)}.heads": config.num_attention_heads - len(h) for i, h in heads.items() if len(h)}
-    sizes = record.get("sizes") if isinstance(record, dict) else None
+        pruned = getattr(config, "pruned_heads", None) or {}
+        sizes = {f"layer.{layer}.heads": config.num_attention_heads - len(set(h)) for layer, h in pruned.items() if h}
+    else:
+        sizes = record.get("sizes") if isinstance(record, dict) else None
     if not isinstance(sizes, dict):
         raise ValueError(f"config.{RECORD} should hold 'sizes', a dict of group name -> kept units; it is {record!r}")
     for name, size in sizes.items():
@@ -415,11 +435,17 @@ def shrink(model: PreTrainedModel) -> None:
     groups = {group.name: group for group in list_groups(model)}
     sizes = recorded_sizes(model.config, list(groups.values()))
     cut_groups(model, [(groups[n], range(size)) for n, size in sizes.items() if size < groups[n].size])
-    kept_heads = (getattr(model.config, RECORD, None) or {}).get("kept_heads", {})
-    for name, kept in kept_heads.items():
-        if len(kept) != sizes.get(name) or any(type(i) is not int or i < 0 for i in kept):
+    if find_architecture(model).position_bias is None:
+        return
+    kept_heads = (getattr(model.config, RECORD, None) or {}).get("kept_heads")
+    total = model.config.num_attention_heads
+    for name in (name for name in sizes if groups[name].kind == "heads"):
+        kept = kept_heads.get(name) if isinstance(kept_heads, dict) else None
+        valid = isinstance(kept, list) and all(type(i) is int and 0 <= i < total for i in kept)
+        if not valid or len(set(kept)) != len(kept) or len(kept) != sizes[name]:
             raise ValueError(
-                f"config.{RECORD} records heads {kept!r} for {name!r}; expected {sizes.get(name)} indices"
+                f"config.{RECORD} records the heads {kept!r} for {name!r}; expected {sizes[name]} different indices "
+                f"below {total}"
             )
     bind_position_bias(model, kept_heads)
 
@@ -432,10 +458,14 @@ class PrunedModel:
         shrink(self)
 
     def save_pretrained(self, save_directory: str, is_main_process: bool = True, **kwargs: Any) -> None:
-        """As the model's own, with this file beside the weights again."""
+        """As the model's own, with this file beside the weights again, and the plan from where it was loaded."""
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         if is_main_process:
             shutil.copy(__file__, save_directory)
+            for name in ("pruning_plan.json", "pruning_config.json"):
+                source = os.path.join(self.name_or_path, name)
+                if os.path.isfile(source) and not os.path.exists(os.path.join(save_directory, name)):
+                    shutil.copy(source, save_directory)
 
 
 @functools.cache

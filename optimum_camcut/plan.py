@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -45,6 +46,7 @@ class PruningPlan:
         sizes (`Mapping[str, int]`): group name -> number of units in the uncut model, if known.
         model_type (`str`, *optional*): the architecture the plan was made for.
         config (`PruningConfig`, *optional*): how the plan was made.
+        num_layers (`int`, *optional*): blocks of the model that the plan was made for.
 
     Raises:
         `ValueError`: an index that is negative, repeated, no integer, or not below the group's size.
@@ -54,18 +56,24 @@ class PruningPlan:
     sizes: Mapping[str, int] = field(default_factory=dict)
     model_type: str | None = None
     config: PruningConfig | None = None
+    num_layers: int | None = None
 
     def __post_init__(self):
         keep = {}
         for name, units in dict(self.keep).items():
             if not isinstance(units, Iterable):
                 raise ValueError(f"the plan should keep a list of indices of {name!r}; got {units!r}")
+            try:
+                indices = [operator.index(unit) for unit in units if not isinstance(unit, bool)]
+            except TypeError:
+                indices = []
             units = tuple(units)
-            if any(type(unit) is not int or unit < 0 for unit in units) or len(set(units)) != len(units):
-                raise ValueError(f"the plan should keep distinct indices of at least 0 of {name!r}; got {list(units)}")
+            if len(indices) != len(units) or any(i < 0 for i in indices) or len(set(indices)) != len(indices):
+                raise ValueError(f"the plan should keep distinct indices of at least 0 of {name!r}; got {units!r:.99}")
+            units = tuple(indices)
             size = self.sizes.get(name)
             if size is not None and (type(size) is not int or any(unit >= size for unit in units)):
-                raise ValueError(f"the plan keeps units {list(units)} of {name!r}, which has size {size!r}")
+                raise ValueError(f"the plan keeps unit {max(units, default=0)} of {name!r}, which has size {size!r}")
             keep[name] = tuple(sorted(units))
         object.__setattr__(self, "keep", keep)
         object.__setattr__(self, "sizes", dict(self.sizes))
@@ -83,6 +91,7 @@ class PruningPlan:
         """The plan as JSON types."""
         return {
             "model_type": self.model_type,
+            "num_layers": self.num_layers,
             "sizes": dict(self.sizes),
             "keep": {name: list(units) for name, units in self.keep.items()},
             "config": self.config.to_dict() if self.config else None,
@@ -107,7 +116,8 @@ class PruningPlan:
         config = values.get("config")
         if config is not None and not isinstance(config, Mapping):
             raise ValueError(f"'config' of a pruning plan should hold the fields of PruningConfig; got {config!r}")
-        return cls(keep, sizes, values.get("model_type"), PruningConfig.from_dict(config) if config else None)
+        config = PruningConfig.from_dict(config) if config else None
+        return cls(keep, sizes, values.get("model_type"), config, values.get("num_layers"))
 
     def save(self, path: str | Path) -> None:
         """Writes the plan to a JSON file, or to `pruning_plan.json` in a folder."""
@@ -158,7 +168,7 @@ def make_plan(scores: Scores, groups: Sequence[PrunableGroup], config: PruningCo
 
     Args:
         scores (`dict[str, Tensor]`): group name -> `(units,)`, larger = keep, as `score_groups` returns.
-        groups (`Sequence[PrunableGroup]`): the groups that were scored.
+        groups (`Sequence[PrunableGroup]`): the groups that were scored; those of `config.granularity` are cut.
         config (`PruningConfig`): `sparsity` or `compression`, `budget`, `allocation`, `min_units`, `multiple_of`.
 
     Returns:
@@ -168,10 +178,14 @@ def make_plan(scores: Scores, groups: Sequence[PrunableGroup], config: PruningCo
         `ValueError`: scores that are missing, NaN, infinite or all zero; a budget that cannot be met (the message
             names the highest possible value).
     """
-    groups = list(groups)
+    if not isinstance(config, PruningConfig):
+        raise TypeError(f"expected a PruningConfig, got {type(config).__name__}")
+    names = {group.name for group in groups}
+    groups = [group for group in groups if group.kind in config.granularity]
     if not groups:
-        raise ValueError("no groups to plan for; find_groups(model) lists them")
-    check_scores(scores, groups)
+        raise ValueError(f"no groups of {' or '.join(config.granularity)} to plan for; find_groups(model) lists them")
+    wanted = {group.name for group in groups}
+    check_scores({name: s for name, s in scores.items() if name in wanted or name not in names}, groups)
     cost = {g.name: unit_cost(g, config) for g in groups}
     kinds = list(dict.fromkeys(g.kind for g in groups))
     if config.allocation == "global":
@@ -189,7 +203,8 @@ def make_plan(scores: Scores, groups: Sequence[PrunableGroup], config: PruningCo
         keep={g.name: tuple(g.units[i] for i in keep[g.name]) for g in groups},
         sizes={g.name: g.original_size for g in groups},
         model_type=groups[0].model_type,
-        config=config,
+        config=dataclasses.replace(config),
+        num_layers=groups[0].num_layers,
     )
 
 

@@ -33,7 +33,7 @@ from transformers.pytorch_utils import Conv1D
 from .groups import PrunableGroup, find_groups
 from .modeling_camcut import list_blocks
 from .plan import PruningPlan
-from .scoring.loop import Batch, limit, scoring_mode, token_mask
+from .scoring.loop import Batch, limit, scoring_mode, take, token_mask
 
 
 logger = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ def reconstruct(
     if not batches:
         raise ValueError("the dataloader gave no batches: there is nothing to reconstruct from")
     projections = [model.get_submodule(group.output.module) for group in groups]
-    before = [(p.weight.clone(), None if p.bias is None else p.bias.clone()) for p in projections]
+    before = [projection.weight.clone() for projection in projections]
     disable = disable_tqdm or not state.is_local_main_process
     try:
         with (
@@ -111,10 +111,8 @@ def reconstruct(
                     for stream in pruned:
                         stream.hidden = _run(model, stage, stream)
     except BaseException:
-        for projection, (weight, bias) in zip(projections, before):
+        for projection, weight in zip(projections, before):
             projection.weight.copy_(weight)
-            if bias is not None:
-                projection.bias.copy_(bias)
         raise
     return model
 
@@ -202,7 +200,7 @@ def _stages(model: PreTrainedModel, batch: Batch, groups: Sequence[PrunableGroup
         for path in list_blocks(model):
             record = lambda *_, path=path: calls.append(path)  # noqa: E731
             stack.callback(_hook(model.get_submodule(path), record, pre=True).remove)
-        _forward_to_stop(model, {name: value[:1] for name, value in batch.items()})
+        _forward_to_stop(model, take(batch, 1))
     stages, start = [], 0
     for end in range(1, len(calls) + 1):
         if not set(calls[start:end]) & set(calls[end:]):
@@ -230,8 +228,9 @@ def _start(model: PreTrainedModel, batch: Batch) -> _Stream:
         handle.remove()
     arguments, keywords = caught[0]
     hidden, arguments = (keywords.pop("hidden_states"), ()) if not arguments else (arguments[0], arguments[1:])
-    mask = token_mask(batch, hidden.device).reshape(hidden.shape[:2]).bool()
-    return _Stream(hidden, arguments, keywords, mask)
+    mask = token_mask(batch, hidden.device)
+    mask = torch.ones(hidden.shape[:2], device=hidden.device) if mask is None else mask.reshape(hidden.shape[:2])
+    return _Stream(hidden, arguments, keywords, mask.bool())
 
 
 def _run(model: PreTrainedModel, stage: _Stage, stream: _Stream) -> Tensor:

@@ -55,6 +55,9 @@ def apply_plan(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
     groups = {group.name: group for group in find_groups(model)}
     if plan.model_type is not None and plan.model_type != model.config.model_type:
         raise ValueError(f"the plan is for a {plan.model_type!r} model; this one is {model.config.model_type!r}")
+    layers = next(iter(groups.values())).num_layers
+    if plan.num_layers is not None and plan.num_layers != layers:
+        raise ValueError(f"the plan is for a model of {plan.num_layers} layers; this one has {layers}")
     for name, units in plan.keep.items():
         if name not in groups:
             raise ValueError(f"the plan names the group {name!r}, which the model lacks; it has {', '.join(groups)}")
@@ -64,7 +67,8 @@ def apply_plan(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
             raise ValueError(f"the plan is for a model with {size} units in {name!r}; this has {group.original_size}")
         lacking = [unit for unit in units if unit >= group.original_size]
         if lacking:
-            raise ValueError(f"{name!r} has no units {lacking}: it has {group.original_size}, numbered from 0")
+            first = lacking[0] if len(lacking) == 1 else f"{lacking[0]} to {lacking[-1]}"
+            raise ValueError(f"{name!r} has no unit {first}: it has {group.original_size}, numbered from 0")
         gone = sorted(set(units) - set(group.units))
         if gone:
             raise ValueError(f"the plan keeps units {gone} of {name!r}, which were removed already")
@@ -80,6 +84,7 @@ def apply_plan(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
         sizes,
         model.config.model_type,
         plan.config or (before.config if before else None),
+        layers,
     )
     record(model)
     model.__class__ = checkpoint_class(type(model))

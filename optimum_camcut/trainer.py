@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
@@ -44,7 +45,8 @@ from .surgery import apply_plan
 
 logger = logging.getLogger(__name__)
 
-DENSE = "dense"  # folder in output_dir for the checkpoints of the dense epochs
+# Folders in output_dir for the checkpoints of earlier phases. `Trainer.push_to_hub` leaves out what begins with "_".
+DENSE, ROUND = "_dense", "_round-"
 
 
 class CamCutTrainer(Trainer):
@@ -52,13 +54,13 @@ class CamCutTrainer(Trainer):
 
     With a `pruning_config`, `train()` runs the dense epochs it asks for, scores the model, cuts it, and recovers:
 
-    - dense epochs save their checkpoints in `output_dir/dense`, since they no longer fit the pruned model;
+    - dense epochs save their checkpoints in `output_dir/_dense`, since they no longer fit the pruned model;
     - recovery by fine-tuning is ordinary training for `num_train_epochs` (or `max_steps`): evaluation, callbacks,
       logging, `load_best_model_at_end`, gradient accumulation, mixed precision and gradient checkpointing apply;
     - `resume_from_checkpoint` goes on in the phase that the checkpoint belongs to.
 
-    A trainer prunes once. After that, or after `prune()`, `train()` trains the pruned model as `Trainer` does. Without
-    a `pruning_config` it is `Trainer`.
+    A trainer prunes once. After that, or after `prune()`, `train()` trains the pruned model as `Trainer` does,
+    whatever `recovery` says. Without a `pruning_config` it is `Trainer`.
 
     Args:
         pruning_config (`PruningConfig`, *optional*): what to cut, and how.
@@ -101,12 +103,16 @@ class CamCutTrainer(Trainer):
             `TrainOutput`: of the last phase that trained; zero steps if none did.
         """
         config = self.pruning_config
-        if config is None or self.pruning_plan is not None:
+        if config is None:
             return super().train(resume_from_checkpoint, trial, *args, **kwargs)
-        if self.train_dataset is None:
-            raise ValueError("train_dataset is None: pruning scores the model on training examples")
+        if trial is not None:  # every trial of a search prunes a model of its own
+            self.pruning_plan = self.scores = self.dense_model = None
         with self._one_model(trial):
-            initial = copy.deepcopy(self.model.state_dict()) if config.rewind else None
+            if self.pruning_plan is not None:
+                return super().train(resume_from_checkpoint, trial, *args, **kwargs)
+            if self.train_dataset is None and (config.recovery == "finetune" or config.dense_epochs):
+                raise ValueError("train_dataset is None: there is nothing to train on")
+            initial = copy.deepcopy(self._bare_model()) if config.rewind else None
             phases = [*([DENSE] if config.dense_epochs else []), *self._round_names()]
             first, checkpoint = self._phase_to_resume(resume_from_checkpoint, phases)
             output = TrainOutput(0, 0.0, {})
@@ -121,8 +127,11 @@ class CamCutTrainer(Trainer):
                         self._restore(resumed)
                     else:
                         self.score()
-                        if initial is not None and self.pruning_plan is None:
-                            self.model.load_state_dict(initial)
+                        if initial is not None:
+                            rewound = copy.deepcopy(initial)
+                            if self.pruning_plan is not None:
+                                apply_plan(rewound, self.model.pruning_plan)
+                            self.model.load_state_dict(rewound.state_dict())
                         self._cut(self._round_config(phase, before))
                         if config.recovery == "reconstruct":
                             self._reconstruct()
@@ -166,12 +175,15 @@ class CamCutTrainer(Trainer):
         return self._cut(config)
 
     def get_scoring_dataloader(self) -> DataLoader:
-        """The examples to score on: drawn from the training set by `pruning_config.seed`, longest first.
+        """The examples to score on: those that `DataFrame.sample(num_samples, random_state=seed)` of pandas draws from
+        the training set, longest first.
 
         Every process gets all batches and `score_groups` shares them out, so the batches do not depend on how many
         processes there are.
         """
         config, dataset, collator = self._require_config(), self.train_dataset, self.data_collator
+        if dataset is None:
+            raise ValueError(f"train_dataset is None: {config.method!r} scores the model on training examples")
         if is_datasets_available():
             import datasets
 
@@ -182,8 +194,7 @@ class CamCutTrainer(Trainer):
         if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
             examples = [example for _, example in zip(range(config.num_samples), dataset)]
         else:
-            generator = torch.Generator().manual_seed(config.seed)
-            chosen = torch.randperm(len(dataset), generator=generator)[: config.num_samples]
+            chosen = np.random.RandomState(config.seed).permutation(len(dataset))[: config.num_samples]
             examples = [dataset[index] for index in chosen.tolist()]
         if examples and isinstance(examples[0], dict) and "input_ids" in examples[0]:
             examples.sort(key=lambda example: len(example["input_ids"]), reverse=True)  # little padding
@@ -236,8 +247,10 @@ class CamCutTrainer(Trainer):
     def _bare_model(self) -> PreTrainedModel:
         """The model without what accelerate wrapped around it: its mixed-precision forward would follow the model's
         copies and still call the original."""
-        model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False, keep_torch_compile=False)
-        model.__dict__.pop("forward", None)
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        if "_original_forward" in model.__dict__:
+            self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+            del model.__dict__["forward"]  # now bound to the model, as the class's own is
         return model
 
     def _scoring_loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
@@ -247,7 +260,7 @@ class CamCutTrainer(Trainer):
     def _cut(self, config: PruningConfig) -> PruningPlan:
         model = self._bare_model()
         plan = make_plan(self.scores, find_groups(model, config.granularity), config)
-        return self._apply(dataclasses.replace(plan, config=self.pruning_config))
+        return self._apply(dataclasses.replace(plan, config=dataclasses.replace(self.pruning_config)))
 
     def _apply(self, plan: PruningPlan) -> PruningPlan:
         config, model = self.pruning_config, self._bare_model()
@@ -272,7 +285,7 @@ class CamCutTrainer(Trainer):
 
     def _round_names(self) -> list[str]:
         """One folder name a round; the last round saves in `output_dir` itself."""
-        return [*(f"round-{number}" for number in range(1, self.pruning_config.rounds)), ""]
+        return [*(f"{ROUND}{number}" for number in range(1, self.pruning_config.rounds)), ""]
 
     def _round_config(self, phase: str, before: list) -> PruningConfig:
         """What this round removes of what is left, so that the last one arrives at the target."""
@@ -291,10 +304,10 @@ class CamCutTrainer(Trainer):
     def _one_model(self, trial: Any) -> Iterator[None]:
         """Calls `model_init` once: `Trainer.train` would call it again in every phase and lose the cut."""
         model_init = self.model_init
-        if model_init is not None:
+        if model_init is not None and self.pruning_plan is None:
             self.model = self.model_wrapped = self.call_model_init(trial)
             self._move_model_to_device(self.model, self.args.device)
-            self.model_init = None
+        self.model_init = None
         try:
             yield
         finally:
@@ -333,8 +346,9 @@ class CamCutTrainer(Trainer):
         path = Path(resume)
         if not path.is_dir():
             raise ValueError(f"resume_from_checkpoint={str(path)!r} is no folder")
-        phase = path.parent.name if path.parent.name in phases else ""
-        if (phase == DENSE) == (path / PLAN_NAME).exists():
+        phase = next((phase for phase in phases if (root / phase).resolve() == path.resolve().parent), "")
+        pruned_before = getattr(self.model, "pruning_plan", None) is not None
+        if (phase != DENSE or pruned_before) != (path / PLAN_NAME).exists():
             raise ValueError(
                 f"{path} {'is' if phase == DENSE else 'is not'} a pruned checkpoint, which does not fit its folder; "
                 f"checkpoints of the dense epochs are in {root / DENSE}"

@@ -29,10 +29,21 @@ import torch
 import transformers
 from huggingface_hub import HfApi, ModelCard, RepoUrl
 from models import ARCHITECTURES, CONFIGS, random_plan, tiny_batch, tiny_model
+from torch.nn.utils.prune import l1_unstructured
 
-from optimum_camcut import PruningConfig, PruningPlan, apply_plan, find_groups, load_pruned, make_plan, prune_heads
+from optimum_camcut import (
+    PruningConfig,
+    PruningPlan,
+    apply_plan,
+    find_groups,
+    load_pruned,
+    make_plan,
+    prune_heads,
+    score_groups,
+)
 from optimum_camcut.modeling_camcut import ARCHITECTURES as TABLE
 from optimum_camcut.modeling_camcut import RECORD
+from optimum_camcut.scoring import SCORERS, scorer
 
 
 FILES = {"config.json", "model.safetensors", "pruning_plan.json", "modeling_camcut.py", "README.md"}
@@ -218,7 +229,7 @@ def test_an_architecture_of_the_users_own_travels_with_its_checkpoint(python_wit
         layers="encoder.layer.{}",
         heads=TABLE["bert"].heads,
         neurons=TABLE["bert"].neurons,
-        residual=TABLE["bert"].residual,
+        residual=("attention.self_attn_layer_norm", "LayerNorm"),
         attributes=TABLE["bert"].attributes,
     )
     try:
@@ -273,6 +284,10 @@ def test_an_architecture_of_the_users_own_travels_with_its_checkpoint(python_wit
             "units of 'layer.2.heads', but the model has",
         ),
         ("pruning_plan.json", lambda p: p.update(kep={}), "unknown keys ['kep'] in a pruning plan"),
+        ("pruning_plan.json", lambda p: p["keep"].pop("layer.2.heads"), "the two files do not belong together"),
+        ("pruning_plan.json", lambda p: p.pop("sizes"), "the two files do not belong together"),
+        ("config.json", lambda c: (c.pop(RECORD), c.update(pruned_heads={"9": [0]})), "'layer.9.heads', which this"),
+        ("config.json", lambda c: (c.pop(RECORD), c.update(pruned_heads={"x": [0]})), "'layer.x.heads', which this"),
     ],
 )
 def test_files_that_do_not_fit(file, change, message, tmp_path):
@@ -322,3 +337,47 @@ def test_importing_the_file_alone_gives_classes_by_name():
     with pytest.raises(AttributeError, match="no attribute 'BertTokenizer'"):
         modeling_camcut.BertTokenizer  # noqa: B018
     assert sys.modules[cls.__module__] is modeling_camcut
+
+
+@pytest.mark.parametrize("kept", [[0, 99], [1, 1], {}, 3, None, [0, True]])
+def test_recorded_heads_that_share_a_position_bias_are_checked(kept, tmp_path):
+    prune_heads(tiny_model("mpnet"), {1: [0, 2]}).save_pretrained(tmp_path)
+    edit_json(tmp_path / "config.json", lambda c: c[RECORD]["kept_heads"].update({"layer.1.heads": kept}))
+    with pytest.raises(ValueError, match="for 'layer.1.heads'; expected 2 different indices below 4"):
+        load_pruned(tmp_path)
+
+
+def test_a_method_unknown_here_does_not_keep_a_checkpoint_from_loading(tmp_path):
+    @scorer("of_my_own", source="weights")
+    def of_my_own(weights, generator):
+        return weights.sum(1)
+
+    try:
+        model = tiny_model("bert")
+        config, groups = PruningConfig(method="of_my_own", sparsity=0.5), find_groups(model)
+        apply_plan(model, make_plan(score_groups(model, groups, None, config), groups, config))
+        model.save_pretrained(tmp_path)
+    finally:
+        del SCORERS["of_my_own"]
+    reloaded = load_pruned(tmp_path)
+    assert torch.equal(logits(reloaded), logits(model)) and reloaded.pruning_plan.keep == model.pruning_plan.keep
+
+
+def test_a_model_loaded_by_the_auto_class_keeps_its_plan_when_saved_again(tmp_path):
+    model = pruned_model()
+    model.save_pretrained(tmp_path / "one")
+    auto = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "one", trust_remote_code=True)
+    auto.save_pretrained(tmp_path / "two")
+    assert load_pruned(tmp_path / "two").pruning_plan == model.pruning_plan
+
+
+def test_reparametrized_and_packed_weights_are_refused():
+    model = tiny_model("bert")
+    l1_unstructured(model.bert.encoder.layer[0].output.dense, "weight", 0.3)
+    with pytest.raises(ValueError, match="expected torch.nn.Linear or Conv1D with a plain weight"):
+        prune_heads(model, {0: [1]})
+    model = tiny_model("bert")
+    packed = model.bert.encoder.layer[0].output.dense
+    packed.weight = torch.nn.Parameter(torch.zeros(592, 1, dtype=torch.uint8), requires_grad=False)
+    with pytest.raises(ValueError, match="undo quantization before pruning"):
+        prune_heads(model, {0: [1]})

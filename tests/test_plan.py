@@ -18,13 +18,14 @@ import itertools
 import json
 import re
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from models import random_plan, tiny_batch, tiny_model
 
-from optimum_camcut import PrunableGroup, PruningConfig, PruningPlan, apply_plan, find_groups, make_plan
+from optimum_camcut import PrunableGroup, PruningConfig, PruningPlan, apply_plan, find_groups, make_plan, score_groups
 from optimum_camcut.measure import count_flops, count_parameters
 from optimum_camcut.plan import layer_of, remaining_budget, unit_cost
 
@@ -253,7 +254,7 @@ def test_pruning_twice():
     for expected in (0.5, 0.25):
         groups, config = find_groups(model), PruningConfig(sparsity=0.5)
         plan = make_plan(random_scores(groups, seed=7), groups, config)
-        assert plan.config is config and plan.model_type == "bert"
+        assert plan.config == config and plan.config is not config and plan.model_type == "bert"
         assert list(plan.keep) == [g.name for g in groups]
         apply_plan(model, plan)
         kept = sum(len(units) for name, units in plan.keep.items() if name.endswith("neurons"))
@@ -499,15 +500,20 @@ def test_a_plan_by_hand_needs_no_more_than_keep():
     assert random_plan(model, 0) != plan
 
 
-@pytest.mark.parametrize("units", [[-1], [0, 0], [1.0], ["1"], [True], [[0]], [None], [torch.tensor(1)]], ids=str)
+@pytest.mark.parametrize("units", [[-1], [0, 0], [1.0], ["1"], [True], [[0]], [None], [torch.tensor(1.0)]], ids=str)
 def test_indices_are_distinct_whole_numbers(units):
     with pytest.raises(ValueError, match=r"the plan should keep distinct indices of at least 0 of 'layer\.0\.heads'"):
         PruningPlan({"layer.0.heads": units})
 
 
+def test_indices_of_other_integer_types_are_taken():
+    """As `argsort` of numpy and of torch gives them."""
+    assert PruningPlan({"a": torch.tensor([2, 0]), "b": np.array([1])}).keep == {"a": (0, 2), "b": (1,)}
+
+
 @pytest.mark.parametrize("size", [3, 0, -1, 4.0, "4"])
 def test_indices_are_below_the_size(size):
-    message = f"the plan keeps units [0, 3] of 'layer.0.heads', which has size {size!r}"
+    message = f"the plan keeps unit 3 of 'layer.0.heads', which has size {size!r}"
     with pytest.raises(ValueError, match=re.escape(message)):
         PruningPlan({"layer.0.heads": [0, 3]}, {"layer.0.heads": size})
 
@@ -542,3 +548,20 @@ def test_a_file_that_holds_no_plan(text, message, tmp_path):
 def test_a_plan_that_is_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match="pruning_plan.json"):
         PruningPlan.load(tmp_path)
+
+
+@pytest.mark.parametrize("kinds", [("heads",), ("neurons",)])
+def test_only_the_granularity_of_the_config_is_scored_and_cut(kinds):
+    model = tiny_model("bert")
+    groups, config = find_groups(model), PruningConfig(method="magnitude", sparsity=0.5, granularity=kinds)
+    scores = score_groups(model, groups, None, config)
+    assert {name.rpartition(".")[2] for name in scores} == set(kinds)
+    for all_scores in (scores, random_scores(groups)):
+        assert {name.rpartition(".")[2] for name in make_plan(all_scores, groups, config).keep} == set(kinds)
+
+
+def test_a_plan_for_more_or_fewer_layers_is_refused():
+    groups = find_groups(tiny_model("bert", num_hidden_layers=2))
+    plan = make_plan(random_scores(groups), groups, PruningConfig(sparsity=0.5))
+    with pytest.raises(ValueError, match="the plan is for a model of 2 layers; this one has 3"):
+        apply_plan(tiny_model("bert"), plan)

@@ -371,7 +371,7 @@ def test_nothing_to_rebuild():
 # --- errors ---------------------------------------------------------------------------------------------------------
 
 
-def refuse(model, dense, plan, batches, message, error=ValueError):
+def check_refused(model, dense, plan, batches, message, error=ValueError):
     before, states = weights(model), state(model)
     with pytest.raises(error, match=re.escape(message)):
         reconstruct(model, dense, plan, batches)
@@ -382,47 +382,47 @@ def refuse(model, dense, plan, batches, message, error=ValueError):
 def test_a_plan_that_was_not_applied():
     dense = tiny_model("bert")
     message = "'layer.0.heads' has 4 units, not those of the plan: call apply_plan first"
-    refuse(copy.deepcopy(dense), dense, PruningPlan({"layer.0.heads": [0]}), batches_of(1), message)
+    check_refused(copy.deepcopy(dense), dense, PruningPlan({"layer.0.heads": [0]}), batches_of(1), message)
     model, dense, _ = pair("bert", PruningPlan({"layer.0.heads": [0, 1]}))
     message = "'layer.0.heads' has 2 units, not those of the plan"
-    refuse(model, dense, PruningPlan({"layer.0.heads": [0, 2]}), batches_of(1), message)
+    check_refused(model, dense, PruningPlan({"layer.0.heads": [0, 2]}), batches_of(1), message)
     message = "the plan names the group 'layer.9.heads', which the model lacks; it has layer.0.heads, "
-    refuse(model, dense, PruningPlan({"layer.9.heads": [0]}), batches_of(1), message)
+    check_refused(model, dense, PruningPlan({"layer.9.heads": [0]}), batches_of(1), message)
 
 
 def test_the_dense_model_is_another_object():
     model, _, plan = pair("bert")
     message = "dense_model is the pruned model itself; pass a copy made before apply_plan"
-    refuse(model, model, plan, batches_of(1), message)
+    check_refused(model, model, plan, batches_of(1), message)
 
 
 def test_models_that_do_not_belong_together():
     model, dense, plan = pair("bert", PruningPlan({"layer.0.heads": [0, 1], "layer.1.neurons": range(9)}))
     deeper = tiny_model("bert", num_hidden_layers=4)
-    refuse(
+    check_refused(
         model, deeper, plan, batches_of(1), "the models do not belong together: BertForSequenceClassification with 6"
     )
     narrower = tiny_model("bert", intermediate_size=36)
     message = "'layer.0.neurons' of dense_model lacks units that the pruned model has"
-    refuse(model, narrower, plan, batches_of(1), message)
+    check_refused(model, narrower, plan, batches_of(1), message)
     pruned = apply_plan(copy.deepcopy(dense), PruningPlan({"layer.0.heads": [2, 3]}))
     message = "'layer.0.heads' of dense_model lacks units that the pruned model has"
-    refuse(model, pruned, plan, batches_of(1), message)
+    check_refused(model, pruned, plan, batches_of(1), message)
 
 
 @pytest.mark.parametrize("other", ["roberta", "wider"])
 def test_models_of_the_same_groups_that_do_not_belong_together(other):
     model, _, plan = pair("bert", PruningPlan({"layer.0.heads": [0, 1]}))
     dense = tiny_model("roberta") if other == "roberta" else tiny_model("bert", num_attention_heads=4, hidden_size=48)
-    refuse(model, dense, plan, batches_of(1), "dense_model" if other == "wider" else "do not belong together")
+    check_refused(model, dense, plan, batches_of(1), "dense_model" if other == "wider" else "do not belong together")
 
 
 def test_no_batches():
     model, dense, plan = pair("bert")
     message = "the dataloader gave no batches: there is nothing to reconstruct from"
-    refuse(model, dense, plan, [], message)
-    refuse(model, dense, plan, iter([]), message)
-    refuse(model, dense, plan, [[1, 2]], "expected batches that are dicts of tensors, got list", TypeError)
+    check_refused(model, dense, plan, [], message)
+    check_refused(model, dense, plan, iter([]), message)
+    check_refused(model, dense, plan, [[1, 2]], "expected batches that are dicts of tensors, got list", TypeError)
 
 
 @pytest.mark.parametrize("infinite", [float("nan"), float("inf")])
@@ -431,7 +431,7 @@ def test_activations_that_are_not_finite(infinite):
     model, dense, plan = pair("bert", PruningPlan({"layer.0.heads": [0, 1], "layer.1.neurons": range(9)}))
     dense.bert.encoder.layer[2].output.dense.bias.data[5] = infinite
     message = "the activations at 'layer.2.neurons' are NaN or infinite; the model is as it was before"
-    refuse(model, dense, plan, batches_of(2), message)
+    check_refused(model, dense, plan, batches_of(2), message)
 
 
 @pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
@@ -446,5 +446,5 @@ def test_a_failure_in_the_middle_changes_nothing(error, monkeypatch):
         return cholesky(matrix)
 
     monkeypatch.setattr(torch.linalg, "cholesky", fail_late)
-    refuse(model, dense, plan, batches_of(2), "stop", error)
+    check_refused(model, dense, plan, batches_of(2), "stop", error)
     assert len(calls) == 4

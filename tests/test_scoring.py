@@ -23,7 +23,7 @@ from models import ARCHITECTURES, random_plan, tiny_batch, tiny_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from optimum_camcut import PrunableGroup, PruningConfig, apply_plan, find_groups, score_groups
+from optimum_camcut import PrunableGroup, PruningConfig, PruningPlan, apply_plan, find_groups, score_groups
 from optimum_camcut.modeling_camcut import Slice
 from optimum_camcut.scoring import SCORERS, get_scorer, scorer
 from optimum_camcut.scoring.noise import GaussianNoise, linear_noise
@@ -543,7 +543,7 @@ def test_only_the_groups_asked_for_are_scored():
 # --- errors ---------------------------------------------------------------------------------------------------------
 
 
-def refuse(model, batches, method, message, error=ValueError):
+def check_refused(model, batches, method, message, error=ValueError):
     model.config.problem_type = "single_label_classification"  # as the first forward pass with labels would set it
     before = state(model)
     with pytest.raises(error, match=re.escape(message)):
@@ -553,10 +553,10 @@ def refuse(model, batches, method, message, error=ValueError):
 
 @pytest.mark.parametrize("method", ["cam_cut", "smooth_cut", "activation"])
 def test_no_batches(method):
-    refuse(tiny_model("bert"), [], method, "the dataloader gave no batches: there is nothing to score on")
-    refuse(tiny_model("bert"), iter([]), method, "the dataloader gave no batches")
+    check_refused(tiny_model("bert"), [], method, "the dataloader gave no batches: there is nothing to score on")
+    check_refused(tiny_model("bert"), iter([]), method, "the dataloader gave no batches")
     empty = {name: value[:0] for name, value in tiny_batch().items()}
-    refuse(tiny_model("bert"), [empty], method, "the dataloader gave no batches")
+    check_refused(tiny_model("bert"), [empty], method, "the dataloader gave no batches")
 
 
 def test_no_dataloader():
@@ -571,11 +571,13 @@ def test_no_labels(method):
     message = (
         "the model gave no loss for a batch with ['attention_mask', 'input_ids']; this scoring method needs the labels"
     )
-    refuse(tiny_model("bert"), [tiny_batch(labels=False)], method, message)
+    check_refused(tiny_model("bert"), [tiny_batch(labels=False)], method, message)
 
 
 def test_no_groups():
-    with pytest.raises(ValueError, match=re.escape("no groups to score; find_groups(model) lists them")):
+    with pytest.raises(
+        ValueError, match=re.escape("no groups of heads or neurons to score; find_groups(model) lists them")
+    ):
         score_groups(tiny_model("bert"), [], uneven_batches(), settings("taylor"))
 
 
@@ -583,7 +585,9 @@ def test_no_groups():
 def test_nan_weights(method):
     model = tiny_model("bert")
     model.bert.encoder.layer[0].intermediate.dense.weight.data[3] = float("nan")
-    refuse(model, None if method == "magnitude" else uneven_batches(), method, "are NaN or infinite; look for a NaN")
+    check_refused(
+        model, None if method == "magnitude" else uneven_batches(), method, "are NaN or infinite; look for a NaN"
+    )
 
 
 @pytest.mark.parametrize("method", ["cam_cut", "taylor", "smooth_cut"])
@@ -622,7 +626,7 @@ def test_a_loss_that_does_not_depend_on_the_groups():
 @pytest.mark.parametrize("batch", [[1, 2], (torch.ones(2, 3), torch.ones(2)), torch.ones(2, 3), {}], ids=str)
 def test_a_batch_that_is_no_dict_of_tensors(batch):
     message = f"expected batches that are dicts of tensors, got {type(batch).__name__}"
-    refuse(tiny_model("bert"), [batch], "taylor", message, TypeError)
+    check_refused(tiny_model("bert"), [batch], "taylor", message, TypeError)
 
 
 # --- the registry ---------------------------------------------------------------------------------------------------
@@ -682,3 +686,32 @@ def test_a_new_method_works_everywhere(own_method):
 def test_a_removed_method_is_unknown_again():
     with pytest.raises(ValueError, match="unknown method 'largest'"):
         settings("largest")
+
+
+def test_layers_without_units_are_scored_around():
+    model = apply_plan(tiny_model("bert"), PruningPlan({"layer.1.neurons": []}))
+    for method in ("cam_cut", "magnitude", "activation", "smooth_cut"):
+        scores = score_groups(model, find_groups(model), [tiny_batch()], settings(method))
+        assert scores["layer.1.neurons"].shape == (0,) and scores["layer.2.neurons"].any()
+
+
+def test_groups_of_another_model_are_refused():
+    model, groups = tiny_model("bert"), find_groups(tiny_model("bert"))
+    with pytest.raises(ValueError, match=re.escape("'layer.0.heads' has 4 units, but the GPT2ForSequence")):
+        score_groups(tiny_model("gpt2"), groups, [tiny_batch()], settings("taylor"))
+    apply_plan(model, PruningPlan({"layer.1.neurons": range(5)}))
+    with pytest.raises(ValueError, match=re.escape("'layer.1.neurons' has 37 units, but the BertForSequence")):
+        score_groups(model, groups, [tiny_batch()], settings("taylor"))
+
+
+def test_a_method_that_gives_no_score_a_unit_is_refused():
+    @scorer("wrong_shape")
+    def wrong_shape(activation, gradient, mask):
+        return (activation * gradient).sum((1, 2, 3))
+
+    try:
+        model = tiny_model("bert")
+        with pytest.raises(ValueError, match="'wrong_shape' gave scores of shape"):
+            score_groups(model, find_groups(model), [tiny_batch()], settings("wrong_shape"))
+    finally:
+        del SCORERS["wrong_shape"]

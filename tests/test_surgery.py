@@ -190,7 +190,7 @@ def test_the_config_of_another_model_is_left_alone():
     assert one.encoder.config is one.config
 
 
-def refuse(model, plan, message, error=ValueError):
+def check_refused(model, plan, message, error=ValueError):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     kind, config = type(model), model.config.to_dict()
     with pytest.raises(error, match=re.escape(message)):
@@ -207,26 +207,30 @@ def refuse(model, plan, message, error=ValueError):
             {"layer.0.heads": [0], "layer.9.heads": [0]},
             "the plan names the group 'layer.9.heads', which the model lacks",
         ),
-        ({"layer.0.heads": [0], "layer.1.heads": [0, 4]}, "'layer.1.heads' has no units [4]: it has 4"),
+        ({"layer.0.heads": [0], "layer.1.heads": [0, 4]}, "'layer.1.heads' has no unit 4: it has 4"),
     ],
 )
 def test_a_plan_with_what_the_model_lacks_changes_nothing(keep, message):
-    refuse(tiny_model("bert"), PruningPlan(keep), message)
+    check_refused(tiny_model("bert"), PruningPlan(keep), message)
 
 
 def test_a_plan_for_another_model_changes_nothing():
-    refuse(tiny_model("bert"), random_plan(tiny_model("gpt2"), 0), "the plan is for a 'gpt2' model")
+    check_refused(tiny_model("bert"), random_plan(tiny_model("gpt2"), 0), "the plan is for a 'gpt2' model")
     wider = random_plan(tiny_model("bert", intermediate_size=40), 0)
-    refuse(tiny_model("bert"), wider, "the plan is for a model with 40 units in 'layer.0.neurons'; this has 37")
-    refuse(tiny_model("bert"), {"layer.0.heads": [0]}, "expected a PruningPlan, got dict", TypeError)
+    check_refused(tiny_model("bert"), wider, "the plan is for a model with 40 units in 'layer.0.neurons'; this has 37")
+    check_refused(tiny_model("bert"), {"layer.0.heads": [0]}, "expected a PruningPlan, got dict", TypeError)
 
 
 def test_removed_units_cannot_come_back_or_go_twice():
     model = prune_heads(tiny_model("bert"), {0: [1]})
-    refuse(model, PruningPlan({"layer.0.heads": [0, 1]}), "keeps units [1] of 'layer.0.heads', which were removed")
-    refuse(model, lambda m: prune_heads(m, {0: [1, 2]}), "the heads [1] of layer 0 were removed already")
-    refuse(model, lambda m: prune_heads(m, {1: [0], 3: [0]}), "the model has no layer 3; its layers are [0, 1, 2]")
-    refuse(model, lambda m: prune_heads(m, {1: [4]}), "layer 1 has no heads [4]: it has 4")
+    check_refused(
+        model, PruningPlan({"layer.0.heads": [0, 1]}), "keeps units [1] of 'layer.0.heads', which were removed"
+    )
+    check_refused(model, lambda m: prune_heads(m, {0: [1, 2]}), "the heads [1] of layer 0 were removed already")
+    check_refused(
+        model, lambda m: prune_heads(m, {1: [0], 3: [0]}), "the model has no layer 3; its layers are [0, 1, 2]"
+    )
+    check_refused(model, lambda m: prune_heads(m, {1: [4]}), "layer 1 has no heads [4]: it has 4")
 
 
 def test_a_failure_in_the_middle_changes_nothing(monkeypatch):
@@ -241,7 +245,7 @@ def test_a_failure_in_the_middle_changes_nothing(monkeypatch):
         return index_select(*args)
 
     monkeypatch.setattr(torch.Tensor, "index_select", fail_late)
-    refuse(model, random_plan(model, 0), "no memory left", MemoryError)
+    check_refused(model, random_plan(model, 0), "no memory left", MemoryError)
 
 
 def test_unsupported_models_are_refused_with_a_way_on():

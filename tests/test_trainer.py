@@ -20,6 +20,7 @@ import pytest
 import torch
 from datasets import Dataset
 from huggingface_hub import ModelCard
+from huggingface_hub.utils import filter_repo_objects
 from models import TOKENS, VOCABULARY, tiny_batch, tiny_model
 from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
@@ -138,7 +139,7 @@ def test_one_call_does_everything(method, tmp_path):
     heads, neurons = ([g.size for g in find_groups(trainer.model, (kind,))] for kind in ("heads", "neurons"))
     assert sum(heads) == 6 and sum(neurons) == round(3 * 37 / 2)
     assert count_parameters(trainer.model) < parameters
-    assert (tmp_path / "dense" / "checkpoint-6" / "model.safetensors").exists()
+    assert (tmp_path / "_dense" / "checkpoint-6" / "model.safetensors").exists()
     before = trainer.evaluate()["eval_loss"]
     trainer.save_model()
     reloaded = load_pruned(tmp_path)
@@ -282,7 +283,7 @@ def test_rounds_arrive_at_the_target(amount, tmp_path):
     once.train()
     twice.train()
     assert count_parameters(twice.model) == pytest.approx(count_parameters(once.model), rel=0.02)
-    first = load_pruned(tmp_path / "2" / "round-1" / "checkpoint-6")
+    first = load_pruned(tmp_path / "2" / "_round-1" / "checkpoint-6")
     assert count_parameters(once.model) < 0.8 * count_parameters(first)
     for name, units in twice.pruning_plan.keep.items():
         assert set(units) <= set(first.pruning_plan.keep[name])
@@ -371,7 +372,7 @@ def test_resuming_gives_the_same_as_never_stopping(loop, step, tmp_path):
     assert resumed.pruning_plan.keep == undisturbed.pruning_plan.keep
     assert same(weights(resumed.model), weights(undisturbed.model))
     by_path = make("b")
-    folder = "b/dense" if loop == 1 else "b"
+    folder = "b/_dense" if loop == 1 else "b"
     by_path.train(resume_from_checkpoint=str(tmp_path / folder / f"checkpoint-{step - 1}"))
     assert same(weights(by_path.model), weights(undisturbed.model))
 
@@ -427,3 +428,51 @@ def test_a_plan_of_ones_own(tmp_path):
     scores = trainer.score()
     plan = make_plan(scores, find_groups(trainer.model), trainer.pruning_config)
     assert plan == trainer.prune()
+
+
+def test_the_hub_gets_the_final_model_only(tmp_path):
+    """Checkpoints of earlier phases lie in folders that the upload of `Trainer` leaves out."""
+    trainer = make_trainer(tmp_path, pruning(dense_epochs=1, rounds=2), save_strategy="epoch")
+    trainer.train()
+    trainer.save_model()
+    files = [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()]
+    assert sum("optimizer.pt" in file for file in files) == 3
+    uploaded = set(filter_repo_objects(files, ignore_patterns=["_*", "checkpoint-*"]))
+    assert {"model.safetensors", "modeling_camcut.py", "pruning_plan.json"} <= uploaded
+    assert not any("/" in file for file in uploaded)
+
+
+def test_training_again_keeps_the_cut_with_model_init(tmp_path):
+    trainer = make_trainer(tmp_path, pruning(), model_init=lambda: tiny_model("bert"))
+    trainer.score()
+    trainer.prune()
+    for _ in range(2):
+        trainer.train()
+        assert sum(sizes(trainer.model).values()) == 6 + 56
+
+
+def test_every_round_starts_from_the_initial_weights_after_a_rewind(tmp_path):
+    model, starts = tiny_model("bert"), []
+
+    class Watch(TrainerCallback):
+        def on_train_begin(self, args, state, control, model=None, **kwargs):
+            plan = model.pruning_plan.keep["layer.0.neurons"] if hasattr(model, "pruning_plan") else range(37)
+            starts.append((list(plan), model.bert.encoder.layer[0].intermediate.dense.weight.detach().clone()))
+
+    config = pruning(rewind=True, dense_epochs=1, rounds=2)
+    make_trainer(tmp_path, config, model=copy.deepcopy(model), callbacks=[Watch()]).train()
+    assert [len(kept) for kept, _ in starts] == sorted((len(kept) for kept, _ in starts), reverse=True)
+    assert len(starts) == 3 and len(starts[2][0]) < len(starts[1][0]) < 37
+    for kept, weight in starts:
+        assert torch.equal(weight, model.bert.encoder.layer[0].intermediate.dense.weight[kept])
+
+
+def test_scoring_without_a_training_set(tmp_path):
+    model = tiny_model("bert")
+    trainer = CamCutTrainer(model=model, args=arguments(tmp_path), pruning_config=pruning())
+    with pytest.raises(ValueError, match="train_dataset is None: 'taylor' scores the model on training examples"):
+        trainer.score()
+    CamCutTrainer(
+        model=model, args=arguments(tmp_path), pruning_config=pruning(method="magnitude", recovery="none")
+    ).train()
+    assert sum(sizes(model).values()) == 6 + 56

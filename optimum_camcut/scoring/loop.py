@@ -24,15 +24,15 @@ import torch
 from accelerate import PartialState
 from accelerate.data_loader import DataLoaderStateMixin
 from accelerate.utils import reduce as reduce_across_processes
-from accelerate.utils import send_to_device, slice_tensors
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..config import PruningConfig
-from ..groups import PrunableGroup
+from ..groups import PrunableGroup, check_group
 from .capture import ActivationCapture
 from .noise import GaussianNoise, linear_noise
 from .registry import Scorer, get_scorer
@@ -62,7 +62,7 @@ def score_groups(
 
     Args:
         model (`PreTrainedModel`): not wrapped for distributed training.
-        groups (`Sequence[PrunableGroup]`): from `find_groups(model)`.
+        groups (`Sequence[PrunableGroup]`): from `find_groups(model)`; those of `config.granularity` are scored.
         dataloader (`Iterable[Batch]`): dicts of tensors as the model takes them, with labels where the method needs
             a loss. Read up to `config.num_samples` examples. `magnitude` and `random` need none: pass None.
         config (`PruningConfig`): `method`, `num_samples`, `smooth_samples`, `noise_std`, `noise_scale` and `seed`.
@@ -75,16 +75,20 @@ def score_groups(
     Raises:
         `ValueError`: no groups, no batches, labels missing, or scores that are NaN, infinite or all zero.
     """
-    groups = list(groups)
+    groups = [group for group in groups if group.kind in config.granularity]
     if not groups:
-        raise ValueError("no groups to score; find_groups(model) lists them")
+        raise ValueError(f"no groups of {' or '.join(config.granularity)} to score; find_groups(model) lists them")
+    for group in groups:
+        check_group(model, group)
     scorer = get_scorer(config.method)
     if scorer.source == "weights":
         generator = torch.Generator().manual_seed(config.seed)
-        scores = {g.name: scorer.function(unit_weights(model, g).float().cpu(), generator) for g in groups}
+        scores = {g.name: scorer.function(unit_weights(model, g).float().cpu(), generator) for g in groups if g.size}
     else:
         loss_function = loss_function or _model_loss
-        scores = _score_on_data(model, groups, dataloader, config, scorer, loss_function, disable_tqdm)
+        present = [group for group in groups if group.size]
+        scores = _score_on_data(model, present, dataloader, config, scorer, loss_function, disable_tqdm)
+    scores = {group.name: scores.get(group.name, torch.zeros(0)) for group in groups}
     check_scores(scores, groups)
     return scores
 
@@ -94,6 +98,10 @@ def check_scores(scores: Scores, groups: Sequence[PrunableGroup]) -> None:
     for group in groups:
         if group.name not in scores:
             raise ValueError(f"no scores for the group {group.name!r}; there are scores for {list(scores)}")
+        if not isinstance(scores[group.name], Tensor):
+            raise TypeError(
+                f"the scores of {group.name!r} should be a tensor, got {type(scores[group.name]).__name__}"
+            )
         shape = tuple(scores[group.name].shape)
         if shape != (group.size,):
             raise ValueError(f"the scores of {group.name!r} have shape {shape}; expected ({group.size},), one a unit")
@@ -106,7 +114,8 @@ def check_scores(scores: Scores, groups: Sequence[PrunableGroup]) -> None:
     if unknown:
         raise ValueError(f"scores for groups that are not there: {sorted(unknown)}")
     for kind in sorted({group.kind for group in groups}):
-        if not any(scores[group.name].any() for group in groups if group.kind == kind):
+        values = [scores[group.name] for group in groups if group.kind == kind and group.size]
+        if values and not any(value.any() for value in values):
             raise ValueError(
                 f"all scores of kind {kind!r} are zero, so they rank nothing; look for a loss that does not depend on "
                 "the model, or labels that are all ignored"
@@ -188,8 +197,16 @@ def _score_batch(
 
     def score(group: PrunableGroup, activation: Tensor, gradient: Tensor | None) -> None:
         gradient = means.pop(group.name, gradient)
-        calls = size * activation.shape[1] // mask.numel()
-        scores[group.name] = scorer.function(activation, gradient, mask.repeat(1, calls).reshape(size, -1))
+        tokens = activation.new_ones(activation.shape[:2])
+        if mask is not None:
+            tokens = mask.repeat(1, tokens.numel() // mask.numel()).reshape(size, -1)
+        result = scorer.function(activation, gradient, tokens)
+        if tuple(result.shape) != (size, group.size):
+            raise ValueError(
+                f"the method {scorer.name!r} gave scores of shape {tuple(result.shape)}; expected (batch, units) = "
+                f"{(size, group.size)}"
+            )
+        scores[group.name] = result
 
     def average(group: PrunableGroup, activation: None, gradient: Tensor) -> None:
         means[group.name] = means.get(group.name, 0) + gradient / config.smooth_samples
@@ -202,7 +219,8 @@ def _score_batch(
     else:
         if scorer.smooth:
             noise = GaussianNoise(seed)
-            with linear_noise(model.base_model, config.noise_std, config.noise_scale == "relative", noise):
+            body = model.base_model if isinstance(model, PreTrainedModel) else model
+            with linear_noise(body, config.noise_std, config.noise_scale == "relative", noise):
                 for _ in range(config.smooth_samples):
                     capture.gradients(loss, size, average, activations=False)
         # The score itself is taken at the activations without noise.
@@ -219,14 +237,21 @@ def limit(
         `TypeError`: a batch is not a dict of tensors.
         `ValueError`: the loader is prepared by accelerate for several processes.
     """
-    if PartialState().num_processes > 1 and isinstance(dataloader, DataLoaderStateMixin):
+    shared_out = isinstance(dataloader, DataLoaderStateMixin) or isinstance(
+        getattr(dataloader, "sampler", None), DistributedSampler
+    )
+    if PartialState().num_processes > 1 and shared_out:
         raise ValueError(
-            "pass the dataloader as it was before `accelerator.prepare`: the processes share out its batches"
+            "give every process all batches, as before `accelerator.prepare` and without a DistributedSampler: the "
+            "processes share them out themselves"
         )
     disable = disable_tqdm or not PartialState().is_local_main_process
     total = num_samples
     if isinstance(dataloader, DataLoader) and isinstance(dataloader.dataset, Sized):
         total = min(len(dataloader.dataset), num_samples or len(dataloader.dataset))
+    elif isinstance(dataloader, list):
+        examples = sum(count_examples(batch) for batch in dataloader)
+        total = min(examples, num_samples or examples)
     with tqdm(total=total, desc=description, unit="example", disable=disable, leave=False) as bar:
         count = 0
         for batch in dataloader:
@@ -235,7 +260,7 @@ def limit(
                 continue
             if num_samples is not None and size > num_samples - count:
                 size = num_samples - count
-                batch = slice_tensors(dict(batch), slice(size))
+                batch = take(batch, size)
             yield batch
             count += size
             bar.update(size)
@@ -255,13 +280,20 @@ def count_examples(batch: Batch) -> int:
     return tensors[0].shape[0]
 
 
-def token_mask(batch: Batch, device: torch.device) -> Tensor:
-    """1.0 at real tokens, 0.0 at padding: `(sequences, tokens)`, each choice of an example a sequence."""
+def take(batch: Batch, number: int) -> dict[str, Any]:
+    """The first examples of a batch."""
+    return {name: v[:number] if isinstance(v, Tensor) and v.dim() else v for name, v in batch.items()}
+
+
+def token_mask(batch: Batch, device: torch.device) -> Tensor | None:
+    """1.0 at real tokens, 0.0 at padding: `(sequences, tokens)`, each choice of an example a sequence. None if the
+    batch has neither a mask nor the usual inputs: then every token is real."""
     mask = batch.get("attention_mask")
-    if mask is None:
-        inputs = batch["input_ids"] if batch.get("input_ids") is not None else batch["inputs_embeds"][..., 0]
-        mask = torch.ones_like(inputs)
-    return mask.to(device).reshape(-1, mask.shape[-1]).float()
+    if mask is None and batch.get("input_ids") is not None:
+        mask = torch.ones_like(batch["input_ids"])
+    if mask is None and batch.get("inputs_embeds") is not None:
+        mask = torch.ones_like(batch["inputs_embeds"][..., 0])
+    return None if mask is None else mask.to(device).reshape(-1, mask.shape[-1]).float()
 
 
 @contextmanager

@@ -38,7 +38,7 @@ class Scorer:
             mean is the result. For `"weights"`, from `weights` (`(units, weights of a unit)`) and a seeded
             `torch.Generator` to `(units,)`.
         source: what the method observes.
-        smooth (`bool`): average activations and gradients over noisy passes first.
+        smooth (`bool`): average the gradients over noisy passes first.
         quadratic (`bool`): the score grows with the square of the gradient and so estimates a change of the loss,
             comparable between kinds of units.
     """
