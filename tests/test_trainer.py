@@ -18,8 +18,9 @@ import re
 
 import pytest
 import torch
+import transformers.trainer
 from datasets import Dataset
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.utils import filter_repo_objects
 from models import TOKENS, VOCABULARY, tiny_batch, tiny_model
 from torch.utils.data import IterableDataset
@@ -440,6 +441,25 @@ def test_the_hub_gets_the_final_model_only(tmp_path):
     uploaded = set(filter_repo_objects(files, ignore_patterns=["_*", "checkpoint-*"]))
     assert {"model.safetensors", "modeling_camcut.py", "pruning_plan.json"} <= uploaded
     assert not any("/" in file for file in uploaded)
+
+
+def test_push_to_hub_sends_a_whole_checkpoint(tmp_path, monkeypatch):
+    """All but the network is real: the folder that `Trainer` would upload loads back, card and all."""
+    monkeypatch.setattr(CamCutTrainer, "init_hf_repo", lambda self, token=None: None)
+    sent = []
+    monkeypatch.setattr(HfApi, "upload_folder", lambda self, **keywords: sent.append(keywords))
+    monkeypatch.setattr(transformers.trainer, "upload_folder", lambda **k: sent.append(k), raising=False)  # version 4
+    trainer = make_trainer(tmp_path, pruning(), hub_model_id="user/model")
+    trainer.train()
+    trainer.hub_model_id = "user/model"
+    trainer.push_to_hub(blocking=True)
+    assert (
+        len(sent) == 1 and sent[0]["repo_id"] == "user/model" and sent[0]["ignore_patterns"] == ["_*", "checkpoint-*"]
+    )
+    reloaded = load_pruned(sent[0]["folder_path"])
+    assert same(weights(reloaded), weights(trainer.model)) and reloaded.pruning_plan == trainer.pruning_plan
+    card = ModelCard.load(tmp_path / "README.md")
+    assert "Training hyperparameters" in card.text and "load_pruned(" in card.text
 
 
 def test_training_again_keeps_the_cut_with_model_init(tmp_path):
