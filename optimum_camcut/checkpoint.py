@@ -34,7 +34,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 from . import modeling_camcut
 from .card import write_card
 from .files import read_json, write_text
-from .modeling_camcut import ARCHITECTURES, RECORD, list_groups, pruned_class, recorded_sizes
+from .modeling_camcut import ARCHITECTURES, RECORD, PrunedModel, list_groups, pruned_class, recorded_sizes
 from .plan import PLAN_NAME, PruningPlan
 from .scoring import SCORERS
 
@@ -102,6 +102,11 @@ class PrunedCheckpoint:
             self.save_pretrained(folder, **kwargs)
             return _upload(folder, repo_id, commit_message, private, token, revision, create_pr)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles and copies go by the class below, since the pruned one is made on demand."""
+        mixins = type(self).__mro__
+        return _empty, (mixins[mixins.index(PrunedModel) + 1],), self.__dict__
+
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, *args: Any, **kwargs: Any) -> PreTrainedModel:
         """`PreTrainedModel.from_pretrained` for a pruned checkpoint; see `load_pruned`."""
@@ -123,9 +128,9 @@ def checkpoint_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
     return type(base.__name__, (PrunedCheckpoint, pruned_class(base)), members)
 
 
-def __getattr__(name: str) -> type[PreTrainedModel]:
-    """Finds pruned classes by name, so that models can be pickled."""
-    return checkpoint_class(getattr(modeling_camcut, name).__mro__[2])
+def _empty(base: type[PreTrainedModel]) -> PreTrainedModel:
+    cls = checkpoint_class(base)
+    return cls.__new__(cls)
 
 
 def load_pruned(

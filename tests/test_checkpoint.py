@@ -201,11 +201,16 @@ def test_a_reloaded_model_can_be_pruned_and_saved_again(tmp_path):
     assert reloaded.pruning_plan.keep == further.pruning_plan.keep
 
 
+class OfTheUsersOwn(transformers.BertForSequenceClassification):
+    pass
+
+
 def test_copies_and_pickles():
-    model = pruned_model("mpnet")
-    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert type(other) is type(model) and torch.equal(logits(other), logits(model))
-        assert other.pruning_plan == model.pruning_plan
+    own = OfTheUsersOwn(tiny_model("bert").config).eval()
+    for model in (pruned_model("mpnet"), apply_plan(own, random_plan(own, 1))):
+        for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            assert type(other) is type(model) and torch.equal(logits(other), logits(model))
+            assert other.pruning_plan == model.pruning_plan
 
 
 def test_heads_pruned_by_transformers_4_load(tmp_path):
