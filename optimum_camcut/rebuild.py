@@ -64,9 +64,9 @@ def reconstruct(
         model (`PreTrainedModel`): after `apply_plan(model, plan)`.
         dense_model (`PreTrainedModel`): the model as it was before; not changed.
         plan (`PruningPlan`): what was applied.
-        dataloader (`Iterable[Batch]`): dicts of tensors as the model takes them; labels are not used. A few thousand
-            tokens per unit of the widest layer are plenty. The hidden states of all batches are kept in memory, four
-            times `tokens * hidden size` numbers.
+        dataloader (`Iterable[Batch]`): dicts of tensors as the model takes them; labels are not used. Give several
+            times as many tokens as the widest projection has inputs. The hidden states of all batches are kept in
+            memory, four times `tokens * hidden size` numbers.
         num_samples (`int`, *optional*): read no more examples than this.
         disable_tqdm (`bool`): no progress bar.
 

@@ -127,12 +127,15 @@ class CamCutTrainer(Trainer):
                         self._restore(resumed)
                     else:
                         self.score()
+                        plan = self._plan(self._round_config(phase, before))
+                        if config.distill_weight > 0:
+                            self._keep_dense_model()  # before a rewind: the teacher is the trained model
                         if initial is not None:
                             rewound = copy.deepcopy(initial)
                             if self.pruning_plan is not None:
                                 apply_plan(rewound, self.model.pruning_plan)
                             self.model.load_state_dict(rewound.state_dict())
-                        self._cut(self._round_config(phase, before))
+                        self._apply(plan)
                         if config.recovery == "reconstruct":
                             self._reconstruct()
                     if config.recovery == "finetune":
@@ -172,7 +175,7 @@ class CamCutTrainer(Trainer):
         config = self._require_config()
         if self.scores is None:
             self.score()
-        return self._cut(config)
+        return self._apply(self._plan(config))
 
     def get_scoring_dataloader(self) -> DataLoader:
         """The examples to score on: those that `DataFrame.sample(num_samples, random_state=seed)` of pandas draws from
@@ -257,15 +260,19 @@ class CamCutTrainer(Trainer):
         with self.compute_loss_context_manager():
             return self.compute_loss(model, dict(batch))
 
-    def _cut(self, config: PruningConfig) -> PruningPlan:
+    def _plan(self, config: PruningConfig) -> PruningPlan:
         model = self._bare_model()
         plan = make_plan(self.scores, find_groups(model, config.granularity), config)
-        return self._apply(dataclasses.replace(plan, config=dataclasses.replace(self.pruning_config)))
+        return dataclasses.replace(plan, config=dataclasses.replace(self.pruning_config))
+
+    def _keep_dense_model(self) -> None:
+        if self.dense_model is None:
+            self.dense_model = copy.deepcopy(self._bare_model()).eval().requires_grad_(False)
 
     def _apply(self, plan: PruningPlan) -> PruningPlan:
         config, model = self.pruning_config, self._bare_model()
-        if (config.recovery == "reconstruct" or config.distill_weight > 0) and self.dense_model is None:
-            self.dense_model = copy.deepcopy(model).eval().requires_grad_(False)
+        if config.recovery == "reconstruct" or config.distill_weight > 0:
+            self._keep_dense_model()
         apply_plan(model, plan)
         # The optimizer, the scheduler and any DDP wrapper hold parameters that are gone.
         self.model = self.model_wrapped = model

@@ -487,6 +487,27 @@ def test_every_round_starts_from_the_initial_weights_after_a_rewind(tmp_path):
         assert torch.equal(weight, model.bert.encoder.layer[0].intermediate.dense.weight[kept])
 
 
+def test_the_teacher_after_a_rewind_is_the_trained_model(tmp_path):
+    model, trained = tiny_model("bert"), []
+
+    class Watch(TrainerCallback):
+        def on_train_end(self, args, state, control, model=None, **kwargs):
+            trained.append(weights(model))
+
+    config = pruning(rewind=True, dense_epochs=1, distill_weight=0.5)
+    trainer = make_trainer(tmp_path, config, model=copy.deepcopy(model), callbacks=[Watch()])
+    trainer.train()
+    assert same(weights(trainer.dense_model), trained[0]) and not same(trained[0], weights(model))
+
+
+def test_an_impossible_amount_is_refused_before_a_rewind(tmp_path):
+    model, config = tiny_model("bert"), pruning(rewind=True, dense_epochs=1, sparsity=0.99)
+    trainer = make_trainer(tmp_path, config, model=copy.deepcopy(model))
+    with pytest.raises(ValueError, match="cannot be reached"):
+        trainer.train()
+    assert not same(weights(trainer.model), weights(model))  # what was trained is not lost
+
+
 def test_scoring_without_a_training_set(tmp_path):
     model = tiny_model("bert")
     trainer = CamCutTrainer(model=model, args=arguments(tmp_path), pruning_config=pruning())
