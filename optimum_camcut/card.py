@@ -21,6 +21,11 @@ from pathlib import Path
 from huggingface_hub import ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
+from .groups import WEIGHTS
+from .masking import count_zeros
+from .modeling_camcut import RECORD
+from .plan import is_weight
+
 
 BEGIN, END = "<!-- optimum-camcut: begin -->", "<!-- optimum-camcut: end -->"
 TAGS = ["optimum-camcut", "pruned"]
@@ -52,16 +57,44 @@ def write_card(folder: str | Path, model: PreTrainedModel) -> None:
 
 
 def pruning_section(model: PreTrainedModel) -> str:
-    """Markdown: method and size, the two ways to load, and a table of what is kept."""
-    plan, name = model.pruning_plan, type(model).__name__
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    lines = ["## Pruning", ""]
+    """Markdown: method and size, how to load it, and a table of what is kept."""
+    plan, lines = model.pruning_plan, ["## Pruning", ""]
     if plan is not None and plan.config is not None:
         amount = "sparsity" if plan.config.sparsity is not None else "compression"
         value = plan.config.sparsity if plan.config.sparsity is not None else plan.config.compression
         kinds = " and ".join(plan.config.granularity)
         lines += [f"Units ({kinds}) were scored with `{plan.config.method}` and removed at {amount} {value}.", ""]
-    lines += [
+    zeros = count_zeros(model)
+    if zeros:
+        lines += _masks(model, zeros)
+    if getattr(model.config, RECORD, None) is not None:
+        lines += _loading(model)
+    table = [row for row in plan.table() if row[1] != WEIGHTS] if plan is not None else []
+    if table:
+        lines += ["", "| layer | kind | kept |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in table)]
+    return "\n".join(lines)
+
+
+def _masks(model: PreTrainedModel, zeros: dict[str, int]) -> list[str]:
+    parameters, plan = sum(parameter.numel() for parameter in model.parameters()), model.pruning_plan
+    masked = sum(plan.sizes[name] - len(units) for name, units in plan.keep.items() if is_weight(name))
+    kept = {layer: count for layer, kind, count in plan.table() if kind == WEIGHTS}
+    return [
+        f"{masked:,} single weights of its linear layers are masked: they are exactly zero. Of {parameters:,} "
+        f"parameters {parameters - masked:,} are kept, a compression of {parameters / (parameters - masked):.2f}. "
+        + ("" if getattr(model.config, RECORD, None) is not None else "It is a plain transformers checkpoint. ")
+        + "`optimum_camcut.load_pruned` also reads the masks, which `CamCutTrainer` then keeps.",
+        "",
+        "| layer | weights kept | exact zeros |",
+        "|---|---|---|",
+        *(f"| {layer} | {kept[layer]} | {number} |" for layer, number in zeros.items()),
+        "",
+    ]
+
+
+def _loading(model: PreTrainedModel) -> list[str]:
+    name, parameters = type(model).__name__, sum(parameter.numel() for parameter in model.parameters())
+    return [
         f"This checkpoint has {parameters:,} parameters; layers differ in size, so it loads in one of two ways:",
         "",
         "```python",
@@ -76,9 +109,6 @@ def pruning_section(model: PreTrainedModel) -> str:
         "",
         f"A plain `{name}.from_pretrained` fails with a size mismatch; never pass `ignore_mismatched_sizes`.",
     ]
-    if plan is not None:
-        lines += ["", "| layer | kind | kept |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in plan.table())]
-    return "\n".join(lines)
 
 
 def _auto_class(model: PreTrainedModel) -> str:

@@ -35,8 +35,9 @@ from . import modeling_camcut
 from .card import write_card
 from .files import read_json, write_text
 from .modeling_camcut import ARCHITECTURES, RECORD, PrunedModel, list_groups, pruned_class, recorded_sizes
-from .plan import PLAN_NAME, PruningPlan
-from .scoring import SCORERS
+from .plan import PLAN_NAME, PruningPlan, is_weight
+from .scoring import scorers_of
+from .units import mask_of
 
 
 logger = logging.getLogger(__name__)
@@ -54,8 +55,9 @@ class PrunedCheckpoint:
     def save_pretrained(
         self, save_directory: str | Path, is_main_process: bool = True, push_to_hub: bool = False, **kwargs: Any
     ) -> None:
-        """`PreTrainedModel.save_pretrained`, which also writes `pruning_plan.json`, `pruning_config.json`,
-        `modeling_camcut.py` and a model card. The weights are those of the pruned model.
+        """`PreTrainedModel.save_pretrained`, which also writes `pruning_plan.json`, `pruning_config.json`, a model
+        card, and `modeling_camcut.py` unless only single weights are masked. The weights are those of the pruned
+        model.
 
         Args:
             save_directory: folder to write to, made if need be.
@@ -68,11 +70,14 @@ class PrunedCheckpoint:
         if push_to_hub:
             names = ("repo_id", "commit_message", "private", "revision", "create_pr")
             hub = {name: kwargs.pop(name) for name in names if name in kwargs} | {"token": kwargs.get("token")}
-        self.config.auto_map = auto_map(self.config)
+        cut = is_cut(self.config)
+        if cut:
+            self.config.auto_map = auto_map(self.config)
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         if is_main_process:
             save_directory = Path(save_directory)
-            write_text(save_directory / MODELING_NAME, modeling_source(self.config.model_type))
+            if cut:
+                write_text(save_directory / MODELING_NAME, modeling_source(self.config.model_type))
             if self.pruning_plan is not None:
                 self.pruning_plan.save(save_directory / PLAN_NAME)
                 if self.pruning_plan.config is not None:
@@ -138,7 +143,8 @@ def load_pruned(
 ) -> PreTrainedModel:
     """Loads a pruned checkpoint as the transformers class it was saved from.
 
-    Also loads checkpoints whose heads were pruned by transformers 4 itself.
+    Also loads checkpoints whose heads were pruned by transformers 4 itself, and those with masked weights, which are
+    plain checkpoints; loaded here they also have their plan, and training keeps the masks.
 
     Args:
         name_or_path: a folder, or the id of a Hub repository.
@@ -154,20 +160,28 @@ def load_pruned(
     """
     hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
     config = kwargs.get("config") or AutoConfig.from_pretrained(name_or_path, **hub)
-    if getattr(config, RECORD, None) is None and not getattr(config, "pruned_heads", None):
+    cut = is_cut(config)
+    plan = None if cut else _find(name_or_path, PLAN_NAME, hub)
+    if not cut and not any(map(is_weight, read_json(plan).get("keep") or () if plan else ())):
         raise ValueError(
-            f"{name_or_path} is no pruned checkpoint: its config.json has neither {RECORD!r} nor 'pruned_heads'. "
-            "Load it with the from_pretrained of its transformers class."
+            f"{name_or_path} is no pruned checkpoint: its config.json has neither {RECORD!r} nor 'pruned_heads', and "
+            f"no {PLAN_NAME} masks weights. Load it with the from_pretrained of its transformers class."
         )
-    if config.model_type not in ARCHITECTURES:
+    if cut and config.model_type not in ARCHITECTURES:
         raise modeling_camcut.unsupported_architecture(config.model_type)
     if model_class is None:
         name = (config.architectures or ["missing"])[0]
         model_class = getattr(transformers, name, None)
         if model_class is None:
             raise ValueError(f"transformers has no class {name!r}; pass model_class= to say what to load it as")
-    _check_weights(name_or_path, model_class, config, hub)
+    if cut:
+        _check_weights(name_or_path, model_class, config, hub)
     return checkpoint_class(model_class).from_pretrained(name_or_path, **kwargs)
+
+
+def is_cut(config: PretrainedConfig) -> bool:
+    """Whether the config is of a model that is physically smaller than its class."""
+    return getattr(config, RECORD, None) is not None or bool(getattr(config, "pruned_heads", None))
 
 
 def auto_map(config: PretrainedConfig) -> dict[str, str]:
@@ -221,23 +235,26 @@ def _find(name_or_path: str | Path, filename: str, hub: Mapping[str, Any]) -> st
 
 
 def _load_plan(name_or_path: str | Path, model: PreTrainedModel, hub: Mapping[str, Any]) -> PruningPlan | None:
-    groups = {group.name: group for group in list_groups(model)}
+    groups = {group.name: group for group in list_groups(model)} if is_cut(model.config) else {}
     path = _find(name_or_path, PLAN_NAME, hub)
     if path is not None:
         values = read_json(path)
         config = values.get("config")
-        if isinstance(config, dict) and config.get("method") not in tuple(SCORERS):
+        kinds = config.get("granularity") or () if isinstance(config, dict) else ()
+        if isinstance(config, dict) and config.get("method") not in tuple(scorers_of(kinds)):
             logger.warning("the method %r is not registered here; the plan loads without it", config.get("method"))
             values["config"] = None
         plan = PruningPlan.from_dict(values)
-        cut = {name for name, units in plan.keep.items() if len(units) < plan.sizes.get(name, -1)}
+        _check_masks(name_or_path, model, plan)
+        units_of = {name: units for name, units in plan.keep.items() if not is_weight(name)}
+        cut = {name for name, units in units_of.items() if len(units) < plan.sizes.get(name, -1)}
         recorded = recorded_sizes(model.config, list(groups.values()))
         if cut != set(recorded) or set(plan.keep) - set(plan.sizes):
             raise ValueError(
                 f"{PLAN_NAME} of {name_or_path} cuts the groups {sorted(cut)}, but config.json records "
                 f"{sorted(recorded)}; the two files do not belong together"
             )
-        for name, units in plan.keep.items():
+        for name, units in units_of.items():
             if name not in groups or groups[name].size != len(units):
                 size = groups[name].size if name in groups else "no such group"
                 raise ValueError(
@@ -250,6 +267,26 @@ def _load_plan(name_or_path: str | Path, model: PreTrainedModel, hub: Mapping[st
     for layer, heads in model.config.pruned_heads.items():
         keep[f"layer.{int(layer)}.heads"] = [head for head in range(total) if head not in heads]
     return PruningPlan(keep, dict.fromkeys(keep, total), model.config.model_type)
+
+
+def _check_masks(name_or_path: str | Path, model: PreTrainedModel, plan: PruningPlan) -> None:
+    """Raises `ValueError` unless the weights that a plan masks are there, and zero."""
+    parameters = dict(model.named_parameters())
+    for name, units in plan.keep.items():
+        if not is_weight(name):
+            continue
+        size = parameters[name].numel() if name in parameters else "no such parameter"
+        if size != plan.sizes.get(name):
+            raise ValueError(
+                f"{PLAN_NAME} of {name_or_path} masks {name!r} of {plan.sizes.get(name)} weights, but the model has "
+                f"{size}"
+            )
+        nonzero = parameters[name].detach().flatten().cpu().numpy() != 0
+        if (nonzero & ~mask_of(units, size)).any():
+            raise ValueError(
+                f"weights of {name!r} that {PLAN_NAME} of {name_or_path} masks are not zero: the two files do not "
+                "belong together, or the model was trained without its masks (see hold_masks)"
+            )
 
 
 def _check_weights(

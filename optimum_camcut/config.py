@@ -24,18 +24,20 @@ from pathlib import Path
 from typing import Any
 
 from .files import read_json, write_json
-from .scoring import SCORERS
+from .scoring import SCORERS, WEIGHT_SCORERS, get_scorer
 
 
 CONFIG_NAME = "pruning_config.json"
 
 CHOICES = {
-    "granularity": ("heads", "neurons"),
+    "granularity": ("heads", "neurons", "weights"),
     "budget": ("params", "flops"),
     "allocation": ("per_kind", "global", "uniform"),
     "noise_scale": ("relative", "absolute"),
     "recovery": ("finetune", "reconstruct", "none"),
 }
+NOISE = {"smooth_samples": 5, "noise_std": 0.1, "noise_scale": "relative"}
+PAPER_NOISE = {"smooth_samples": 10, "noise_std": 1e-3, "noise_scale": "absolute"}
 
 
 @dataclass
@@ -44,21 +46,27 @@ class PruningConfig:
 
     Args:
         method: how units are scored: `cam_cut`, `smooth_cut`, `smooth_cam_cut`, `taylor`, `fisher`, `activation`,
-            `magnitude` or `random`.
-        granularity: what is removed: `"heads"`, `"neurons"` or both.
+            `magnitude` or `random`; for single weights `cam_cut`, `smooth_cut`, `smooth_cam_cut`, `magnitude`,
+            `gradient`, `snip`, `wanda` or `random`.
+        granularity: what is removed: `"heads"`, `"neurons"` or both. Or `"weights"`, alone: single weights and
+            biases of the linear layers below the task head are set to zero and stay so, as in the DeepCuts paper; the
+            model does not become smaller or faster.
         sparsity: fraction of the budget to remove, between 0 and 1. Give this or `compression`.
         compression: parameters of the whole model over parameters kept, above 1. Give this or `sparsity`.
         budget: what `sparsity` is a fraction of: the prunable `"params"` or `"flops"`. Only `allocation="global"`
             weighs kinds against each other, so only there the two differ.
         allocation: `"per_kind"` ranks all heads of the model together and all neurons together and removes the same
             fraction of each; `"global"` ranks heads and neurons together by score per cost; `"uniform"` removes the
-            same fraction in every layer.
+            same fraction in every layer (of single weights: of every weight matrix and every bias).
         num_samples: how many training examples to score on.
-        smooth_samples: noisy passes of the smooth methods.
+        smooth_samples: noisy passes of the smooth methods. Default: 5; for single weights 10, as in the paper.
         noise_std: standard deviation of their Gaussian noise on the output of every linear layer
-            below the task head.
-        noise_scale: `"relative"` to the standard deviation of that output, or `"absolute"`.
-        shift: added to the mean activation by `cam_cut` on single weights; must be 0 for heads and neurons.
+            below the task head. Default: 0.1; for single weights 1e-3, as in the paper.
+        noise_scale: `"relative"` to the standard deviation of that output, or `"absolute"`. Default: relative; for
+            single weights absolute, as in the paper.
+        dropout: score with dropout on, as the paper's code does.
+        shift: added to the mean output by `cam_cut` and `smooth_cam_cut` on single weights (the paper's is 10); other
+            methods have no mean output to shift, and heads and neurons take 0 only.
         rounds: cut in this many rounds of score, cut and recover.
         rewind: return to the initial weights before the recovery (the lottery-ticket recipe); needs `dense_epochs`.
         recovery: what follows the cut in `CamCutTrainer.train`: `"finetune"` for `num_train_epochs`, `"reconstruct"`
@@ -66,7 +74,7 @@ class PruningConfig:
         dense_epochs: epochs of ordinary training before the model is scored.
         distill_weight: weight of the dense model's predictions in the recovery loss, between 0 and 1.
         distill_temperature: softens both distributions of that term.
-        min_units: every group keeps at least this many units.
+        min_units: heads, and neurons, that every layer keeps at least.
         multiple_of: keep a multiple of this many neurons in every layer (8 or 64 suit most hardware).
         sequence_length: tokens per example assumed by `budget="flops"`.
         seed: draws the scoring examples and the noise.
@@ -75,26 +83,31 @@ class PruningConfig:
         `ValueError`: a value out of range; the message names the field and what it expects.
     """
 
-    method: str = field(default="smooth_cut", metadata={"help": f"How units are scored: {', '.join(SCORERS)}."})
+    method: str = field(
+        default="smooth_cut",
+        metadata={"help": f"How units are scored: {', '.join(dict.fromkeys([*SCORERS, *WEIGHT_SCORERS]))}."},
+    )
     granularity: list[str] = field(
-        default_factory=lambda: ["heads", "neurons"], metadata={"help": "What is removed: heads, neurons or both."}
+        default_factory=lambda: ["heads", "neurons"],
+        metadata={"help": "What is removed: heads, neurons or both; or single weights."},
     )
     sparsity: float | None = field(default=None, metadata={"help": "Fraction of the budget to remove."})
     compression: float | None = field(default=None, metadata={"help": "All parameters over parameters kept."})
     budget: str = field(default="params", metadata={"help": "What sparsity is a fraction of: params or flops."})
     allocation: str = field(default="per_kind", metadata={"help": "per_kind, global or uniform."})
     num_samples: int = field(default=2048, metadata={"help": "Training examples to score on."})
-    smooth_samples: int = field(default=5, metadata={"help": "Noisy passes of the smooth methods."})
-    noise_std: float = field(default=0.1, metadata={"help": "Standard deviation of their noise."})
-    noise_scale: str = field(default="relative", metadata={"help": "Noise relative to each output, or absolute."})
-    shift: float = field(default=0.0, metadata={"help": "Added to mean activations by cam_cut on single weights."})
+    smooth_samples: int | None = field(default=None, metadata={"help": "Noisy passes of the smooth methods."})
+    noise_std: float | None = field(default=None, metadata={"help": "Standard deviation of their noise."})
+    noise_scale: str | None = field(default=None, metadata={"help": "Noise relative to each output, or absolute."})
+    dropout: bool = field(default=False, metadata={"help": "Score with dropout on."})
+    shift: float = field(default=0.0, metadata={"help": "Added to mean outputs by cam_cut on single weights."})
     rounds: int = field(default=1, metadata={"help": "Rounds of score, cut and recover."})
     rewind: bool = field(default=False, metadata={"help": "Return to the initial weights before recovering."})
     recovery: str = field(default="finetune", metadata={"help": "finetune, reconstruct or none."})
     dense_epochs: float = field(default=0.0, metadata={"help": "Epochs of ordinary training before scoring."})
     distill_weight: float = field(default=0.0, metadata={"help": "Weight of the dense model's predictions."})
     distill_temperature: float = field(default=2.0, metadata={"help": "Temperature of that term."})
-    min_units: int = field(default=1, metadata={"help": "Units that every group keeps at least."})
+    min_units: int = field(default=1, metadata={"help": "Heads, and neurons, that every layer keeps."})
     multiple_of: int = field(default=1, metadata={"help": "Keep a multiple of this many neurons in a layer."})
     sequence_length: int = field(default=128, metadata={"help": "Tokens per example for the FLOPs budget."})
     seed: int = field(default=0, metadata={"help": "Draws the scoring examples and the noise."})
@@ -106,14 +119,20 @@ class PruningConfig:
                 f"granularity should be one or more of {CHOICES['granularity']}, got {self.granularity!r}"
             )
         self.granularity = kinds
-        if self.method not in tuple(SCORERS):
-            raise ValueError(f"unknown method {self.method!r}; known methods: {', '.join(SCORERS)}")
+        for name, default in (PAPER_NOISE if "weights" in kinds else NOISE).items():
+            if getattr(self, name) is None:
+                setattr(self, name, default)
         for name, known in CHOICES.items():
             for value in kinds if name == "granularity" else (getattr(self, name),):
                 if value not in known:
                     raise ValueError(f"unknown {name} {value!r}; expected {' or '.join(map(repr, known))}")
         if len(set(kinds)) != len(kinds):
             raise ValueError(f"granularity should name each kind once, got {list(kinds)}")
+        if "weights" in kinds and len(kinds) > 1:
+            raise ValueError(
+                f"granularity 'weights' stands alone, got {list(kinds)}; cut the others first, then mask what is left"
+            )
+        get_scorer(str(self.method), kinds)
         if (self.sparsity is None) == (self.compression is None):
             raise ValueError(
                 "give exactly one of sparsity and compression, got "
@@ -131,10 +150,16 @@ class PruningConfig:
             self._check(name, float, lambda v: v >= 0, "a number of at least 0")
         self._check("distill_weight", float, lambda v: 0 <= v <= 1, "a number between 0 and 1")
         self._check("distill_temperature", float, lambda v: v > 0, "a number above 0")
-        self._check("rewind", bool, lambda v: True, "True or False")
-        self._check("shift", float, lambda v: v == 0, "0 for heads and neurons: it applies to single weights")
+        for name in ("rewind", "dropout"):
+            self._check(name, bool, lambda v: True, "True or False")
+        zero = "a number" if "weights" in kinds else "0 for heads and neurons: it applies to single weights"
+        self._check("shift", float, lambda v: v == 0 or "weights" in kinds, zero)
         if self.rewind and self.dense_epochs == 0:
             raise ValueError("rewind=True returns to the weights before the dense epochs; set dense_epochs above 0")
+        if self.recovery == "reconstruct" and "weights" in kinds:
+            raise ValueError(
+                "recovery='reconstruct' is for units; after masking single weights use 'finetune' or 'none'"
+            )
         if self.distill_weight > 0 and self.recovery != "finetune":
             raise ValueError(f"distill_weight applies to recovery='finetune', got recovery={self.recovery!r}")
 

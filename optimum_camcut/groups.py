@@ -17,31 +17,37 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
-from .modeling_camcut import RECORD, PrunableGroup, Slice, count_units, list_groups
+from .modeling_camcut import RECORD, PrunableGroup, Slice, count_units, linear_map, list_groups
 
 
 __all__ = ["PrunableGroup", "Slice", "check_group", "find_groups"]
 
 KINDS = ("heads", "neurons")
+WEIGHTS = "weights"
 
 
 def find_groups(model: PreTrainedModel, kinds: Sequence[str] = KINDS) -> list[PrunableGroup]:
-    """Lists everything that can be cut in a model: one group a layer and kind.
+    """Lists everything that can be cut in a model: one group a layer and kind, or one a weight matrix and bias.
 
     In architectures with grouped key-value heads (llama) a unit of `"heads"` is a key-value head with all the query
     heads that share it.
 
     Args:
-        model (`PreTrainedModel`): a transformers model of a supported architecture, with any task head.
-        kinds (`Sequence[str]`): which of `"heads"` and `"neurons"` to list.
+        model (`PreTrainedModel`): a transformers model of a supported architecture, with any task head. For
+            `"weights"`, of any architecture.
+        kinds (`Sequence[str]`): which of `"heads"` and `"neurons"` to list. With `"weights"`, every weight and bias
+            of the linear layers below the task head is a group, named like the parameter; its units are the elements,
+            numbered in row-major order.
 
     Returns:
         `list[PrunableGroup]`: in the order of the layers. In a pruned model, `group.units` holds the original index of
-        each unit that is left.
+        each unit that is left (of a single weight, that is not masked).
 
     Raises:
         `TypeError`: `model` is not a transformers model (unwrap it first).
@@ -49,13 +55,13 @@ def find_groups(model: PreTrainedModel, kinds: Sequence[str] = KINDS) -> list[Pr
     """
     if isinstance(kinds, str):
         kinds = (kinds,)
-    unknown = set(kinds) - set(KINDS)
+    unknown = set(kinds) - {*KINDS, WEIGHTS}
     if unknown or not kinds:
-        raise ValueError(f"unknown kinds {sorted(unknown)}; expected one or more of {', '.join(KINDS)}")
+        raise ValueError(f"unknown kinds {sorted(unknown)}; expected one or more of {', '.join((*KINDS, WEIGHTS))}")
     if not isinstance(model, PreTrainedModel):
         hint = "; pass the model inside it (`model.module`)" if isinstance(model, nn.Module) else ""
         raise TypeError(f"expected a transformers PreTrainedModel, got {type(model).__name__}{hint}")
-    groups = list_groups(model)
+    groups = list_groups(model) if set(kinds) - {WEIGHTS} else []
     plan = getattr(model, "pruning_plan", None)
     if plan is None and getattr(model.config, RECORD, None) is not None:
         raise ValueError(
@@ -69,16 +75,50 @@ def find_groups(model: PreTrainedModel, kinds: Sequence[str] = KINDS) -> list[Pr
             else group
             for group in groups
         ]
-    return [group for group in groups if group.kind in kinds]
+    groups = [group for group in groups if group.kind in kinds]
+    return groups + _weight_groups(model, plan) if WEIGHTS in kinds else groups
+
+
+def _weight_groups(model: PreTrainedModel, plan: Any) -> list[PrunableGroup]:
+    """The parameters of all linear layers below the task head; what is also an embedding is left out."""
+    body = {id(module) for module in model.base_model.modules()}
+    shared = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    parameters: dict[str, nn.Parameter] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Linear | Conv1D) and id(module) in body:
+            linear_map(model, path)  # raises if its weight is not plain
+            for name, parameter in module.named_parameters(recurse=False):
+                if id(parameter) not in shared:
+                    shared.add(id(parameter))
+                    parameters[f"{path}.{name}"] = parameter
+    masked = {name: plan.keep[name] for name in parameters if plan is not None and name in plan.keep}
+    present = sum(p.numel() for p in model.parameters()) - sum(parameters[n].numel() - len(masked[n]) for n in masked)
+    return [
+        PrunableGroup(
+            name=name,
+            kind=WEIGHTS,
+            size=len(masked.get(name, range(parameter.numel()))),
+            slices=(),
+            units=masked.get(name, range(parameter.numel())),
+            original_size=parameter.numel(),
+            model_parameters=present,
+            model_type=model.config.model_type,
+            num_layers=getattr(model.config, "num_hidden_layers", None),
+        )
+        for name, parameter in parameters.items()
+    ]
 
 
 def check_group(model: nn.Module, group: PrunableGroup) -> None:
     """Raises `ValueError` if a group is from another model, or from before a cut."""
     try:
-        size = count_units(model, group.output)
+        if group.kind == WEIGHTS:
+            size = model.get_parameter(group.name).numel()
+        else:
+            size = count_units(model, group.output)
     except AttributeError:
         size = None
-    if size != group.size:
+    if size != (group.original_size if group.kind == WEIGHTS else group.size):
         has = "lacks it" if size is None else f"has {size}"
         raise ValueError(
             f"the group {group.name!r} has {group.size} units, but the {type(model).__name__} {has}; list the groups "

@@ -195,13 +195,13 @@ class PrunableGroup:
 
     Args:
         name (`str`): unique in the model; its first number is the layer index.
-        kind (`str`): `"heads"` or `"neurons"`.
+        kind (`str`): `"heads"`, `"neurons"` or `"weights"`.
         size (`int`): number of units now.
         slices (`tuple[Slice, ...]`): the linear maps involved; the last is the output projection, whose input is
-            where activations are observed.
+            where activations are observed. None for `"weights"`: the group is the parameter of its name.
         residual (`str`): path of a module whose input is the residual stream that the output is added to.
         attributes (`Mapping[str, int]`): path of a module attribute -> amount per unit, kept true by a cut.
-        units (`tuple[int, ...]`): index of each present unit in the uncut model. Default: `0 ... size - 1`.
+        units (`Sequence[int]`): index of each present unit in the uncut model. Default: `0 ... size - 1`.
         original_size (`int`): number of units in the uncut model. Default: `size`.
         unit_parameters (`int`): parameters that go with one unit.
         unit_flops (`int`): FLOPs per token that go with one unit, less the part that grows with the sequence.
@@ -216,7 +216,7 @@ class PrunableGroup:
     size: int
     slices: tuple[Slice, ...]
     attributes: Mapping[str, int] = field(default_factory=dict)
-    units: tuple[int, ...] = None
+    units: Sequence[int] = None
     original_size: int = None
     residual: str = None
     unit_parameters: int = 1
@@ -292,8 +292,8 @@ def list_groups(model: PreTrainedModel) -> list[PrunableGroup]:
             ("neurons", architecture.neurons, architecture.residual[1], architecture.neuron_attributes),
         ):
             slices = tuple(Slice(block + cut.module, cut.axis, widths[cut.width], cut.blocks) for cut in cuts)
-            weights = sum(_linear(model, s.module).weight.numel() for s in slices)
-            biases = [_linear(model, s.module).bias for s in slices if s.axis == "out"]
+            weights = sum(linear_map(model, s.module).weight.numel() for s in slices)
+            biases = [linear_map(model, s.module).bias for s in slices if s.axis == "out"]
             size = count_units(model, slices[-1])
             biases = sum(bias.numel() for bias in biases if bias is not None)
             groups.append(
@@ -315,7 +315,7 @@ def list_groups(model: PreTrainedModel) -> list[PrunableGroup]:
     return groups
 
 
-def _linear(model: nn.Module, path: str) -> nn.Linear | Conv1D:
+def linear_map(model: nn.Module, path: str) -> nn.Linear | Conv1D:
     module = model.get_submodule(path)
     plain = isinstance(module, nn.Linear | Conv1D) and "weight" in module._parameters
     if plain:
@@ -345,7 +345,7 @@ def count_units(model: nn.Module, output: Slice) -> int:
         `AttributeError`: the model has no such module.
         `ValueError`: it is not a plain linear map.
     """
-    return _features(_linear(model, output.module), "in") // output.width
+    return _features(linear_map(model, output.module), "in") // output.width
 
 
 def cut_groups(model: PreTrainedModel, keep: Sequence[tuple[PrunableGroup, Sequence[int]]]) -> None:
@@ -360,7 +360,7 @@ def cut_groups(model: PreTrainedModel, keep: Sequence[tuple[PrunableGroup, Seque
     new = []
     for group, positions in keep:
         for piece in group.slices:
-            module = _linear(model, piece.module)
+            module = linear_map(model, piece.module)
             index = piece.index(group.size, positions).to(module.weight.device)
             weight = module.weight.detach().index_select(_dimension(module, piece.axis), index)
             bias = module.bias
@@ -432,6 +432,8 @@ def recorded_sizes(config: PretrainedConfig, groups: Sequence[PrunableGroup]) ->
 
 def shrink(model: PreTrainedModel) -> None:
     """Shrinks a freshly built model to the sizes its config records. Does nothing to what is that small already."""
+    if getattr(model.config, RECORD, None) is None and not getattr(model.config, "pruned_heads", None):
+        return
     groups = {group.name: group for group in list_groups(model)}
     sizes = recorded_sizes(model.config, list(groups.values()))
     cut_groups(model, [(groups[n], range(size)) for n, size in sizes.items() if size < groups[n].size])

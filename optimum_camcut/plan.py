@@ -24,11 +24,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from .config import PruningConfig
 from .files import read_json, write_json
-from .groups import PrunableGroup
+from .groups import WEIGHTS, PrunableGroup
 from .scoring import get_scorer
 from .scoring.loop import Scores, check_scores
+from .units import IndexSet, mask_of
 
 
 PLAN_NAME = "pruning_plan.json"
@@ -41,6 +45,9 @@ class PruningPlan:
     Groups that are not named stay whole. A plan made by hand needs only `keep`:
     `PruningPlan(keep={"layer.0.heads": [0, 3, 5]})`.
 
+    Of single weights, a group is a parameter and its units are the elements in row-major order; `make_plan` keeps
+    them as an `IndexSet`, a sequence like any other that takes one byte a weight.
+
     Args:
         keep (`Mapping[str, Sequence[int]]`): group name -> kept indices; stored sorted.
         sizes (`Mapping[str, int]`): group name -> number of units in the uncut model, if known.
@@ -52,7 +59,7 @@ class PruningPlan:
         `ValueError`: an index that is negative, repeated, no integer, or not below the group's size.
     """
 
-    keep: Mapping[str, tuple[int, ...]]
+    keep: Mapping[str, Sequence[int]]
     sizes: Mapping[str, int] = field(default_factory=dict)
     model_type: str | None = None
     config: PruningConfig | None = None
@@ -61,6 +68,11 @@ class PruningPlan:
     def __post_init__(self):
         keep = {}
         for name, units in dict(self.keep).items():
+            if isinstance(units, IndexSet):
+                if self.sizes.get(name, units.size) != units.size:
+                    raise ValueError(f"the plan keeps {units!r} of {name!r}, which has size {self.sizes[name]!r}")
+                keep[name] = units
+                continue
             if not isinstance(units, Iterable):
                 raise ValueError(f"the plan should keep a list of indices of {name!r}; got {units!r}")
             try:
@@ -78,14 +90,22 @@ class PruningPlan:
         object.__setattr__(self, "keep", keep)
         object.__setattr__(self, "sizes", dict(self.sizes))
 
-    def removed(self, name: str) -> tuple[int, ...]:
+    def mask(self, name: str) -> np.ndarray:
+        """Bool of shape `(sizes[name],)`: True at the units of a group that are kept.
+
+        Raises:
+            `KeyError`: the plan does not know the group, or its size.
+        """
+        return mask_of(self.keep[name], self.sizes[name])
+
+    def removed(self, name: str) -> Sequence[int]:
         """Original indices of the units of a group that are gone.
 
         Raises:
-            `KeyError`: the plan does not know the group's size.
+            `KeyError`: the plan does not know the group, or its size.
         """
-        kept = set(self.keep[name])
-        return tuple(unit for unit in range(self.sizes[name]) if unit not in kept)
+        removed = IndexSet(~self.mask(name))
+        return removed if isinstance(self.keep[name], IndexSet) else tuple(removed)
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON types."""
@@ -93,7 +113,7 @@ class PruningPlan:
             "model_type": self.model_type,
             "num_layers": self.num_layers,
             "sizes": dict(self.sizes),
-            "keep": {name: list(units) for name, units in self.keep.items()},
+            "keep": {n: u.to_dict() if isinstance(u, IndexSet) else list(u) for n, u in self.keep.items()},
             "config": self.config.to_dict() if self.config else None,
         }
 
@@ -109,8 +129,9 @@ class PruningPlan:
         if unknown:
             raise ValueError(f"unknown keys {unknown} in a pruning plan; known keys: {', '.join(known)}")
         keep, sizes = values.get("keep"), values.get("sizes") or {}
-        if not isinstance(keep, Mapping) or not all(isinstance(units, Sequence) for units in keep.values()):
-            raise ValueError(f"a pruning plan should hold 'keep', group name -> list of indices; got {keep!r}")
+        if not isinstance(keep, Mapping) or not all(isinstance(u, Sequence | Mapping) for u in keep.values()):
+            raise ValueError(f"a pruning plan should hold 'keep', group name -> list of indices; got {keep!r:.200}")
+        keep = {n: IndexSet.from_dict(u) if isinstance(u, Mapping) else u for n, u in keep.items()}
         if not isinstance(sizes, Mapping):
             raise ValueError(f"'sizes' of a pruning plan should map group name -> number of units; got {sizes!r}")
         config = values.get("config")
@@ -131,33 +152,46 @@ class PruningPlan:
         return cls.from_dict(read_json(path / PLAN_NAME if path.is_dir() else path))
 
     def table(self) -> list[tuple[str, str, str]]:
-        """Rows of layer, kind and what is kept: `("3", "heads", "7 / 12")`."""
-        rows = []
-        for name, units in self.keep.items():
-            size = self.sizes.get(name)
-            rows.append((layer_of(name), name.rpartition(".")[2], f"{len(units)} / {'?' if size is None else size}"))
-        return rows
+        """Rows of layer, kind and what is kept: `("3", "heads", "7 / 12")`. The weights of a layer are counted
+        together."""
+        return [(*cell, self._count(names)) for cell, names in self._cells().items()]
 
     def __str__(self) -> str:
-        kinds = list(dict.fromkeys(kind for _, kind, _ in self.table()))
-        cells = {(layer, kind): kept for layer, kind, kept in self.table()}
+        cells = self._cells()
+        kinds = list(dict.fromkeys(kind for _, kind in cells))
         lines = [["layer", *kinds]]
         for layer in dict.fromkeys(layer for layer, _ in cells):
-            lines.append([layer, *(cells.get((layer, kind), "all") for kind in kinds)])
-        for kind in kinds:
-            names = [name for name in self.keep if name.rpartition(".")[2] == kind]
-            sizes = [self.sizes.get(name) for name in names]
-            total = "?" if None in sizes else sum(sizes)
-            cells["total", kind] = f"{sum(len(self.keep[name]) for name in names)} / {total}"
-        lines.append(["total", *(cells["total", kind] for kind in kinds)])
+            lines.append([layer, *(self._count(cells[layer, k]) if (layer, k) in cells else "all" for k in kinds)])
+        total = {kind: [n for (_, k), names in cells.items() if k == kind for n in names] for kind in kinds}
+        lines.append(["total", *(self._count(total[kind]) for kind in kinds)])
         widths = [max(map(len, column)) for column in zip(*lines)]
         return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in lines)
 
+    def _cells(self) -> dict[tuple[str, str], list[str]]:
+        """Layer and kind -> names of the groups."""
+        cells: dict[tuple[str, str], list[str]] = {}
+        for name in self.keep:
+            cells.setdefault((layer_of(name), _label(name)), []).append(name)
+        return cells
+
+    def _count(self, names: Sequence[str]) -> str:
+        sizes = [self.sizes.get(name) for name in names]
+        return f"{sum(len(self.keep[name]) for name in names)} / {'?' if None in sizes else sum(sizes)}"
+
 
 def layer_of(name: str) -> str:
-    """The layer index in a group's name: its first number."""
-    number = re.search(r"\d+", name)
-    return number[0] if number else name
+    """The layer index in a group's name, its first number; of a parameter outside of the layers, its module."""
+    number = re.search(r"(?<![^.])\d+(?![^.])", name)
+    return number[0] if number else name.rpartition(".")[0]
+
+
+def is_weight(name: str) -> bool:
+    """Whether a group of this name is a parameter, whose units are single weights."""
+    return name.endswith((".weight", ".bias"))
+
+
+def _label(name: str) -> str:
+    return WEIGHTS if is_weight(name) else name.rpartition(".")[2]
 
 
 def make_plan(scores: Scores, groups: Sequence[PrunableGroup], config: PruningConfig) -> PruningPlan:
@@ -167,7 +201,8 @@ def make_plan(scores: Scores, groups: Sequence[PrunableGroup], config: PruningCo
     a model that has lost half its heads loses half of the rest at `sparsity=0.5`.
 
     Args:
-        scores (`dict[str, Tensor]`): group name -> `(units,)`, larger = keep, as `score_groups` returns.
+        scores (`dict[str, Tensor]`): group name -> `(units,)`, larger = keep, as `score_groups` returns; of single
+            weights, in the parameter's shape.
         groups (`Sequence[PrunableGroup]`): the groups that were scored; those of `config.granularity` are cut.
         config (`PruningConfig`): `sparsity` or `compression`, `budget`, `allocation`, `min_units`, `multiple_of`.
 
@@ -183,7 +218,10 @@ def make_plan(scores: Scores, groups: Sequence[PrunableGroup], config: PruningCo
     names = {group.name for group in groups}
     groups = [group for group in groups if group.kind in config.granularity]
     if not groups:
-        raise ValueError(f"no groups of {' or '.join(config.granularity)} to plan for; find_groups(model) lists them")
+        raise ValueError(
+            f"no groups of {' or '.join(config.granularity)} to plan for; find_groups(model, {config.granularity}) "
+            "gives them"
+        )
     wanted = {group.name for group in groups}
     check_scores({name: s for name, s in scores.items() if name in wanted or name not in names}, groups)
     cost = {g.name: unit_cost(g, config) for g in groups}
@@ -196,11 +234,15 @@ def make_plan(scores: Scores, groups: Sequence[PrunableGroup], config: PruningCo
             pools = [[g] for g in groups]
         scale = dict.fromkeys(kinds, 1.0)
     fraction = _fraction_to_remove(groups, pools, cost, config)
-    keep: dict[str, list[int]] = {}
+    keep: dict[str, Sequence[int]] = {}
     for pool in pools:
-        keep |= _keep_best(scores, pool, config, fraction, cost, scale)
+        if pool[0].kind == WEIGHTS:
+            keep |= _keep_largest(scores, pool, fraction)
+        else:
+            best = _keep_best(scores, pool, config, fraction, cost, scale)
+            keep |= {g.name: tuple(g.units[i] for i in best[g.name]) for g in pool}
     return PruningPlan(
-        keep={g.name: tuple(g.units[i] for i in keep[g.name]) for g in groups},
+        keep={g.name: keep[g.name] for g in groups},
         sizes={g.name: g.original_size for g in groups},
         model_type=groups[0].model_type,
         config=dataclasses.replace(config),
@@ -210,7 +252,7 @@ def make_plan(scores: Scores, groups: Sequence[PrunableGroup], config: PruningCo
 
 def unit_cost(group: PrunableGroup, config: PruningConfig) -> int:
     """What one unit costs in `config.budget`: parameters (also for `compression`), or FLOPs per token at
-    `config.sequence_length`."""
+    `config.sequence_length`. A single weight counts 1 in either."""
     if config.budget == "params" or config.compression is not None:
         return group.unit_parameters
     return group.unit_flops + group.unit_flops_per_position * config.sequence_length
@@ -229,6 +271,8 @@ def _multiple(group: PrunableGroup, config: PruningConfig) -> int:
 
 def _least(group: PrunableGroup, config: PruningConfig) -> int:
     """The fewest units the group may keep."""
+    if group.kind == WEIGHTS:
+        return 0
     multiple = _multiple(group, config)
     return min(-(-config.min_units // multiple) * multiple, group.size)
 
@@ -239,7 +283,7 @@ def _scale_of_kinds(
     """What makes scores of different kinds comparable. Estimates of the loss change are; of other scores, each kind
     gets the share of the total that it has of the cost."""
     scale = {group.kind: 1.0 for group in groups}
-    if not get_scorer(config.method).quadratic:
+    if len(scale) > 1 and not get_scorer(config.method).quadratic:
         for kind in scale:
             pool = [g for g in groups if g.kind == kind]
             scale[kind] = sum(g.size * cost[g.name] for g in pool) / sum(float(scores[g.name].sum()) for g in pool)
@@ -264,14 +308,14 @@ def _fraction_to_remove(
         raise ValueError("compression needs the model's parameter count; take the groups from find_groups(model)")
     else:
         fraction = total * (1 - 1 / config.compression) / prunable
-    possible = 1.0
+    possible, enough = 1.0, fraction <= 1.0
     for pool in pools:
         whole, least = (
             sum(n(g) * cost[g.name] for g in pool) for n in (lambda g: g.size, lambda g: _least(g, config))
         )
         if least - whole * (1 - fraction) > cost[pool[0].name] / 2:  # more than rounding to whole units explains
-            possible = min(possible, 1 - least / whole)
-    if possible < 1.0:
+            possible, enough = min(possible, 1 - least / whole), False
+    if not enough:
         name, value = ("sparsity", possible)
         if config.sparsity is None:
             name, value = "compression", total / (total - possible * prunable)
@@ -280,6 +324,24 @@ def _fraction_to_remove(
             f"{math.floor(value * 1e4) / 1e4} (granularity {list(config.granularity)}, min_units={config.min_units})"
         )
     return fraction
+
+
+def _keep_largest(scores: Scores, pool: Sequence[PrunableGroup], fraction: float) -> dict[str, IndexSet]:
+    """Keeps the weights of a pool with the largest scores: by group. Their number is rounded."""
+    present = [torch.from_numpy(mask_of(group.units, group.original_size)) for group in pool]
+    values = torch.cat([scores[group.name].flatten()[mask] for group, mask in zip(pool, present)])
+    count = math.floor(len(values) * (1 - fraction) + 0.5)
+    chosen = torch.zeros(len(values), dtype=torch.bool)
+    if count > 0:
+        threshold = values.kthvalue(len(values) - count + 1).values
+        chosen = values > threshold
+        chosen[(values == threshold).nonzero().flatten()[: count - int(chosen.sum())]] = True
+    keep = {}
+    for group, mask, part in zip(pool, present, chosen.split([int(mask.sum()) for mask in present])):
+        kept = torch.zeros(group.original_size, dtype=torch.bool)
+        kept[mask] = part
+        keep[group.name] = IndexSet(kept.numpy())
+    return keep
 
 
 def _keep_best(

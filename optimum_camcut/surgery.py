@@ -22,9 +22,11 @@ from collections.abc import Iterable, Mapping
 from transformers import PreTrainedModel
 
 from .checkpoint import checkpoint_class
-from .groups import find_groups
+from .groups import KINDS, WEIGHTS, find_groups
+from .masking import zero_weights
 from .modeling_camcut import ARCHITECTURES, RECORD, bind_position_bias, cut_groups
-from .plan import PruningPlan
+from .plan import PruningPlan, is_weight
+from .units import mask_of
 
 
 logger = logging.getLogger(__name__)
@@ -33,10 +35,13 @@ logger = logging.getLogger(__name__)
 def apply_plan(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
     """Removes from the model every unit that the plan does not keep. All of it happens, or none.
 
-    Parameters are replaced by smaller ones of the same dtype, device and `requires_grad`, so make the optimizer
-    afterwards. The model's config becomes a copy of its own that records the sizes; the model's class becomes a
-    subclass of the same name whose `save_pretrained` writes a checkpoint that `load_pruned` and
-    `from_pretrained(..., trust_remote_code=True)` read.
+    Heads and neurons are cut: parameters are replaced by smaller ones of the same dtype, device and `requires_grad`;
+    make the optimizer afterwards. The model's config becomes a copy of its own that records the sizes. Single weights
+    are set to zero in place, where `CamCutTrainer` keeps them, and `hold_masks` around a training loop of your own.
+
+    The model's class becomes a subclass of the same name whose `save_pretrained` also writes the plan. A cut model is
+    read by `load_pruned` and by `from_pretrained(..., trust_remote_code=True)`; one with masked weights is a plain
+    checkpoint.
 
     Args:
         model (`PreTrainedModel`): of a supported architecture, not wrapped; pruned before or not.
@@ -47,15 +52,17 @@ def apply_plan(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
 
     Raises:
         `TypeError`: not a transformers model, or not a plan.
-        `ValueError`: the plan is for another model, names a group or unit that the model lacks, or keeps a unit that
-            an earlier cut removed.
+        `ValueError`: the plan is for another model, names a group or unit that the model lacks, keeps a unit that an
+            earlier cut removed, or cuts what has masked weights.
     """
     if not isinstance(plan, PruningPlan):
         raise TypeError(f"expected a PruningPlan, got {type(plan).__name__}")
-    groups = {group.name: group for group in find_groups(model)}
+    masks = {name: units for name, units in plan.keep.items() if is_weight(name)}
+    kinds = [*(KINDS if len(masks) < len(plan.keep) or not masks else ()), *([WEIGHTS] if masks else ())]
+    groups = {group.name: group for group in find_groups(model, kinds)}
     if plan.model_type is not None and plan.model_type != model.config.model_type:
         raise ValueError(f"the plan is for a {plan.model_type!r} model; this one is {model.config.model_type!r}")
-    layers = next(iter(groups.values())).num_layers
+    layers = next(iter(groups.values())).num_layers if groups else None
     if plan.num_layers is not None and plan.num_layers != layers:
         raise ValueError(f"the plan is for a model of {plan.num_layers} layers; this one has {layers}")
     for name, units in plan.keep.items():
@@ -65,28 +72,35 @@ def apply_plan(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
         size = plan.sizes.get(name, group.original_size)
         if size != group.original_size:
             raise ValueError(f"the plan is for a model with {size} units in {name!r}; this has {group.original_size}")
-        lacking = [unit for unit in units if unit >= group.original_size]
-        if lacking:
-            first = lacking[0] if len(lacking) == 1 else f"{lacking[0]} to {lacking[-1]}"
-            raise ValueError(f"{name!r} has no unit {first}: it has {group.original_size}, numbered from 0")
-        gone = sorted(set(units) - set(group.units))
-        if gone:
-            raise ValueError(f"the plan keeps units {gone} of {name!r}, which were removed already")
-
-    cuts = [(groups[name], units) for name, units in plan.keep.items()]
-    cut_groups(model, [(group, [group.units.index(unit) for unit in units]) for group, units in cuts])
-
+        if len(units) and units[-1] >= group.original_size:
+            raise ValueError(f"{name!r} has no unit {units[-1]}: it has {group.original_size}, numbered from 0")
+        gone = mask_of(units, group.original_size) & ~mask_of(group.units, group.original_size)
+        if gone.any():
+            raise ValueError(
+                f"the plan keeps units {gone.nonzero()[0].tolist()[:10]} of {name!r}, which were removed already"
+            )
+    cuts = [(groups[n], units) for n, units in plan.keep.items() if n not in masks and units != groups[n].units]
     before = getattr(model, "pruning_plan", None)
+    if cuts and (masks or any(map(is_weight, before.keep if before else ()))):
+        raise ValueError(
+            f"{cuts[0][0].name!r} cannot be cut together with masking single weights, nor after it: cut first, then "
+            "score and mask the weights that are left"
+        )
+
+    cut_groups(model, [(group, [group.units.index(unit) for unit in units]) for group, units in cuts])
+    zero_weights(model, masks)
+
     keep = {**(before.keep if before else {}), **plan.keep}
-    sizes = {name: groups[name].original_size for name in keep}
+    sizes = {**(before.sizes if before else {}), **{name: groups[name].original_size for name in plan.keep}}
     model.pruning_plan = PruningPlan(
-        {name: keep[name] for name in groups if name in keep},
-        sizes,
+        {name: keep[name] for name in sorted(dict.fromkeys([*groups, *keep]), key=is_weight) if name in keep},
+        {name: sizes[name] for name in keep},
         model.config.model_type,
         plan.config or (before.config if before else None),
         layers,
     )
-    record(model)
+    if len(masks) < len(plan.keep) or not masks:
+        record(model)
     model.__class__ = checkpoint_class(type(model))
     logger.info("pruned %s:\n%s", type(model).__name__, model.pruning_plan)
     return model
@@ -99,7 +113,7 @@ def record(model: PreTrainedModel) -> None:
         if module.__dict__.get("config") is old:
             module.config = new
     plan, architecture = model.pruning_plan, ARCHITECTURES[new.model_type]
-    cut = [name for name in plan.keep if len(plan.keep[name]) < plan.sizes[name]]
+    cut = [name for name in plan.keep if len(plan.keep[name]) < plan.sizes[name] and not is_weight(name)]
     heads = {name: list(plan.keep[name]) for name in cut if name.endswith(".heads")}
     entry = {"sizes": {name: len(plan.keep[name]) for name in cut}}
     if architecture.position_bias is not None:

@@ -19,7 +19,7 @@ import copy
 import dataclasses
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from .checkpoint import PrunedCheckpoint
 from .config import PruningConfig
 from .distillation import distillation_loss
 from .groups import find_groups
+from .masking import hold_masks
 from .plan import PLAN_NAME, PruningPlan, make_plan, remaining_budget
 from .rebuild import reconstruct
 from .scoring import get_scorer
@@ -104,12 +105,12 @@ class CamCutTrainer(Trainer):
         """
         config = self.pruning_config
         if config is None:
-            return super().train(resume_from_checkpoint, trial, *args, **kwargs)
+            return self._train(resume_from_checkpoint, trial, *args, **kwargs)
         if trial is not None:  # every trial of a search prunes a model of its own
             self.pruning_plan = self.scores = self.dense_model = None
         with self._one_model(trial):
             if self.pruning_plan is not None:
-                return super().train(resume_from_checkpoint, trial, *args, **kwargs)
+                return self._train(resume_from_checkpoint, trial, *args, **kwargs)
             if self.train_dataset is None and (config.recovery == "finetune" or config.dense_epochs):
                 raise ValueError("train_dataset is None: there is nothing to train on")
             initial = copy.deepcopy(self._bare_model()) if config.rewind else None
@@ -121,7 +122,7 @@ class CamCutTrainer(Trainer):
                 resumed, checkpoint = checkpoint, None
                 with self._phase(phase):
                     if phase == DENSE:
-                        output = super().train(resumed, trial, *args, **kwargs)
+                        output = self._train(resumed, trial, *args, **kwargs)
                         continue
                     if resumed is not None:
                         self._restore(resumed)
@@ -139,7 +140,7 @@ class CamCutTrainer(Trainer):
                         if config.recovery == "reconstruct":
                             self._reconstruct()
                     if config.recovery == "finetune":
-                        output = super().train(resumed, trial, *args, **kwargs)
+                        output = self._train(resumed, trial, *args, **kwargs)
         return output
 
     # ------------------------------------------------------------------------------------------- the steps apart
@@ -155,7 +156,7 @@ class CamCutTrainer(Trainer):
         """
         config = self._require_config()
         model = self._bare_model()
-        needs_data = get_scorer(config.method).source != "weights"
+        needs_data = get_scorer(config.method, config.granularity).source != "weights"
         self.scores = score_groups(
             model,
             find_groups(model, config.granularity),
@@ -241,6 +242,11 @@ class CamCutTrainer(Trainer):
             write_card(self.args.output_dir, model)
 
     # ------------------------------------------------------------------------------------------------------ details
+
+    def _train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """`Trainer.train`, with masked weights held at zero."""
+        with hold_masks(self._bare_model()) if self.model is not None else nullcontext():
+            return super().train(*args, **kwargs)
 
     def _require_config(self) -> PruningConfig:
         if self.pruning_config is None:

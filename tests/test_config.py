@@ -25,7 +25,7 @@ from transformers import HfArgumentParser
 
 from optimum_camcut import PruningConfig, find_groups, score_groups
 from optimum_camcut.config import CHOICES
-from optimum_camcut.scoring import SCORERS
+from optimum_camcut.scoring import SCORERS, WEIGHT_SCORERS
 
 
 FIELDS = tuple(field.name for field in dataclasses.fields(PruningConfig))
@@ -42,9 +42,10 @@ BAD = {
     "budget": ("latencies", "", None, 1, True, ["params"]),
     "allocation": ("by_kind", "", None, 0, False, {"global": 1}),
     "num_samples": COUNT,
-    "smooth_samples": COUNT,
-    "noise_std": (-0.1, NAN, INFINITY, "0.1", None, True, [], HUGE),
-    "noise_scale": ("relatively", "", None, 1, ["relative"]),
+    "smooth_samples": [value for value in COUNT if value is not None],
+    "noise_std": (-0.1, NAN, INFINITY, "0.1", True, [], HUGE),
+    "noise_scale": ("relatively", "", 1, ["relative"]),
+    "dropout": (1, 0, "yes", None, []),
     "shift": (10.0, -1, NAN, "0", None, False, HUGE),
     "rounds": COUNT,
     "rewind": (1, 0, "yes", None, []),
@@ -89,8 +90,8 @@ def test_a_bad_value_is_named(name, value):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": "tailor"}, "unknown method 'tailor'; known methods: cam_cut, "),
-        ({"granularity": ["heads", "layers"]}, "unknown granularity 'layers'; expected 'heads' or 'neurons'"),
+        ({"method": "tailor"}, "unknown method 'tailor' for heads and neurons; known methods for heads and neurons: cam_cut, "),
+        ({"granularity": ["heads", "layers"]}, "unknown granularity 'layers'; expected 'heads' or 'neurons' or 'weights'"),
         ({"sparsity": 1.5}, "sparsity should be a number between 0 and 1, both excluded; got 1.5"),
         ({"compression": 1}, "compression should be a number above 1; got 1"),
         ({"num_samples": 0}, "num_samples should be an integer of at least 1; got 0"),
@@ -156,6 +157,7 @@ OTHER = {
     "smooth_samples": 3,
     "noise_std": 0.25,
     "noise_scale": "absolute",
+    "dropout": True,
     "shift": 0,
     "rounds": 2,
     "rewind": True,
@@ -298,5 +300,6 @@ def test_any_json_is_a_usable_config_or_a_value_error(values):
     except ValueError:
         return
     assert PruningConfig.from_dict(json.loads(json.dumps(made.to_dict(), allow_nan=False))) == made
-    assert made.method in SCORERS and set(made.granularity) <= {"heads", "neurons"}
+    assert made.method in (WEIGHT_SCORERS if made.granularity == ("weights",) else SCORERS)
+    assert made.granularity == ("weights",) or set(made.granularity) <= {"heads", "neurons"}
     assert (made.sparsity is None) != (made.compression is None)

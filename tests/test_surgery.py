@@ -240,7 +240,7 @@ def test_a_failure_in_the_middle_changes_nothing(monkeypatch):
 
     def fail_late(*args):
         calls.append(args)
-        if len(calls) == 30:
+        if len(calls) == 20:
             raise MemoryError("no memory left")
         return index_select(*args)
 

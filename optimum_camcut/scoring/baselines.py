@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .registry import scorer
+from .registry import scorer, weight_scorer
 
 
 if TYPE_CHECKING:
@@ -58,3 +58,36 @@ def magnitude(weights: Tensor, generator: Generator) -> Tensor:
 def random(weights: Tensor, generator: Generator) -> Tensor:
     """Uniform in [0, 1)."""
     return weights.new_empty(weights.shape[0]).uniform_(generator=generator)
+
+
+# ------------------------------------------------------------------------------------------------- single weights
+
+
+@weight_scorer("magnitude", source="weights")
+def weight_magnitude(weight: Tensor, generator: Generator) -> Tensor:
+    """|W| (Han et al. 2015)."""
+    return weight.abs()
+
+
+@weight_scorer("gradient")
+def gradient(weight: Tensor, gradient: Tensor, output: Tensor) -> Tensor:
+    """|∂L/∂W|."""
+    return gradient.abs()
+
+
+@weight_scorer("snip")
+def snip(weight: Tensor, gradient: Tensor, output: Tensor) -> Tensor:
+    """|W · ∂L/∂W|, the first-order effect of removing the weight (Lee et al. 2019, eq. 5)."""
+    return (weight * gradient).abs_()
+
+
+@weight_scorer("wanda", source="input")
+def wanda(weight: Tensor, norm: Tensor) -> Tensor:
+    """|W| · ‖x‖₂ of the weight's input feature (Sun et al. 2024, eq. 1)."""
+    return weight.abs() * norm
+
+
+@weight_scorer("random", source="weights")
+def random_weights(weight: Tensor, generator: Generator) -> Tensor:
+    """Uniform in [0, 1)."""
+    return weight.new_empty(weight.shape).uniform_(generator=generator)

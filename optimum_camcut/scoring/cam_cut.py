@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .registry import scorer
+from .registry import scorer, weight_scorer
 
 
 if TYPE_CHECKING:
@@ -36,6 +36,13 @@ def cam_cut(activation: Tensor, gradient: Tensor, mask: Tensor) -> Tensor:
     cam = weight[:, None] * activation
     cam = (cam.sum(3) if cam.shape[3] > 1 else cam.squeeze(3)).relu()  # summing over one feature is a slow copy
     return _token_sum(cam[..., None], mask)[..., 0] / tokens
+
+
+@weight_scorer("cam_cut")
+def cam_cut_weights(weight: Tensor, gradient: Tensor, output: Tensor) -> Tensor:
+    """|W · ∂L/∂W · (shift + z̄)|, z̄ being the mean output of the weight's output feature (DeepCuts, Grover et al.
+    2022)."""
+    return (weight * gradient).mul_(output).abs_()
 
 
 def _token_sum(values: Tensor, mask: Tensor) -> Tensor:

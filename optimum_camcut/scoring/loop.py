@@ -16,8 +16,9 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -32,10 +33,11 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..config import PruningConfig
-from ..groups import PrunableGroup, check_group
+from ..groups import WEIGHTS, PrunableGroup, check_group
 from .capture import ActivationCapture
 from .noise import GaussianNoise, linear_noise
 from .registry import Scorer, get_scorer
+from .weights import score_weights
 
 
 logger = logging.getLogger(__name__)
@@ -77,18 +79,26 @@ def score_groups(
     """
     groups = [group for group in groups if group.kind in config.granularity]
     if not groups:
-        raise ValueError(f"no groups of {' or '.join(config.granularity)} to score; find_groups(model) lists them")
+        raise ValueError(
+            f"no groups of {' or '.join(config.granularity)} to score; find_groups(model, {config.granularity}) gives "
+            "them"
+        )
     for group in groups:
         check_group(model, group)
-    scorer = get_scorer(config.method)
+    scorer = get_scorer(config.method, config.granularity)
+    present = [group for group in groups if group.size]
     if scorer.source == "weights":
         generator = torch.Generator().manual_seed(config.seed)
-        scores = {g.name: scorer.function(unit_weights(model, g).float().cpu(), generator) for g in groups if g.size}
+        scores = {g.name: scorer.function(unit_weights(model, g).float().cpu(), generator) for g in present}
     else:
-        loss_function = loss_function or _model_loss
-        present = [group for group in groups if group.size]
-        scores = _score_on_data(model, present, dataloader, config, scorer, loss_function, disable_tqdm)
-    scores = {group.name: scores.get(group.name, torch.zeros(0)) for group in groups}
+        if dataloader is None:
+            raise ValueError(f"the method {scorer.name!r} needs batches to score on, and dataloader is None")
+        score = score_weights if WEIGHTS in config.granularity else _score_units
+        with scoring_mode(model, config.dropout):
+            batches = _own_batches(model, dataloader, config, disable_tqdm)
+            scores = score(model, present, batches, config, scorer, loss_function or _model_loss)
+    for group in groups:
+        scores.setdefault(group.name, torch.zeros(group.original_size if group.kind == WEIGHTS else 0))
     check_scores(scores, groups)
     return scores
 
@@ -103,7 +113,12 @@ def check_scores(scores: Scores, groups: Sequence[PrunableGroup]) -> None:
                 f"the scores of {group.name!r} should be a tensor, got {type(scores[group.name]).__name__}"
             )
         shape = tuple(scores[group.name].shape)
-        if shape != (group.size,):
+        if group.kind == WEIGHTS and math.prod(shape) != group.original_size:
+            raise ValueError(
+                f"the scores of {group.name!r} have shape {shape}; expected that of the parameter, with "
+                f"{group.original_size} elements"
+            )
+        if group.kind != WEIGHTS and shape != (group.size,):
             raise ValueError(f"the scores of {group.name!r} have shape {shape}; expected ({group.size},), one a unit")
         if not torch.isfinite(scores[group.name]).all():
             raise ValueError(
@@ -123,7 +138,10 @@ def check_scores(scores: Scores, groups: Sequence[PrunableGroup]) -> None:
 
 
 def unit_weights(model: nn.Module, group: PrunableGroup) -> Tensor:
-    """All weights and biases that go with each unit: `(units, weights of a unit)`."""
+    """All weights and biases that go with each unit: `(units, weights of a unit)`; of single weights, the parameter
+    in its own shape."""
+    if group.kind == WEIGHTS:
+        return model.get_parameter(group.name).detach()
     columns = []
     for piece in group.slices:
         module = model.get_submodule(piece.module)
@@ -146,37 +164,51 @@ def _model_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
     return loss
 
 
-def _score_on_data(
+def _own_batches(
+    model: PreTrainedModel, dataloader: Iterable[Batch], config: PruningConfig, disable_tqdm: bool
+) -> Iterator[tuple[Batch, int]]:
+    """This process's share of the batches, on the model's device, each with a seed.
+
+    Seeds go by what is scored, not by who scores it: any number of processes draws the same noise and dropout.
+    """
+    state, device, index = PartialState(), next(model.parameters()).device, -1
+    for index, batch in enumerate(limit(dataloader, config.num_samples, config.method, disable_tqdm)):
+        if index % state.num_processes == state.process_index:
+            seed = config.seed * 1_000_003 + index
+            with _random_state(device, seed) if config.dropout else nullcontext():
+                yield send_to_device(dict(batch), device), seed
+    if index < 0:
+        raise ValueError("the dataloader gave no batches: there is nothing to score on")
+
+
+@contextmanager
+def _random_state(device: torch.device, seed: int) -> Iterator[None]:
+    with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
+        torch.manual_seed(seed)
+        yield
+
+
+def _score_units(
     model: PreTrainedModel,
     groups: list[PrunableGroup],
-    dataloader: Iterable[Batch] | None,
+    batches: Iterable[tuple[Batch, int]],
     config: PruningConfig,
     scorer: Scorer,
     loss_function: LossFunction,
-    disable_tqdm: bool,
 ) -> Scores:
-    if dataloader is None:
-        raise ValueError(f"the method {scorer.name!r} needs batches to score on, and dataloader is None")
-    state = PartialState()
     device = next(model.parameters()).device
     totals = {group.name: torch.zeros(group.size, dtype=torch.float64, device=device) for group in groups}
-    count = 0
-    with scoring_mode(model), ActivationCapture(model, groups) as capture:
-        for index, batch in enumerate(limit(dataloader, config.num_samples, scorer.name, disable_tqdm)):
+    count = torch.zeros(1, dtype=torch.float64, device=device)
+    with ActivationCapture(model, groups) as capture:
+        for batch, seed in batches:
             size = count_examples(batch)
             count += size
-            if index % state.num_processes == state.process_index:
-                batch = send_to_device(dict(batch), device)
-                # Seeded by what is scored, not by who scores it: any number of processes draws the same noise.
-                seed = config.seed * 1_000_003 + index
-                for name, score in _score_batch(model, capture, batch, size, config, scorer, loss_function, seed):
-                    totals[name] += score.double().sum(0)
-    if count == 0:
-        raise ValueError("the dataloader gave no batches: there is nothing to score on")
-    scores = torch.cat([totals[group.name] for group in groups])
-    if state.num_processes > 1:
-        scores = reduce_across_processes(scores, "sum")
-    parts = (scores / count).float().cpu().split([group.size for group in groups])
+            for name, score in _score_batch(model, capture, batch, size, config, scorer, loss_function, seed):
+                totals[name] += score.double().sum(0)
+    sums = torch.cat([*(totals[group.name] for group in groups), count])
+    if PartialState().num_processes > 1:
+        sums = reduce_across_processes(sums, "sum")
+    parts = (sums[:-1] / sums[-1]).float().cpu().split([group.size for group in groups])
     return {group.name: part.clone() for group, part in zip(groups, parts)}
 
 
@@ -297,11 +329,12 @@ def token_mask(batch: Batch, device: torch.device) -> Tensor | None:
 
 
 @contextmanager
-def scoring_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode with all parameters frozen; afterwards every module and parameter is as it was."""
-    training = [module for module in model.modules() if module.training]
+def scoring_mode(model: nn.Module, dropout: bool = False) -> Iterator[None]:
+    """Evaluation mode (training mode with `dropout`) with all parameters frozen; afterwards every module and parameter
+    is as it was."""
+    modes = [(module, module.training) for module in model.modules()]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    model.eval()
+    model.train(dropout)
     for parameter in trainable:
         parameter.requires_grad_(False)
     try:
@@ -309,5 +342,5 @@ def scoring_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in trainable:
             parameter.requires_grad_(True)
-        for module in training:
-            module.training = True
+        for module, mode in modes:
+            module.training = mode

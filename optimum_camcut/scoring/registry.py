@@ -15,7 +15,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from torch import Tensor
 
-Source = Literal["gradient", "activation", "weights"]
+Source = Literal["gradient", "activation", "input", "weights"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Scorer:
             (`(batch, tokens)`, 1 at real tokens) to `(batch, units)`: the score of each unit for each example, whose
             mean is the result. For `"weights"`, from `weights` (`(units, weights of a unit)`) and a seeded
             `torch.Generator` to `(units,)`.
+            Methods for single weights: see `weight_scorer`.
         source: what the method observes.
         smooth (`bool`): average the gradients over noisy passes first.
         quadratic (`bool`): the score grows with the square of the gradient and so estimates a change of the loss,
@@ -50,7 +52,8 @@ class Scorer:
     quadratic: bool = False
 
 
-SCORERS: dict[str, Scorer] = {}
+SCORERS: dict[str, Scorer] = {}  # of units: heads, neurons and layers
+WEIGHT_SCORERS: dict[str, Scorer] = {}  # of single weights
 
 
 def scorer(
@@ -62,17 +65,48 @@ def scorer(
         `ValueError`: the name is taken.
     """
 
+    return _register(SCORERS, Scorer(name, None, source, smooth, quadratic))
+
+
+def weight_scorer(
+    name: str, source: Source = "gradient", smooth: bool = False
+) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    """Registers a function as a scoring method of single weights.
+
+    The function returns scores in the shape of `weight`, a weight or bias of a linear layer:
+
+    - source `"gradient"`: from `weight`, `gradient` (of the batch's mean loss; with `smooth`, its mean over the noisy
+      passes) and `output` (`shift` plus the layer's mean output over the batch and the tokens, broadcastable to
+      `weight`) to the score for one batch; the sum over the batches is the result;
+    - source `"input"`: from `weight` and `norm` (L2 norm of each input feature over all tokens of all batches,
+      broadcastable to `weight`; for a bias, whose input is 1, the root of the number of tokens);
+    - source `"weights"`: from `weight` and a seeded `torch.Generator`.
+
+    Raises:
+        `ValueError`: the name is taken.
+    """
+    return _register(WEIGHT_SCORERS, Scorer(name, None, source, smooth))
+
+
+def _register(scorers: dict[str, Scorer], scorer: Scorer) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
     def register(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        if name in SCORERS:
-            raise ValueError(f"a scoring method named {name!r} is registered already")
-        SCORERS[name] = Scorer(name, function, source, smooth, quadratic)
+        if scorer.name in scorers:
+            raise ValueError(f"a scoring method named {scorer.name!r} is registered already")
+        scorers[scorer.name] = dataclasses.replace(scorer, function=function)
         return function
 
     return register
 
 
-def get_scorer(name: str) -> Scorer:
-    """Raises `ValueError`, listing the known methods, if there is none of this name."""
-    if name not in SCORERS:
-        raise ValueError(f"unknown method {name!r}; known methods: {', '.join(SCORERS)}")
-    return SCORERS[name]
+def scorers_of(granularity: Iterable[str]) -> dict[str, Scorer]:
+    """The methods that score these kinds."""
+    return WEIGHT_SCORERS if "weights" in granularity else SCORERS
+
+
+def get_scorer(name: str, granularity: Iterable[str] = ()) -> Scorer:
+    """Raises `ValueError`, listing the known methods, if there is none of this name for these kinds."""
+    scorers = scorers_of(granularity)
+    if name not in scorers:
+        kinds = f" for {' and '.join(granularity)}" if granularity else ""
+        raise ValueError(f"unknown method {name!r}{kinds}; known methods{kinds}: {', '.join(scorers)}")
+    return scorers[name]

@@ -15,11 +15,13 @@
 
 from __future__ import annotations
 
-from .baselines import fisher
-from .cam_cut import cam_cut
-from .registry import scorer
+from .baselines import fisher, snip
+from .cam_cut import cam_cut, cam_cut_weights
+from .registry import scorer, weight_scorer
 
 
 # Smoothing happens before the score, in `loop`: it composes with any method that reads gradients.
 scorer("smooth_cut", smooth=True, quadratic=True)(fisher)
 scorer("smooth_cam_cut", smooth=True)(cam_cut)
+weight_scorer("smooth_cut", smooth=True)(snip)
+weight_scorer("smooth_cam_cut", smooth=True)(cam_cut_weights)

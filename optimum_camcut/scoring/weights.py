@@ -1,0 +1,169 @@
+# Copyright 2026 The optimum-camcut authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Scores of single weights, from the gradients of whole batches: the setting of the DeepCuts paper."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import reduce as reduce_across_processes
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from ..config import PruningConfig
+from ..groups import PrunableGroup
+from .noise import GaussianNoise, linear_noise
+from .registry import Scorer
+
+
+LossFunction = Callable[[PreTrainedModel, Mapping[str, Any]], Tensor]
+
+
+def score_weights(
+    model: PreTrainedModel,
+    groups: Sequence[PrunableGroup],
+    batches: Iterable[tuple[Mapping[str, Any], int]],
+    config: PruningConfig,
+    scorer: Scorer,
+    loss_function: LossFunction,
+) -> dict[str, Tensor]:
+    """Scores every element of the groups' parameters on batches.
+
+    Args:
+        model (`PreTrainedModel`): with all parameters frozen.
+        groups: the parameters to score.
+        batches: this process's share of the batches, each with the seed of its noise.
+        config (`PruningConfig`): `smooth_samples`, `noise_std`, `noise_scale` and `shift`.
+        scorer (`Scorer`): of single weights, with the source `"gradient"` or `"input"`.
+        loss_function: `(model, batch) -> scalar mean loss`.
+
+    Returns:
+        `dict[str, Tensor]`: parameter name -> scores in its shape, float32 on the CPU.
+
+    Raises:
+        `ValueError`: the loss does not depend on any of the parameters.
+    """
+    parameters = {group.name: model.get_parameter(group.name) for group in groups}
+    if scorer.source == "input":
+        return _score_by_inputs(model, parameters, batches, scorer)
+    totals = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in parameters.items()}
+    passes = config.smooth_samples if scorer.smooth else 1
+    with _gradients_of(parameters.values()):
+        for batch, seed in batches:
+            outputs, noise = _Means(), nullcontext()
+            if scorer.smooth:
+                relative = config.noise_scale == "relative"
+                noise = linear_noise(model.base_model, config.noise_std, relative, GaussianNoise(seed))
+            watch = _watch(model, parameters, lambda path, x, y, outputs=outputs: outputs.add(path, y))
+            with torch.enable_grad(), watch, noise:
+                for _ in range(passes):
+                    loss = loss_function(model, batch) / passes  # gradients add up to their mean over the passes
+                    if not loss.requires_grad:
+                        raise ValueError("the loss does not depend on any of the weights to be scored")
+                    loss.backward()
+            for name, parameter in parameters.items():
+                if parameter.grad is not None:  # None if the loss does not depend on it: its score stays 0
+                    output = _fit(model, name, config.shift + outputs.mean(_module_of(name)), "out")
+                    totals[name] += scorer.function(parameter.detach().float(), parameter.grad.float(), output)
+                    parameter.grad = None
+    if PartialState().num_processes > 1:
+        totals = reduce_across_processes(totals, "sum")
+    return {name: total.cpu() for name, total in totals.items()}
+
+
+def _score_by_inputs(
+    model: PreTrainedModel,
+    parameters: Mapping[str, nn.Parameter],
+    batches: Iterable[tuple[Mapping[str, Any], int]],
+    scorer: Scorer,
+) -> dict[str, Tensor]:
+    squares = _Means()
+    for path in dict.fromkeys(map(_module_of, parameters)):  # a layer that is never called has inputs of norm 0
+        module = model.get_submodule(path)
+        features = module.nx if isinstance(module, Conv1D) else module.in_features
+        squares.add(path, module.weight.detach().new_zeros(0, features))
+    with torch.no_grad(), _watch(model, parameters, lambda path, x, y: squares.add(path, x.float().square())):
+        for batch, _ in batches:
+            model(**batch)
+    if PartialState().num_processes > 1:
+        squares.sums, squares.counts = reduce_across_processes((squares.sums, squares.counts), "sum")
+    scores = {}
+    for name, parameter in parameters.items():
+        path = _module_of(name)
+        bias = name.endswith(".bias")  # its input is always 1
+        norm = squares.counts[path].sqrt() if bias else _fit(model, name, squares.sums[path].sqrt(), "in")
+        scores[name] = scorer.function(parameter.detach().float(), norm.float()).cpu()
+    return scores
+
+
+def _module_of(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _fit(model: nn.Module, name: str, features: Tensor, axis: str) -> Tensor:
+    """One value an output (or input) feature, made to broadcast over a parameter of the layer."""
+    if name.endswith(".bias"):
+        return features
+    transposed = isinstance(model.get_submodule(_module_of(name)), Conv1D)
+    return features if (axis == "in") != transposed else features[:, None]
+
+
+class _Means:
+    """Running sums over tokens: layer -> one value a feature."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, Tensor] = {}
+
+    def add(self, path: str, values: Tensor) -> None:
+        values = values.detach().reshape(-1, values.shape[-1])
+        total = values.sum(0, dtype=torch.float32)
+        self.sums[path] = self.sums[path] + total if path in self.sums else total
+        count = torch.tensor(float(len(values)), device=total.device)
+        self.counts[path] = self.counts[path] + count if path in self.counts else count
+
+    def mean(self, path: str) -> Tensor:
+        return self.sums[path] / self.counts[path]
+
+
+@contextmanager
+def _watch(
+    model: nn.Module, parameters: Iterable[str], observe: Callable[[str, Tensor, Tensor], None]
+) -> Iterator[None]:
+    """Hands input and output of every layer that has one of the parameters to `observe`."""
+    with ExitStack() as stack:
+        for path in dict.fromkeys(map(_module_of, parameters)):
+            hook = lambda module, args, output, path=path: observe(path, args[0], output)  # noqa: E731
+            stack.callback(model.get_submodule(path).register_forward_hook(hook).remove)
+        yield
+
+
+@contextmanager
+def _gradients_of(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Lets frozen parameters have gradients for a while; those they had before come back."""
+    before = [(parameter, parameter.grad) for parameter in parameters]
+    for parameter, _ in before:
+        parameter.grad = None
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter, gradient in before:
+            parameter.requires_grad_(False)
+            parameter.grad = gradient
