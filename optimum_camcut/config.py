@@ -64,7 +64,8 @@ class PruningConfig:
             below the task head. Default: 0.1; for single weights 1e-3, as in the paper.
         noise_scale: `"relative"` to the standard deviation of that output, or `"absolute"`. Default: relative; for
             single weights absolute, as in the paper.
-        dropout: score with dropout on, as the paper's code does.
+        dropout: score with dropout on. Default: off for heads and neurons; for single weights on in `CamCutTrainer`, as
+            in the paper's code, and in `score_groups` if the model is in training mode.
         shift: added to the mean output by `cam_cut` and `smooth_cam_cut` on single weights (the paper's is 10); other
             methods have no mean output to shift, and heads and neurons take 0 only.
         rounds: cut in this many rounds of score, cut and recover.
@@ -99,7 +100,7 @@ class PruningConfig:
     smooth_samples: int | None = field(default=None, metadata={"help": "Noisy passes of the smooth methods."})
     noise_std: float | None = field(default=None, metadata={"help": "Standard deviation of their noise."})
     noise_scale: str | None = field(default=None, metadata={"help": "Noise relative to each output, or absolute."})
-    dropout: bool = field(default=False, metadata={"help": "Score with dropout on."})
+    dropout: bool | None = field(default=None, metadata={"help": "Score with dropout on."})
     shift: float = field(default=0.0, metadata={"help": "Added to mean outputs by cam_cut on single weights."})
     rounds: int = field(default=1, metadata={"help": "Rounds of score, cut and recover."})
     rewind: bool = field(default=False, metadata={"help": "Return to the initial weights before recovering."})
@@ -150,8 +151,9 @@ class PruningConfig:
             self._check(name, float, lambda v: v >= 0, "a number of at least 0")
         self._check("distill_weight", float, lambda v: 0 <= v <= 1, "a number between 0 and 1")
         self._check("distill_temperature", float, lambda v: v > 0, "a number above 0")
-        for name in ("rewind", "dropout"):
-            self._check(name, bool, lambda v: True, "True or False")
+        self._check("rewind", bool, lambda v: True, "True or False")
+        if self.dropout is not None:
+            self._check("dropout", bool, lambda v: True, "True, False or None")
         zero = "a number" if "weights" in kinds else "0 for heads and neurons: it applies to single weights"
         self._check("shift", float, lambda v: v == 0 or "weights" in kinds, zero)
         if self.rewind and self.dense_epochs == 0:

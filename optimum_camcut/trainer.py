@@ -35,7 +35,7 @@ from .card import write_card
 from .checkpoint import PrunedCheckpoint
 from .config import PruningConfig
 from .distillation import distillation_loss
-from .groups import find_groups
+from .groups import WEIGHTS, find_groups
 from .masking import hold_masks
 from .plan import PLAN_NAME, PruningPlan, make_plan, remaining_budget
 from .rebuild import reconstruct
@@ -157,11 +157,12 @@ class CamCutTrainer(Trainer):
         config = self._require_config()
         model = self._bare_model()
         needs_data = get_scorer(config.method, config.granularity).source != "weights"
+        dropout = WEIGHTS in config.granularity if config.dropout is None else config.dropout
         self.scores = score_groups(
             model,
             find_groups(model, config.granularity),
             self.get_scoring_dataloader() if needs_data else None,
-            config,
+            dataclasses.replace(config, dropout=dropout),
             loss_function=self._scoring_loss,
             disable_tqdm=self.args.disable_tqdm,
         )

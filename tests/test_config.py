@@ -45,7 +45,7 @@ BAD = {
     "smooth_samples": [value for value in COUNT if value is not None],
     "noise_std": (-0.1, NAN, INFINITY, "0.1", True, [], HUGE),
     "noise_scale": ("relatively", "", 1, ["relative"]),
-    "dropout": (1, 0, "yes", None, []),
+    "dropout": (1, 0, "yes", []),
     "shift": (10.0, -1, NAN, "0", None, False, HUGE),
     "rounds": COUNT,
     "rewind": (1, 0, "yes", None, []),
@@ -90,8 +90,14 @@ def test_a_bad_value_is_named(name, value):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": "tailor"}, "unknown method 'tailor' for heads and neurons; known methods for heads and neurons: cam_cut, "),
-        ({"granularity": ["heads", "layers"]}, "unknown granularity 'layers'; expected 'heads' or 'neurons' or 'weights'"),
+        (
+            {"method": "tailor"},
+            "unknown method 'tailor' for heads and neurons; known methods for heads and neurons: cam_cut, ",
+        ),
+        (
+            {"granularity": ["heads", "layers"]},
+            "unknown granularity 'layers'; expected 'heads' or 'neurons' or 'weights'",
+        ),
         ({"sparsity": 1.5}, "sparsity should be a number between 0 and 1, both excluded; got 1.5"),
         ({"compression": 1}, "compression should be a number above 1; got 1"),
         ({"num_samples": 0}, "num_samples should be an integer of at least 1; got 0"),
