@@ -64,8 +64,8 @@ class PruningConfig:
             below the task head. Default: 0.1; for single weights 1e-3, as in the paper.
         noise_scale: `"relative"` to the standard deviation of that output, or `"absolute"`. Default: relative; for
             single weights absolute, as in the paper.
-        dropout: score with dropout on. Default: off for heads and neurons; for single weights on in `CamCutTrainer`, as
-            in the paper's code, and in `score_groups` if the model is in training mode.
+        dropout: score with dropout on. Default: off for heads and neurons. For single weights on in `CamCutTrainer`,
+            as in the paper's code; in `score_groups`, on if the model is in training mode.
         shift: added to the mean output by `cam_cut` and `smooth_cam_cut` on single weights (the paper's is 10); other
             methods have no mean output to shift, and heads and neurons take 0 only.
         rounds: cut in this many rounds of score, cut and recover.

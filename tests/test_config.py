@@ -235,7 +235,7 @@ def parse(*words):
 def words_for(name, value):
     if name == "granularity":
         return [f"--{name}", *value]
-    return [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    return [f"--{name}"] if value is True and name != "dropout" else [f"--{name}", str(value)]
 
 
 @pytest.mark.parametrize("name", FIELDS)
