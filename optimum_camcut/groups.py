@@ -26,22 +26,22 @@ from .modeling_camcut import RECORD, PrunableGroup, Slice, count_units, list_gro
 
 __all__ = ["PrunableGroup", "Slice", "check_group", "find_groups"]
 
-KINDS = ("heads", "neurons")
+KINDS = ("heads", "neurons", "layers")
 
 
-def find_groups(model: PreTrainedModel, kinds: Sequence[str] = KINDS) -> list[PrunableGroup]:
+def find_groups(model: PreTrainedModel, kinds: Sequence[str] = ("heads", "neurons")) -> list[PrunableGroup]:
     """Lists everything that can be cut in a model: one group a layer and kind.
 
     In architectures with grouped key-value heads (llama) a unit of `"heads"` is a key-value head with all the query
-    heads that share it.
+    heads that share it. A group of `"layers"` is one sub-layer, attention or feed-forward, as a single unit.
 
     Args:
         model (`PreTrainedModel`): a transformers model of a supported architecture, with any task head.
-        kinds (`Sequence[str]`): which of `"heads"` and `"neurons"` to list.
+        kinds (`Sequence[str]`): which of `"heads"`, `"neurons"` and `"layers"` to list.
 
     Returns:
         `list[PrunableGroup]`: in the order of the layers. In a pruned model, `group.units` holds the original index of
-        each unit that is left.
+        each unit that is left; of a sub-layer that was removed, nothing is listed.
 
     Raises:
         `TypeError`: `model` is not a transformers model (unwrap it first).
@@ -55,7 +55,7 @@ def find_groups(model: PreTrainedModel, kinds: Sequence[str] = KINDS) -> list[Pr
     if not isinstance(model, PreTrainedModel):
         hint = "; pass the model inside it (`model.module`)" if isinstance(model, nn.Module) else ""
         raise TypeError(f"expected a transformers PreTrainedModel, got {type(model).__name__}{hint}")
-    groups = list_groups(model)
+    groups = [group for group in list_groups(model) if group.size or group.kind != "layers"]
     plan = getattr(model, "pruning_plan", None)
     if plan is None and getattr(model.config, RECORD, None) is not None:
         raise ValueError(

@@ -22,9 +22,18 @@ from collections.abc import Iterable, Mapping
 from transformers import PreTrainedModel
 
 from .checkpoint import checkpoint_class
-from .groups import find_groups
-from .modeling_camcut import ARCHITECTURES, RECORD, bind_position_bias, cut_groups
-from .plan import PruningPlan
+from .groups import KINDS, find_groups
+from .modeling_camcut import (
+    ARCHITECTURES,
+    RECORD,
+    SUBLAYERS,
+    bind_position_bias,
+    cut_groups,
+    list_blocks,
+    list_groups,
+    sublayer_of,
+)
+from .plan import PruningPlan, without_removed
 
 
 logger = logging.getLogger(__name__)
@@ -32,6 +41,8 @@ logger = logging.getLogger(__name__)
 
 def apply_plan(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
     """Removes from the model every unit that the plan does not keep. All of it happens, or none.
+
+    A sub-layer that is removed passes its input on unchanged, its norm included. Blocks keep their numbers.
 
     Parameters are replaced by smaller ones of the same dtype, device and `requires_grad`, so make the optimizer
     afterwards. The model's config becomes a copy of its own that records the sizes; the model's class becomes a
@@ -52,13 +63,18 @@ def apply_plan(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
     """
     if not isinstance(plan, PruningPlan):
         raise TypeError(f"expected a PruningPlan, got {type(plan).__name__}")
-    groups = {group.name: group for group in find_groups(model)}
+    groups = {group.name: group for group in find_groups(model, KINDS)}
+    removed = {group.name for group in list_groups(model)} - set(groups)
     if plan.model_type is not None and plan.model_type != model.config.model_type:
         raise ValueError(f"the plan is for a {plan.model_type!r} model; this one is {model.config.model_type!r}")
-    layers = next(iter(groups.values())).num_layers
+    layers = len(list_blocks(model))
     if plan.num_layers is not None and plan.num_layers != layers:
         raise ValueError(f"the plan is for a model of {plan.num_layers} layers; this one has {layers}")
     for name, units in plan.keep.items():
+        if sublayer_of(name) in removed:
+            if units:
+                raise ValueError(f"the plan keeps units {list(units)} of {name!r}, which was removed already")
+            continue
         if name not in groups:
             raise ValueError(f"the plan names the group {name!r}, which the model lacks; it has {', '.join(groups)}")
         group = groups[name]
@@ -73,15 +89,15 @@ def apply_plan(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
         if gone:
             raise ValueError(f"the plan keeps units {gone} of {name!r}, which were removed already")
 
-    cuts = [(groups[name], units) for name, units in plan.keep.items()]
+    before = getattr(model, "pruning_plan", None)
+    keep = without_removed({**(before.keep if before else {}), **plan.keep})
+    cuts = [(groups[name], keep[name]) for name in plan.keep if name in groups and name in keep]
     cut_groups(model, [(group, [group.units.index(unit) for unit in units]) for group, units in cuts])
 
-    before = getattr(model, "pruning_plan", None)
-    keep = {**(before.keep if before else {}), **plan.keep}
-    sizes = {name: groups[name].original_size for name in keep}
+    names = [f"layer.{layer}.{part}" for layer in range(layers) for pair in SUBLAYERS.items() for part in pair[::-1]]
     model.pruning_plan = PruningPlan(
-        {name: keep[name] for name in groups if name in keep},
-        sizes,
+        {name: keep[name] for name in names if name in keep},
+        {name: groups[name].original_size if name in groups else 1 for name in keep},
         model.config.model_type,
         plan.config or (before.config if before else None),
         layers,
@@ -122,13 +138,16 @@ def prune_heads(model: PreTrainedModel, heads_to_prune: Mapping[int, Iterable[in
         `PreTrainedModel`: the same object.
 
     Raises:
-        `ValueError`: a layer or head that the model lacks, or a head that was removed already.
+        `ValueError`: a layer or head that the model lacks, or a head or attention that was removed already.
     """
     groups = {int(group.name.split(".")[1]): group for group in find_groups(model, kinds=("heads",))}
+    layers = range(len(list_blocks(model)))
     keep = {}
     for layer, heads in heads_to_prune.items():
+        if layer not in layers:
+            raise ValueError(f"the model has no layer {layer!r}; its layers are {list(layers)}")
         if layer not in groups:
-            raise ValueError(f"the model has no layer {layer!r}; its layers are {list(groups)}")
+            raise ValueError(f"the attention of layer {layer} was removed already, with all its heads")
         group, heads = groups[layer], set(heads)
         lacking = sorted(heads - set(range(group.original_size)))
         if lacking:
