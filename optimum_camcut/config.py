@@ -30,9 +30,10 @@ from .scoring import SCORERS
 CONFIG_NAME = "pruning_config.json"
 
 CHOICES = {
-    "granularity": ("heads", "neurons"),
+    "granularity": ("heads", "neurons", "layers"),
     "budget": ("params", "flops"),
     "allocation": ("per_kind", "global", "uniform"),
+    "layer_unit": ("sublayer", "block"),
     "noise_scale": ("relative", "absolute"),
     "recovery": ("finetune", "reconstruct", "none"),
 }
@@ -45,14 +46,18 @@ class PruningConfig:
     Args:
         method: how units are scored: `cam_cut`, `smooth_cut`, `smooth_cam_cut`, `taylor`, `fisher`, `activation`,
             `magnitude` or `random`.
-        granularity: what is removed: `"heads"`, `"neurons"` or both.
+        granularity: what is removed: `"heads"`, `"neurons"`, `"layers"` (whole attention and feed-forward sub-layers)
+            or several of them. `"layers"` with others removes sub-layers first, down to the square root of the
+            fraction to keep, and then as much of the units in the sub-layers left as brings the whole to the target.
+            The budget is then that of the sub-layers.
         sparsity: fraction of the budget to remove, between 0 and 1. Give this or `compression`.
         compression: parameters of the whole model over parameters kept, above 1. Give this or `sparsity`.
         budget: what `sparsity` is a fraction of: the prunable `"params"` or `"flops"`. Only `allocation="global"`
             weighs kinds against each other, so only there the two differ.
         allocation: `"per_kind"` ranks all heads of the model together and all neurons together and removes the same
             fraction of each; `"global"` ranks heads and neurons together by score per cost; `"uniform"` removes the
-            same fraction in every layer.
+            same fraction in every layer. Sub-layers are always ranked over the whole model, by score per cost.
+        layer_unit: what `"layers"` removes at a time: a `"sublayer"`, or both of a `"block"`.
         num_samples: how many training examples to score on.
         smooth_samples: noisy passes of the smooth methods.
         noise_std: standard deviation of their Gaussian noise on the output of every linear layer
@@ -66,7 +71,7 @@ class PruningConfig:
         dense_epochs: epochs of ordinary training before the model is scored.
         distill_weight: weight of the dense model's predictions in the recovery loss, between 0 and 1.
         distill_temperature: softens both distributions of that term.
-        min_units: every group keeps at least this many units.
+        min_units: every group of heads or neurons keeps at least this many units, if its sub-layer stays.
         multiple_of: keep a multiple of this many neurons in every layer (8 or 64 suit most hardware).
         sequence_length: tokens per example assumed by `budget="flops"`.
         seed: draws the scoring examples and the noise.
@@ -77,12 +82,13 @@ class PruningConfig:
 
     method: str = field(default="smooth_cut", metadata={"help": f"How units are scored: {', '.join(SCORERS)}."})
     granularity: list[str] = field(
-        default_factory=lambda: ["heads", "neurons"], metadata={"help": "What is removed: heads, neurons or both."}
+        default_factory=lambda: ["heads", "neurons"], metadata={"help": "What is removed: heads, neurons, layers."}
     )
     sparsity: float | None = field(default=None, metadata={"help": "Fraction of the budget to remove."})
     compression: float | None = field(default=None, metadata={"help": "All parameters over parameters kept."})
     budget: str = field(default="params", metadata={"help": "What sparsity is a fraction of: params or flops."})
     allocation: str = field(default="per_kind", metadata={"help": "per_kind, global or uniform."})
+    layer_unit: str = field(default="sublayer", metadata={"help": "What layers removes: a sublayer or a block."})
     num_samples: int = field(default=2048, metadata={"help": "Training examples to score on."})
     smooth_samples: int = field(default=5, metadata={"help": "Noisy passes of the smooth methods."})
     noise_std: float = field(default=0.1, metadata={"help": "Standard deviation of their noise."})

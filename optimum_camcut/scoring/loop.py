@@ -81,14 +81,14 @@ def score_groups(
     for group in groups:
         check_group(model, group)
     scorer = get_scorer(config.method)
+    present = [group for group in groups if group.size * group.output.width]
     if scorer.source == "weights":
         generator = torch.Generator().manual_seed(config.seed)
-        scores = {g.name: scorer.function(unit_weights(model, g).float().cpu(), generator) for g in groups if g.size}
+        scores = {g.name: scorer.function(unit_weights(model, g).float().cpu(), generator) for g in present}
     else:
         loss_function = loss_function or _model_loss
-        present = [group for group in groups if group.size]
         scores = _score_on_data(model, present, dataloader, config, scorer, loss_function, disable_tqdm)
-    scores = {group.name: scores.get(group.name, torch.zeros(0)) for group in groups}
+    scores = {group.name: scores.get(group.name, torch.zeros(group.size)) for group in groups}
     check_scores(scores, groups)
     return scores
 
