@@ -609,6 +609,16 @@ def test_joint_budgets_land_on_the_target(unit, sparsity, allocation, budget):
     )
 
 
+def test_sublayers_leave_no_less_than_the_target():
+    """Of three blocks to keep 0.82, two are nearer than three; but that is less than the 0.68 to keep of the whole."""
+    groups = find_groups(tiny_model("bert"), KINDS)
+    config = PruningConfig(sparsity=0.32, granularity=KINDS, layer_unit="block")
+    plan = make_plan(random_scores(groups), groups, config)
+    assert all(plan.keep[g.name] for g in groups if g.kind == "layers")
+    left = find_groups(apply_plan(tiny_model("bert"), plan), KINDS)
+    assert remaining_budget(groups, left, config) == pytest.approx(0.68, abs=0.02)
+
+
 @pytest.mark.parametrize("allocation", ["per_kind", "uniform", "global"])
 @pytest.mark.parametrize("compression", [1.2, 2.0])
 @pytest.mark.parametrize("granularity", [KINDS, ("layers", "neurons"), ("layers",)])
