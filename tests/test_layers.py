@@ -14,6 +14,7 @@
 """Whole sub-layers: a model without them computes what the model computes with them bypassed, and costs less."""
 
 import copy
+import importlib
 import json
 import pickle
 import re
@@ -699,9 +700,7 @@ def test_a_sublayer_that_has_no_units_left_goes_first(method):
 def test_reconstruct_makes_up_for_sublayers(architecture):
     """Closer to the dense model than before on batches it has not seen; what comes before the cut is untouched."""
     dense = tiny_model(architecture)
-    plan = PruningPlan(
-        {"layer.0.feed_forward": (), "layer.0.neurons": (1,), "layer.1.attention": (), "layer.1.neurons": range(30)}
-    )
+    plan = PruningPlan({"layer.0.feed_forward": (), "layer.0.neurons": (1,), "layer.1.attention": ()})
     model = apply_plan(copy.deepcopy(dense), plan)
     batches = [tiny_batch(16, seed=seed, labels=False) for seed in range(8)]
     held_out = tiny_batch(32, seed=99, labels=False)
@@ -719,6 +718,14 @@ def test_reconstruct_makes_up_for_sublayers(architecture):
     if architecture != "albert":  # there, what was cut is before everything
         outputs_of.remove(find_groups(model)[0].output.module + ".weight")
     assert changed <= outputs_of and len(changed) >= 1
+
+
+def test_reconstruct_solves_each_projection_once(monkeypatch):
+    module, solved = importlib.import_module("optimum_camcut.rebuild"), []
+    monkeypatch.setattr(module, "_solve", lambda model, stage, group, *_: solved.append(group.name))
+    dense, plan = tiny_model("bert"), without("layer.1.attention")
+    reconstruct(apply_plan(copy.deepcopy(dense), plan), dense, plan, [tiny_batch()], disable_tqdm=True)
+    assert solved == ["layer.1.neurons", "layer.2.heads", "layer.2.neurons"]
 
 
 def test_reconstruct_with_nothing_behind_the_cut():
