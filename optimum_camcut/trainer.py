@@ -310,9 +310,10 @@ class CamCutTrainer(Trainer):
         now = find_groups(self.model, config.granularity)
         if config.sparsity is not None:
             left = remaining_budget(before, now, config)
-            return dataclasses.replace(config, sparsity=1 - (1 - config.sparsity) ** done / left)
+            sparsity = 1 - (1 - config.sparsity) ** done / left
+            return dataclasses.replace(config, sparsity=max(sparsity, 1e-9))  # rounding to layers may be ahead
         left = now[0].model_parameters / before[0].model_parameters
-        return dataclasses.replace(config, compression=left * config.compression**done)
+        return dataclasses.replace(config, compression=max(left * config.compression**done, 1 + 1e-9))
 
     @contextmanager
     def _one_model(self, trial: Any) -> Iterator[None]:

@@ -88,7 +88,7 @@ def score_groups(
     for group in groups:
         check_group(model, group)
     scorer = get_scorer(config.method, config.granularity)
-    present = [group for group in groups if group.size]
+    present = [group for group in groups if group.size * (1 if group.kind == WEIGHTS else group.output.width)]
     if scorer.source == "weights":
         generator = torch.Generator().manual_seed(config.seed)
         scores = {g.name: scorer.function(unit_weights(model, g).float().cpu(), generator) for g in present}
@@ -101,7 +101,7 @@ def score_groups(
             batches = _own_batches(model, dataloader, config, dropout, disable_tqdm)
             scores = score(model, present, batches, config, scorer, loss_function or _model_loss)
     for group in groups:
-        scores.setdefault(group.name, torch.zeros(group.original_size if group.kind == WEIGHTS else 0))
+        scores.setdefault(group.name, torch.zeros(group.original_size if group.kind == WEIGHTS else group.size))
     check_scores(scores, groups)
     return scores
 
