@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .checkpoint import load_pruned
     from .config import PruningConfig
     from .groups import PrunableGroup, find_groups
+    from .overlap import MaskOverlap, mask_iou
     from .plan import PruningPlan, make_plan
     from .rebuild import reconstruct
     from .scoring.loop import score_groups
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 # Public name -> the module that defines it, imported at first use (PEP 562): importing the package costs nothing.
 _MODULES = {
     "CamCutTrainer": "trainer",
+    "MaskOverlap": "overlap",
     "PrunableGroup": "groups",
     "PruningConfig": "config",
     "PruningPlan": "plan",
@@ -41,6 +43,7 @@ _MODULES = {
     "find_groups": "groups",
     "load_pruned": "checkpoint",
     "make_plan": "plan",
+    "mask_iou": "overlap",
     "prune_heads": "surgery",
     "reconstruct": "rebuild",
     "score_groups": "scoring.loop",

@@ -45,6 +45,8 @@ ORDER = (
     "scoring.weights",
     "scoring.loop",
     "plan",
+    "overlap",
+    "plots",
     "masking",
     "card",
     "checkpoint",
@@ -57,6 +59,7 @@ ORDER = (
 )
 PUBLIC = (
     "CamCutTrainer",
+    "MaskOverlap",
     "PrunableGroup",
     "PruningConfig",
     "PruningPlan",
@@ -64,6 +67,7 @@ PUBLIC = (
     "find_groups",
     "load_pruned",
     "make_plan",
+    "mask_iou",
     "prune_heads",
     "reconstruct",
     "score_groups",
