@@ -42,6 +42,7 @@ from transformers import (
     PreTrainedModel,
     TrainingArguments,
 )
+from transformers.trainer_utils import PredictionOutput
 
 from optimum_camcut import CamCutTrainer, PruningConfig, apply_plan, find_groups, make_plan, reconstruct
 from optimum_camcut.scoring import SCORERS
@@ -54,17 +55,14 @@ from run_glue import TASKS, DataArguments, load_data, load_metric
 HEADLINE = {"cola": "matthews_correlation", "stsb": "spearmanr"}  # accuracy elsewhere
 
 
-class Benchmark:
-    """One dense model on one task."""
+class GlueTask:
+    """The tokenized examples of a task, and its headline metric."""
 
-    def __init__(self, options: argparse.Namespace, folder: str) -> None:
-        self.options, self.folder, self.task = options, folder, TASKS[options.task_name]
-        arguments = DataArguments(options.task_name, options.dataset_path)
-        self.tokenizer = AutoTokenizer.from_pretrained(options.model_name_or_path)
+    def __init__(self, name: str, dataset_path: str | None, tokenizer: str) -> None:
+        self.name, self.task = name, TASKS[name]
+        self.tokenizer = AutoTokenizer.from_pretrained(tokenizer)
         self.collator = DataCollatorWithPadding(self.tokenizer)
-        self.model = AutoModelForSequenceClassification.from_pretrained(
-            options.model_name_or_path, dtype=torch.float32
-        ).eval()
+        arguments = DataArguments(name, dataset_path)
         data = load_data(arguments)
         self.train, self.validation = (self.tokenize(data[s]) for s in ("train", self.task.evaluation_splits[0]))
         self.metric = load_metric(arguments)
@@ -75,6 +73,24 @@ class Benchmark:
             return {**self.tokenizer(*texts, truncation=True, max_length=128), "labels": batch["label"]}
 
         return rows.map(features, batched=True, remove_columns=rows.column_names)
+
+    def headline(self, prediction: PredictionOutput) -> float:
+        """The task's headline metric, in percent."""
+        logits = prediction.predictions
+        predictions = logits.argmax(axis=1) if self.task.labels else logits.squeeze(axis=1)
+        results = self.metric.compute(predictions=predictions, references=prediction.label_ids)
+        return 100 * results[HEADLINE.get(self.name, "accuracy")]
+
+
+class Benchmark(GlueTask):
+    """One dense model on one task."""
+
+    def __init__(self, options: argparse.Namespace, folder: str) -> None:
+        super().__init__(options.task_name, options.dataset_path, options.model_name_or_path)
+        self.options, self.folder = options, folder
+        self.model = AutoModelForSequenceClassification.from_pretrained(
+            options.model_name_or_path, dtype=torch.float32
+        ).eval()
 
     def trainer(self, config: PruningConfig) -> CamCutTrainer:
         arguments = TrainingArguments(
@@ -91,11 +107,7 @@ class Benchmark:
     def evaluate(self, trainer: CamCutTrainer, model: PreTrainedModel) -> float:
         """The task's headline metric, in percent."""
         trainer.model = trainer.model_wrapped = model
-        prediction = trainer.predict(self.validation)
-        logits = prediction.predictions
-        predictions = logits.argmax(axis=1) if self.task.labels else logits.squeeze(axis=1)
-        results = self.metric.compute(predictions=predictions, references=prediction.label_ids)
-        return 100 * results[HEADLINE.get(self.options.task_name, "accuracy")]
+        return self.headline(trainer.predict(self.validation))
 
     def run(self, method: str, seed: int) -> list[dict]:
         """Scores once; cuts, rebuilds and evaluates at each fraction."""
