@@ -12,6 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,3 +25,26 @@ torch.set_num_threads(1)  # workers share the cores
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def model_path(tmp_path_factory):
+    """A tiny BERT with random weights and a tokenizer of letters and common words."""
+    from datasets import load_dataset  # after the environment is set
+    from models import tiny_config
+    from transformers import AutoModel, BertTokenizerFast
+
+    sample = Path(__file__).resolve().parents[1] / "examples" / "data"
+    folder = tmp_path_factory.mktemp("model")
+    rows = load_dataset("parquet", data_files=str(sample / "qnli" / "validation.parquet"), split="train")
+    words = sorted({word for row in rows for word in row["question"].lower().split() if word.isalpha()})[:300]
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789.,?'\"-()"
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{x}" for x in letters), *words]
+    vocabulary = list(dict.fromkeys(vocabulary))
+    (folder / "vocab.txt").write_text("\n".join(vocabulary))
+    tokenizer = BertTokenizerFast(vocab_file=str(folder / "vocab.txt"), vocab=str(folder / "vocab.txt"))
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = tiny_config("bert", vocab_size=len(vocabulary), max_position_embeddings=64, num_labels=2)
+    AutoModel.from_config(config).save_pretrained(folder)
+    return folder

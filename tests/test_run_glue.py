@@ -21,10 +21,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from datasets import Dataset, load_dataset
-from models import tiny_config
-from transformers import AutoModel, AutoModelForSequenceClassification, BertTokenizerFast
+from datasets import Dataset
+from transformers import AutoModelForSequenceClassification
 
 from optimum_camcut import PruningPlan, load_pruned
 
@@ -32,24 +30,6 @@ from optimum_camcut import PruningPlan, load_pruned
 REPOSITORY = Path(__file__).resolve().parents[1]
 SCRIPT = REPOSITORY / "examples" / "run_glue.py"
 SAMPLE = REPOSITORY / "examples" / "data"
-
-
-@pytest.fixture(scope="module")
-def model_path(tmp_path_factory):
-    """A tiny BERT with random weights and a tokenizer of letters and common words."""
-    folder = tmp_path_factory.mktemp("model")
-    rows = load_dataset("parquet", data_files=str(SAMPLE / "qnli" / "validation.parquet"), split="train")
-    words = sorted({word for row in rows for word in row["question"].lower().split() if word.isalpha()})[:300]
-    letters = "abcdefghijklmnopqrstuvwxyz0123456789.,?'\"-()"
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{x}" for x in letters), *words]
-    vocabulary = list(dict.fromkeys(vocabulary))
-    (folder / "vocab.txt").write_text("\n".join(vocabulary))
-    tokenizer = BertTokenizerFast(vocab_file=str(folder / "vocab.txt"), vocab=str(folder / "vocab.txt"))
-    tokenizer.save_pretrained(folder)
-    torch.manual_seed(0)
-    config = tiny_config("bert", vocab_size=len(vocabulary), max_position_embeddings=64, num_labels=2)
-    AutoModel.from_config(config).save_pretrained(folder)
-    return folder
 
 
 def command(model_path, output, data=SAMPLE, task="qnli", **flags):

@@ -1,0 +1,316 @@
+# Copyright 2026 The optimum-camcut authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""`examples/benchmarks/deepcuts` as it is run: stopped and started again, by two processes, and what it reports."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoModelForSequenceClassification, BertTokenizerFast
+
+from optimum_camcut import PruningPlan, mask_iou
+
+
+FOLDER = Path(__file__).resolve().parents[1] / "examples" / "benchmarks" / "deepcuts"
+METHODS = ("magnitude", "cam_cut+shift", "smooth_cut")
+TASKS = {"sst2": ["sentence"], "stsb": ["sentence1", "sentence2"]}
+KEEP = (0.5, 0.2)
+MEASURED = ("metric", "kept", "compression")
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """A few rows of a task of classes and of a task of scores, with something to learn in them."""
+    folder = tmp_path_factory.mktemp("glue")
+    draw = random.Random(0)
+    words = {0: ["war", "state", "city", "year"], 1: ["name", "first", "what", "is"]}
+
+    def text(label):  # most words tell the label, some mislead
+        return " ".join(draw.choice(words[label if draw.random() < 0.85 else 1 - label]) for _ in range(4))
+
+    for task, columns in TASKS.items():
+        (folder / task).mkdir()
+        for split, count in (("train", 160), ("validation", 60)):
+            rows = []
+            for index in range(count):
+                label = draw.randrange(2)
+                score = label if task == "sst2" else 4 * label + draw.random()
+                rows.append({**{column: text(label) for column in columns}, "label": score, "idx": index})
+            Dataset.from_list(rows).to_parquet(str(folder / task / f"{split}.parquet"))
+    return folder
+
+
+def start(model_path, data, output, *flags):
+    arguments = ["--model_name_or_path", model_path, "--dataset_path", data, "--output_dir", output]
+    arguments += ["--tasks", *TASKS, "--seeds", "0", "--methods", *METHODS, "--keep", *KEEP, "--dropout", "off"]
+    arguments += ["--num_samples", "24", "--smooth_samples", "2", "--epochs", "4", "--learning_rate", "1e-2", *flags]
+    return subprocess.Popen(
+        [sys.executable, str(FOLDER / "run.py"), *map(str, arguments)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(FOLDER.parents[2])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=280)
+    assert process.returncode == 0, output[-4000:]
+    return [line.partition(":")[0] for line in output.splitlines() if line.startswith(tuple(TASKS))]
+
+
+@pytest.fixture(scope="session")
+def results(model_path, data, tmp_path_factory):
+    """What a run that nobody disturbed leaves behind."""
+    folder = tmp_path_factory.mktemp("results")
+    done = finish(start(model_path, data, folder))
+    assert sorted(name for name in done if not name.endswith("dense")) == sorted(runs(folder))
+    return folder
+
+
+def runs(folder):
+    return {path.stem: json.loads(path.read_text()) for path in (folder / "runs").glob("*.json")}
+
+
+def measured(folder):
+    return {name: [row[key] for key in MEASURED] for name, row in runs(folder).items()}
+
+
+def test_every_run_is_there(results):
+    dropout = {"magnitude": "any"}
+    expected = {
+        f"{task}-0-{recipe}-{method}-uniform-{dropout.get(method, 'off')}-{keep}"
+        for task in TASKS
+        for recipe in ("none", "rewind")
+        for method in METHODS
+        for keep in KEEP
+    }
+    found = runs(results)
+    assert set(found) == expected
+    for row in found.values():
+        assert row["kept"] == pytest.approx(row["keep"], abs=0.005)  # counted in the evaluated model
+        assert row["settings"]["num_samples"] == 24 and row["settings"]["epochs"] == 4
+        assert set(row["versions"]) == {"torch", "transformers", "optimum_camcut"}
+        assert (row["train_seconds"] > 0) == (row["recipe"] == "rewind") and row["device"]
+    assert len({row["metric"] for row in found.values()}) > 8  # the runs are different runs
+
+
+def test_metric_and_compression_by_hand(results, data, model_path):
+    """One run worked out anew, from the dense model and the plan alone."""
+    folder = results / "models" / "sst2-0" / "dense"
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    plan = PruningPlan.load(results / "plans" / "sst2-0-cam_cut+shift-off" / "uniform-0.2.json")
+    rows = Dataset.from_parquet(str(data / "sst2" / "validation.parquet"))
+    tokenizer = BertTokenizerFast.from_pretrained(model_path)
+    with torch.no_grad():
+        for name in plan.keep:
+            parameter = model.get_parameter(name)
+            parameter *= torch.from_numpy(plan.mask(name)).view(parameter.shape)
+        logits = model(**tokenizer(list(rows["sentence"]), padding=True, return_tensors="pt")).logits
+    accuracy = (logits.argmax(1) == torch.tensor(list(rows["label"]))).float().mean()
+    row = runs(results)["sst2-0-none-cam_cut+shift-uniform-off-0.2"]
+    assert row["metric"] == pytest.approx(100 * float(accuracy), abs=1e-4)
+    linear = sum(plan.sizes.values())
+    removed = linear - sum(len(units) for units in plan.keep.values())
+    parameters = sum(p.numel() for p in model.parameters())
+    assert row["compression"] == pytest.approx(parameters / (parameters - removed), rel=1e-3)
+    assert not any("classifier" in name or "embeddings" in name for name in plan.keep)
+    assert {"bert.encoder.layer.0.attention.self.query.weight", "bert.pooler.dense.weight"} <= set(plan.keep)
+
+
+def test_stopped_and_started_again(results, model_path, data, tmp_path):
+    leftover = tmp_path / "models" / ".stsb-0"
+    leftover.mkdir(parents=True)
+    (leftover / "config.json").write_text("{")  # as if it had been stopped there before
+    process = start(model_path, data, tmp_path)
+    deadline = time.monotonic() + 200
+    while len(runs(tmp_path) if (tmp_path / "runs").exists() else ()) < 9 and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*.json")}
+    assert 9 <= sum(path.parent.name == "runs" for path in before) < 24
+
+    done = finish(start(model_path, data, tmp_path))
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert not {path.stem for path in before} & set(done)
+    assert measured(tmp_path) == measured(results)
+    assert (tmp_path / "report.md").read_text().split("## Seconds")[0] == (
+        (results / "report.md").read_text().split("## Seconds")[0]
+    )
+
+
+def test_two_processes_share_the_runs(results, model_path, data, tmp_path):
+    done = [finish(process) for process in [start(model_path, data, tmp_path) for _ in range(2)]]
+    assert done[0] and done[1]
+    names = [*measured(results), "sst2-0-dense", "stsb-0-dense"]
+    assert sorted(done[0] + done[1]) == sorted(names)  # nothing twice
+    assert measured(tmp_path) == measured(results)
+
+
+def test_other_settings_are_refused(results, model_path, data, tmp_path):
+    shutil.copytree(results, tmp_path / "results")
+    process = start(model_path, data, tmp_path / "results", "--epochs", "3", "--num_samples", "25")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert (
+        "dense.json was made with other settings: num_samples was 24 and is now 25; epochs was 4.0 and is now 3.0"
+        in (output)
+    )
+    assert "another --output_dir" in output
+
+
+def test_overlaps_are_those_of_the_plans(results):
+    overlaps = [json.loads(path.read_text()) for path in (results / "overlaps").glob("*.json")]
+    assert sorted((row["task"], row["keep"]) for row in overlaps) == sorted((t, k) for t in TASKS for k in KEEP)
+    for row in overlaps:
+        assert row["methods"] == list(METHODS)
+        plans = {
+            method: PruningPlan.load(
+                results
+                / "plans"
+                / f"{row['task']}-0-{method}-{'any' if method == 'magnitude' else 'off'}"
+                / f"uniform-{row['keep']}.json"
+            )
+            for method in METHODS
+        }
+        assert [(pair["first"], pair["second"]) for pair in row["pairs"]] == list(combinations(METHODS, 2))
+        for pair in row["pairs"]:
+            overlap = mask_iou(plans[pair["first"]], plans[pair["second"]])
+            assert vars(overlap) == {key: pair[key] for key in ("groups", "layers", "total")}
+            assert 0 < pair["total"] < 1
+
+
+def tables(report):
+    """Every table of a report, by the section and the line above it: row -> column -> cell."""
+    found, section, above, header = {}, "", "", None
+    for line in filter(None, report.splitlines()):
+        if not line.startswith("|"):
+            section, above, header = line.removeprefix("## ") if line.startswith("## ") else section, line, None
+            continue
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if header is None:
+            header, table = cells[1:], found.setdefault((section, above), {})
+        elif set(cells) != {"---"}:
+            table[cells[0].strip("`")] = dict(zip(header, cells[1:]))
+    return found
+
+
+def test_the_tables_hold_the_numbers(results):
+    found = tables((results / "report.md").read_text())
+    where = "(allocation uniform, dropout off while scoring)"
+    texts = {
+        "none": f"**Masked, not trained again** {where}",
+        "rewind": f"**Rewound, masked and trained again** {where}",
+    }
+    sections = {"sst2": "sst2: accuracy, in percent", "stsb": "stsb: Spearman correlation, in percent"}
+    rows = runs(results).values()
+    for task, section in sections.items():
+        dense = json.loads((results / "models" / f"{task}-0" / "dense.json").read_text())["metric"]
+        for recipe, text in texts.items():
+            table = found[section, text]
+            assert list(table) == ["dense", *METHODS]
+            for column, keep in zip(table["dense"], KEEP):
+                chosen = {r["method"]: r for r in rows if (r["task"], r["recipe"], r["keep"]) == (task, recipe, keep)}
+                assert column == f"{keep:.0%} ({statistics.mean(r['compression'] for r in chosen.values()):.2f}x)"
+                assert table["dense"][column] == f"{dense:.1f}"
+                best = max(row["metric"] for row in chosen.values())
+                for method, row in chosen.items():
+                    number = f"{row['metric']:.1f}"
+                    assert table[method][column] == (f"**{number}**" if row["metric"] == best else number)
+    for recipe, text in texts.items():
+        (table,) = (t for (s, above), t in found.items() if s.startswith("The paper's methods") and above == text)
+        assert list(table) == [f"{method}` - `magnitude" for method in ("cam_cut+shift", "smooth_cut")]
+        of = {(r["task"], r["method"], r["keep"]): r["metric"] for r in rows if r["recipe"] == recipe}
+        for name, cells in table.items():
+            method, standard = name.split("` - `")
+            for keep in KEEP:
+                gains = [of[task, method, keep] - of[task, standard, keep] for task in TASKS]
+                expected = f"{statistics.mean(gains):+.1f} ± {statistics.stdev(gains):.1f} (n=2)"
+                assert cells[f"{keep:.0%}"] == expected
+    images = [
+        line.partition("](")[2].rstrip(")")
+        for line in (results / "report.md").read_text().splitlines()
+        if "](" in line
+    ]
+    # Two tasks: a metric, an IoU matrix for each of two fractions, two pairs of a paper's method and a standard one.
+    assert len(set(images)) == 2 * (1 + 2 + 2)
+    assert all((results / image).read_bytes().startswith(b"\x89PNG") for image in images)
+
+
+def row(method, metric, seed=0, task="sst2", dropout="on", **changes):
+    made = {"task": task, "seed": seed, "method": method, "dropout": dropout, "recipe": "none", "keep": 0.5}
+    return {**made, "allocation": "uniform", "metric": metric, "compression": 2.0, **changes}
+
+
+@pytest.fixture
+def report(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import report
+
+    return report
+
+
+def test_means_deviations_and_the_best(report):
+    rows = [row("snip", 80.0), row("snip", 82.0, seed=1), row("cam_cut", 83.0), row("cam_cut", 85.0, seed=1)]
+    rows += [row("random", 50.0, keep=0.1, compression=5.0)]
+    assert report.results_table(rows, [row("", 90.0), row("", 92.0)]).splitlines() == [
+        "| kept (compression) | 50% (2.00x) | 10% (5.00x) |",
+        "| --- | --- | --- |",
+        "| dense | 91.0 ± 1.4 | 91.0 ± 1.4 |",
+        "| `snip` | 81.0 ± 1.4 |  |",
+        "| `random` |  | **50.0** |",
+        "| `cam_cut` | **84.0 ± 1.4** |  |",
+    ]
+
+
+def test_differences_are_paired(report):
+    rows = [row("snip", 80.0), row("snip", 60.0, seed=1), row("snip", 10.0, seed=2), row("snip", 30.0, task="cola")]
+    rows += [row("cam_cut", 81.0), row("cam_cut", 63.0, seed=1), row("cam_cut", 28.0, task="cola")]
+    # 1, 3 and -2; seed 2 has no partner. Mean 2/3, deviation sqrt(19/3).
+    assert report.differences_table(rows).splitlines()[2:] == ["| `cam_cut` - `snip` | +0.7 ± 2.5 (n=3) |"]
+    assert report.differences_table(rows[:4]) == ""
+
+
+def test_methods_that_look_at_weights_alone_go_with_either_dropout(report):
+    rows = [row("magnitude", 1.0, dropout="any"), row("snip", 2.0, dropout="on"), row("snip", 3.0, dropout="off")]
+    found = {key: [r["metric"] for r in chosen] for key, chosen in report.settings(rows).items()}
+    assert found == {("uniform", "off"): [1.0, 3.0], ("uniform", "on"): [1.0, 2.0]}
+    assert list(report.settings(rows[:1])) == [("uniform", "any")]
+
+
+def test_overlaps_are_averaged_over_seeds(report):
+    pairs = [
+        {"first": "snip", "second": "cam_cut", "groups": {"a": x}, "layers": {"0": x}, "total": x} for x in (0.2, 0.4)
+    ]
+    (overlap,) = report.mean_overlaps([{"pairs": [pair]} for pair in pairs]).values()
+    assert overlap.groups["a"] == overlap.layers["0"] == overlap.total == pytest.approx(0.3)
+
+
+def test_a_folder_without_results(report, tmp_path):
+    with pytest.raises(FileNotFoundError, match="expected results in .*runs, found none; run.py makes them"):
+        report.write_report(tmp_path)
