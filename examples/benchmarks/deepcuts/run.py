@@ -321,6 +321,7 @@ class Experiments:
             per_device_train_batch_size=BATCH,
             per_device_eval_batch_size=4 * BATCH,
             bf16=bf16,
+            use_cpu=not torch.accelerator.is_available(),  # where it has to be said for bf16
             save_strategy="no",
             logging_strategy="no",
             report_to="none",
