@@ -402,7 +402,9 @@ def _fraction_to_remove(
         whole, least = (
             sum(n(g) * cost[g.name] for g in pool) for n in (lambda g: g.size, lambda g: _least(g, config))
         )
-        if least - whole * (1 - fraction) > cost[pool[0].name] / 2:  # more than rounding to whole units explains
+        # Units of one kind are rounded to whole ones; a joint budget is never exceeded.
+        slack = cost[pool[0].name] / 2 if len({g.kind for g in pool}) == 1 else 1e-9 * whole
+        if least - whole * (1 - fraction) > slack:
             possible = min(possible, 1 - least / whole)
     return fraction, present - possible * prunable
 

@@ -108,7 +108,8 @@ def apply_plan(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
     cut_groups(model, [(group, [group.units.index(unit) for unit in units]) for group, units in cuts])
     zero_weights(model, masks)
 
-    names = [f"layer.{layer}.{part}" for layer in range(layers or 0) for pair in SUBLAYERS.items() for part in pair[::-1]]
+    parts = [part for pair in SUBLAYERS.items() for part in pair[::-1]]
+    names = [f"layer.{layer}.{part}" for layer in range(layers or 0) for part in parts]
     sizes = {**(before.sizes if before else {}), **{name: group.original_size for name, group in groups.items()}}
     model.pruning_plan = PruningPlan(
         {name: keep[name] for name in dict.fromkeys([*names, *keep]) if name in keep},
