@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -94,8 +94,8 @@ def score_groups(
         if dataloader is None:
             raise ValueError(f"the method {scorer.name!r} needs batches to score on, and dataloader is None")
         score = score_weights if WEIGHTS in config.granularity else _score_units
-        with scoring_mode(model, config.dropout):
-            batches = _own_batches(model, dataloader, config, disable_tqdm)
+        batches = _own_batches(model, dataloader, config, disable_tqdm)
+        with scoring_mode(model, config.dropout), closing(batches):  # an error must not leave it in mid-batch
             scores = score(model, present, batches, config, scorer, loss_function or _model_loss)
     for group in groups:
         scores.setdefault(group.name, torch.zeros(group.original_size if group.kind == WEIGHTS else 0))
