@@ -330,11 +330,14 @@ def token_mask(batch: Batch, device: torch.device) -> Tensor | None:
 
 @contextmanager
 def scoring_mode(model: nn.Module, dropout: bool = False) -> Iterator[None]:
-    """Evaluation mode (training mode with `dropout`) with all parameters frozen; afterwards every module and parameter
-    is as it was."""
+    """Evaluation mode (training mode with `dropout`) with all parameters frozen and without gradient checkpointing,
+    which would draw other noise when it runs layers again; afterwards every module and parameter is as it was."""
     modes = [(module, module.training) for module in model.modules()]
+    checkpointing = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False) is True]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.train(dropout)
+    for module in checkpointing:
+        module.gradient_checkpointing = False
     for parameter in trainable:
         parameter.requires_grad_(False)
     try:
@@ -342,5 +345,7 @@ def scoring_mode(model: nn.Module, dropout: bool = False) -> Iterator[None]:
     finally:
         for parameter in trainable:
             parameter.requires_grad_(True)
+        for module in checkpointing:
+            module.gradient_checkpointing = True
         for module, mode in modes:
             module.training = mode
