@@ -98,7 +98,8 @@ def score_groups(
         with scoring_mode(model, config.dropout), closing(batches):  # an error must not leave it in mid-batch
             scores = score(model, present, batches, config, scorer, loss_function or _model_loss)
     for group in groups:
-        scores.setdefault(group.name, torch.zeros(group.original_size if group.kind == WEIGHTS else 0))
+        if not group.size:
+            scores[group.name] = torch.zeros(model.get_parameter(group.name).shape if group.kind == WEIGHTS else 0)
     check_scores(scores, groups)
     return scores
 
