@@ -14,6 +14,7 @@
 """Masked weights stay at exactly zero while everything else trains, under every optimizer, and in checkpoints."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -24,7 +25,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from models import TOKENS, tiny_batch, tiny_model
+from models import tiny_batch, tiny_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import BertForSequenceClassification, TrainerCallback, TrainingArguments
@@ -178,7 +179,9 @@ def test_masked_weights_are_zero_after_every_step(changes, tmp_path):
     trainer.train()
     plan, (steps,) = trainer.pruning_plan, watch.loops
     total = sum(group.original_size for group in find_groups(model_of(), ("weights",)))
-    assert len(steps) == 4 and sum(len(plan.removed(name)) for name in plan.keep) == round(0.6 * total)
+    assert len(steps) == 4 and sum(len(plan.removed(name)) for name in plan.keep) == total - math.floor(
+        0.4 * total + 0.5
+    )
     for before, after in zip(steps, [*steps[1:], weights(trainer.model)]):
         for name, value in after.items():
             if name in plan.keep:
@@ -250,7 +253,7 @@ def test_masks_hold_in_a_model_that_model_init_makes(tmp_path):
     trainer = make_trainer(tmp_path, model_init=model_init)
     trainer.train()
     assert trainer.state.global_step == 3 and not masked_values(trainer.model, plan).any()
-    pruned = make_trainer(tmp_path, pruning(), model_init=model_of)
+    pruned = make_trainer(tmp_path, pruning(), model_init=lambda: model_of())
     pruned.train()
     assert not masked_values(pruned.model, pruned.pruning_plan).any()
 
@@ -303,10 +306,10 @@ def test_the_hold_ends_with_the_context(leave_by):
                 raise MemoryError
     except MemoryError:
         pass
-    AddOne(model.parameters()).step()
-    assert (masked_values(model, plan) == 1).all()
     model(**tiny_batch()).loss.backward()
     assert model.get_parameter(QUERY).grad[removed(plan, QUERY, (32, 32))].any()
+    AddOne(model.parameters()).step()
+    assert (masked_values(model, plan) == 1).all()
 
 
 def test_only_masked_parameters_of_this_model_are_held():
@@ -533,7 +536,7 @@ def test_rounds_shrink_the_masks_to_the_target(amount, rewind, tmp_path):
     total, size = sum(p.numel() for p in trainer.model.parameters()), sum(second.sizes.values())
     kept = [sum(map(len, plan.keep.values())) for plan in plans]
     if "sparsity" in amount:
-        assert kept[1] == round(0.25 * size) and abs(kept[0] - 0.5 * size) <= 1
+        assert kept[1] == math.floor(0.25 * size + 0.5) and abs(kept[0] - 0.5 * size) <= 1
     else:
         gone = total * (1 - 1 / np.array([1.7**0.5, 1.7]))
         assert abs(size - kept[0] - gone[0]) <= 1 and abs(size - kept[1] - gone[1]) <= 1
@@ -564,25 +567,27 @@ from accelerate import PartialState
 from test_masking import AddOne, Watch, make_trainer, pruning, removed, weights
 
 folder = sys.argv[1]
-rank = PartialState().process_index
-assert PartialState().num_processes == 2 and PartialState().use_distributed
+rank = PartialState(cpu=True).process_index
+assert PartialState().num_processes == 2 and PartialState().backend == "gloo"
 scores = {}
 for method in ("cam_cut", "smooth_cut", "wanda"):
     trainer = make_trainer(folder, pruning(method=method, noise_std=0.05, smooth_samples=2))
     scores[method] = trainer.score()
 plan = trainer.prune()
 results = {"scores": scores, "plan": plan.to_dict()}
-for name, keywords in {"adamw": {"weight_decay": 0.1}, "adversary": {"optimizer_cls_and_kwargs": (AddOne, {})}}.items():
+optimizers = {"adamw": {"weight_decay": 0.1}, "adversary": {"optimizer_cls_and_kwargs": (AddOne, {})}}
+for name, keywords in optimizers.items():
     watch = Watch()
-    config = pruning(method="snip", dense_epochs=1)  # scored after the model was wrapped and trained
+    dense = int(name == "adamw")  # scored after the model was wrapped and trained
+    config = pruning(method="snip", dense_epochs=dense)
     trainer = make_trainer(folder, config, per_device_train_batch_size=4, callbacks=[watch], **keywords)
     trainer.train()
-    assert trainer.model_wrapped is not trainer.model and len(watch.loops) == 2 and len(watch.loops[1]) == 4
+    assert trainer.model_wrapped is not trainer.model and len(watch.loops) == dense + 1 and len(watch.loops[-1]) == 4
     plan = trainer.pruning_plan
-    for step in [*watch.loops[1], weights(trainer.model)]:
+    for step in [*watch.loops[-1], weights(trainer.model)]:
         for parameter in plan.keep:
             assert not step[parameter][removed(plan, parameter, step[parameter].shape)].any()
-    assert not torch.equal(watch.loops[1][0]["classifier.weight"], watch.loops[1][-1]["classifier.weight"])
+    assert not torch.equal(watch.loops[-1][0]["classifier.weight"], watch.loops[-1][-1]["classifier.weight"])
     results[name] = {"weights": weights(trainer.model), "plan": plan.to_dict()}
 torch.save(results, f"{folder}/{rank}.pt")
 """
@@ -592,11 +597,11 @@ def test_two_processes(tmp_path):
     """Exact zeros and the same weights on both, and the scores and plan of a single process."""
     script = tmp_path / "process.py"
     script.write_text(textwrap.dedent(PROCESS))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     path = os.pathsep.join([str(TESTS), str(TESTS.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     run = subprocess.run(
-        [*launcher, str(script), str(tmp_path)], env=environment, capture_output=True, text=True, timeout=280
+        [*launcher, str(script), str(tmp_path)], env=environment, capture_output=True, text=True, timeout=120
     )
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
     one, two = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
