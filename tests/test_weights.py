@@ -42,7 +42,7 @@ from optimum_camcut import (
 from optimum_camcut.scoring import WEIGHT_SCORERS
 from optimum_camcut.scoring.noise import GaussianNoise, linear_noise
 from optimum_camcut.scoring.registry import weight_scorer
-from optimum_camcut.units import IndexSet
+from optimum_camcut.units import IndexSet, mask_of
 
 
 METHODS = ("cam_cut", "smooth_cut", "smooth_cam_cut", "magnitude", "gradient", "snip", "wanda", "random")
@@ -785,6 +785,22 @@ def test_an_index_set_is_a_sequence():
         hash(some)
     empty = IndexSet(np.zeros(0, dtype=bool))
     assert len(empty) == 0 and empty == () and IndexSet.from_dict(empty.to_dict()) == empty
+
+
+def test_masks_of_indices():
+    expected = [False, True, False, True]
+    for units in (
+        (1, 3),
+        [3, 1],
+        IndexSet(np.array(expected)),
+        IndexSet(np.array([*expected, False])),
+        range(1, 4, 2),
+    ):
+        assert mask_of(units, 4).tolist() == expected
+    assert mask_of(range(4), 4).all() and not mask_of((), 4).any()
+    for units, unit in (((1, 4), 4), (range(5), 4), ((-1, 2), -1), (IndexSet(np.array([*expected, True])), 4)):
+        with pytest.raises(IndexError, match=f"there is no unit {unit} of 4"):
+            mask_of(units, 4)
 
 
 @pytest.mark.parametrize("size", [1, 7, 8, 9, 1000])
