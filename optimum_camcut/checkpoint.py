@@ -34,7 +34,15 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 from . import modeling_camcut
 from .card import write_card
 from .files import read_json, write_text
-from .modeling_camcut import ARCHITECTURES, RECORD, PrunedModel, list_groups, pruned_class, recorded_sizes
+from .modeling_camcut import (
+    ARCHITECTURES,
+    RECORD,
+    PrunedModel,
+    list_groups,
+    pruned_class,
+    recorded_sizes,
+    sublayer_of,
+)
 from .plan import PLAN_NAME, PruningPlan, is_weight
 from .scoring import scorers_of
 from .units import mask_of
@@ -300,18 +308,24 @@ def _check_weights(
     groups = list_groups(model)
     sizes = recorded_sizes(config, groups)
     prefix = f"{model.base_model_prefix}."
-    groups = {group.output.module.removeprefix(prefix) + ".weight": group for group in groups}
-    for key, shape in _stored_shapes(name_or_path, hub):
-        group = groups.get(key.removeprefix(prefix))
-        if group is not None:
+    shapes = {key.removeprefix(prefix): shape for key, shape in _stored_shapes(name_or_path, hub)}
+    for group in groups:
+        first, output = (f"{group.slices[i].module}.weight".removeprefix(prefix) for i in (0, -1))
+        if output not in shapes:
+            continue
+        expected = sizes.get(group.name, group.size)
+        if group.kind == "layers":
+            stored = int(first in shapes)  # of a removed sub-layer the output projection alone is left, with no inputs
+        elif sizes.get(sublayer_of(group.name)) == 0:
+            continue
+        else:
             axis = modeling_camcut._dimension(model.get_submodule(group.output.module), "in")
-            stored, expected = shape[axis], sizes.get(group.name, group.size) * group.output.width
-            if stored != expected:
-                raise ValueError(
-                    f"the checkpoint {name_or_path} records {expected // group.output.width} units for "
-                    f"{group.name!r}, but its weights hold {stored / group.output.width:g}: config.json and the "
-                    "weights do not belong together"
-                )
+            stored = shapes[output][axis] / group.output.width
+        if stored != expected:
+            raise ValueError(
+                f"the checkpoint {name_or_path} records {expected} units for {group.name!r}, but its weights hold "
+                f"{stored:g}: config.json and the weights do not belong together"
+            )
 
 
 def _stored_shapes(name_or_path: str | Path, hub: Mapping[str, Any]) -> Iterator[tuple[str, list[int]]]:

@@ -30,9 +30,10 @@ from .scoring import SCORERS, WEIGHT_SCORERS, get_scorer
 CONFIG_NAME = "pruning_config.json"
 
 CHOICES = {
-    "granularity": ("heads", "neurons", "weights"),
+    "granularity": ("heads", "neurons", "layers", "weights"),
     "budget": ("params", "flops"),
     "allocation": ("per_kind", "global", "uniform"),
+    "layer_unit": ("sublayer", "block"),
     "noise_scale": ("relative", "absolute"),
     "recovery": ("finetune", "reconstruct", "none"),
 }
@@ -48,23 +49,29 @@ class PruningConfig:
         method: how units are scored: `cam_cut`, `smooth_cut`, `smooth_cam_cut`, `taylor`, `fisher`, `activation`,
             `magnitude` or `random`; for single weights `cam_cut`, `smooth_cut`, `smooth_cam_cut`, `magnitude`,
             `gradient`, `snip`, `wanda` or `random`.
-        granularity: what is removed: `"heads"`, `"neurons"` or both. Or `"weights"`, alone: single weights and
-            biases of the linear layers below the task head are set to zero and stay so, as in the DeepCuts paper; the
-            model does not become smaller or faster.
+        granularity: what is removed: `"heads"`, `"neurons"`, `"layers"` (whole attention and feed-forward sub-layers)
+            or several of them. `"layers"` with others removes sub-layers first, down to the square root of the
+            fraction to keep, and then as much of the units in the sub-layers left as brings the whole to the target.
+            The budget is then that of the sub-layers. Or `"weights"`, alone: single weights and biases of the linear
+            layers below the task head are set to zero and stay so, as in the DeepCuts paper; the model does not
+            become smaller or faster.
         sparsity: fraction of the budget to remove, between 0 and 1. Give this or `compression`.
         compression: parameters of the whole model over parameters kept, above 1. Give this or `sparsity`.
         budget: what `sparsity` is a fraction of: the prunable `"params"` or `"flops"`. Only `allocation="global"`
             weighs kinds against each other, so only there the two differ.
         allocation: `"per_kind"` ranks all heads of the model together and all neurons together and removes the same
             fraction of each; `"global"` ranks heads and neurons together by score per cost; `"uniform"` removes the
-            same fraction in every layer (of single weights: of every weight matrix and every bias).
+            same fraction in every layer (of single weights: of every weight matrix and every bias). Sub-layers are
+            always ranked over the whole model, by score per cost.
+        layer_unit: what `"layers"` removes at a time: a `"sublayer"`, or both of a `"block"`.
         num_samples: how many training examples to score on.
         smooth_samples: noisy passes of the smooth methods. Default: 5; for single weights 10, as in the paper.
         noise_std: standard deviation of their Gaussian noise on the output of every linear layer
             below the task head. Default: 0.1; for single weights 1e-3, as in the paper.
         noise_scale: `"relative"` to the standard deviation of that output, or `"absolute"`. Default: relative; for
             single weights absolute, as in the paper.
-        dropout: score with dropout on, as the paper's code does.
+        dropout: score with dropout on. Default: off for heads and neurons. For single weights on in `CamCutTrainer`,
+            as in the paper's code; in `score_groups`, on if the model is in training mode.
         shift: added to the mean output by `cam_cut` and `smooth_cam_cut` on single weights (the paper's is 10); other
             methods have no mean output to shift, and heads and neurons take 0 only.
         rounds: cut in this many rounds of score, cut and recover.
@@ -74,7 +81,7 @@ class PruningConfig:
         dense_epochs: epochs of ordinary training before the model is scored.
         distill_weight: weight of the dense model's predictions in the recovery loss, between 0 and 1.
         distill_temperature: softens both distributions of that term.
-        min_units: heads, and neurons, that every layer keeps at least.
+        min_units: heads, and neurons, that every layer keeps at least, if its sub-layer stays.
         multiple_of: keep a multiple of this many neurons in every layer (8 or 64 suit most hardware).
         sequence_length: tokens per example assumed by `budget="flops"`.
         seed: draws the scoring examples and the noise.
@@ -89,17 +96,18 @@ class PruningConfig:
     )
     granularity: list[str] = field(
         default_factory=lambda: ["heads", "neurons"],
-        metadata={"help": "What is removed: heads, neurons or both; or single weights."},
+        metadata={"help": "What is removed: heads, neurons, layers or several; or single weights."},
     )
     sparsity: float | None = field(default=None, metadata={"help": "Fraction of the budget to remove."})
     compression: float | None = field(default=None, metadata={"help": "All parameters over parameters kept."})
     budget: str = field(default="params", metadata={"help": "What sparsity is a fraction of: params or flops."})
     allocation: str = field(default="per_kind", metadata={"help": "per_kind, global or uniform."})
+    layer_unit: str = field(default="sublayer", metadata={"help": "What layers removes: a sublayer or a block."})
     num_samples: int = field(default=2048, metadata={"help": "Training examples to score on."})
     smooth_samples: int | None = field(default=None, metadata={"help": "Noisy passes of the smooth methods."})
     noise_std: float | None = field(default=None, metadata={"help": "Standard deviation of their noise."})
     noise_scale: str | None = field(default=None, metadata={"help": "Noise relative to each output, or absolute."})
-    dropout: bool = field(default=False, metadata={"help": "Score with dropout on."})
+    dropout: bool | None = field(default=None, metadata={"help": "Score with dropout on."})
     shift: float = field(default=0.0, metadata={"help": "Added to mean outputs by cam_cut on single weights."})
     rounds: int = field(default=1, metadata={"help": "Rounds of score, cut and recover."})
     rewind: bool = field(default=False, metadata={"help": "Return to the initial weights before recovering."})
@@ -150,8 +158,9 @@ class PruningConfig:
             self._check(name, float, lambda v: v >= 0, "a number of at least 0")
         self._check("distill_weight", float, lambda v: 0 <= v <= 1, "a number between 0 and 1")
         self._check("distill_temperature", float, lambda v: v > 0, "a number above 0")
-        for name in ("rewind", "dropout"):
-            self._check(name, bool, lambda v: True, "True or False")
+        self._check("rewind", bool, lambda v: True, "True or False")
+        if self.dropout is not None:
+            self._check("dropout", bool, lambda v: True, "True, False or None")
         zero = "a number" if "weights" in kinds else "0 for heads and neurons: it applies to single weights"
         self._check("shift", float, lambda v: v == 0 or "weights" in kinds, zero)
         if self.rewind and self.dense_epochs == 0:

@@ -28,26 +28,27 @@ from .modeling_camcut import RECORD, PrunableGroup, Slice, count_units, linear_m
 
 __all__ = ["PrunableGroup", "Slice", "check_group", "find_groups"]
 
-KINDS = ("heads", "neurons")
+KINDS = ("heads", "neurons", "layers")
 WEIGHTS = "weights"
 
 
-def find_groups(model: PreTrainedModel, kinds: Sequence[str] = KINDS) -> list[PrunableGroup]:
+def find_groups(model: PreTrainedModel, kinds: Sequence[str] = ("heads", "neurons")) -> list[PrunableGroup]:
     """Lists everything that can be cut in a model: one group a layer and kind, or one a weight matrix and bias.
 
     In architectures with grouped key-value heads (llama) a unit of `"heads"` is a key-value head with all the query
-    heads that share it.
+    heads that share it. A group of `"layers"` is one sub-layer, attention or feed-forward, as a single unit.
 
     Args:
         model (`PreTrainedModel`): a transformers model of a supported architecture, with any task head. For
             `"weights"`, of any architecture.
-        kinds (`Sequence[str]`): which of `"heads"` and `"neurons"` to list. With `"weights"`, every weight and bias
-            of the linear layers below the task head is a group, named like the parameter; its units are the elements,
-            numbered in row-major order.
+        kinds (`Sequence[str]`): which of `"heads"`, `"neurons"` and `"layers"` to list. With `"weights"`, every weight
+            and bias of the linear layers below the task head is a group, named like the parameter; its units are the
+            elements, numbered in row-major order.
 
     Returns:
         `list[PrunableGroup]`: in the order of the layers. In a pruned model, `group.units` holds the original index of
-        each unit that is left (of a single weight, that is not masked).
+        each unit that is left (of a single weight, that is not masked); of a sub-layer that was removed, nothing is
+        listed.
 
     Raises:
         `TypeError`: `model` is not a transformers model (unwrap it first).
@@ -62,6 +63,7 @@ def find_groups(model: PreTrainedModel, kinds: Sequence[str] = KINDS) -> list[Pr
         hint = "; pass the model inside it (`model.module`)" if isinstance(model, nn.Module) else ""
         raise TypeError(f"expected a transformers PreTrainedModel, got {type(model).__name__}{hint}")
     groups = list_groups(model) if set(kinds) - {WEIGHTS} else []
+    groups = [group for group in groups if group.size or group.kind != "layers"]
     plan = getattr(model, "pruning_plan", None)
     if plan is None and getattr(model.config, RECORD, None) is not None:
         raise ValueError(

@@ -24,7 +24,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -37,6 +37,8 @@ from transformers.pytorch_utils import Conv1D
 RECORD = "camcut_pruning"  # the key of config.json that holds the kept sizes
 
 UNIT, HEAD, QUERIES = "unit", "head", "queries"  # symbolic widths, see `Architecture`
+
+SUBLAYERS = {"heads": "attention", "neurons": "feed_forward"}  # kind of unit -> the sub-layer it is part of
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,9 @@ class Architecture:
         attributes (`Mapping[str, str]`): module attributes that count heads, with the amount per head as a symbolic
             width; they are kept true after a cut.
         neuron_attributes (`Mapping[str, str]`): the same for neurons.
+        bypass (`tuple[Mapping[str, str], Mapping[str, str]]`, *optional*): for the attention and for the feed-forward
+            layer, the modules that go when the whole sub-layer goes, norms included, and what the stand-in for each
+            must give so that the residual stream passes unchanged; see `Bypass`. Without it, sub-layers stay.
         position_bias (`str`, *optional*): path of the attention module whose forward takes a `position_bias` with one
             map per head of the uncut model, shared by all layers. It is cut on the way in.
         native_pruned_heads (`bool`): transformers 4 itself loads `config.pruned_heads` for this architecture.
@@ -81,6 +86,7 @@ class Architecture:
     residual: tuple[str, str]
     attributes: Mapping[str, str] = field(default_factory=dict)
     neuron_attributes: Mapping[str, str] = field(default_factory=dict)
+    bypass: tuple[Mapping[str, str], Mapping[str, str]] | None = None
     position_bias: str | None = None
     native_pruned_heads: bool = False
 
@@ -96,6 +102,7 @@ _BERT = Architecture(
     neurons=(Cut("intermediate.dense", "out"), Cut("output.dense", "in")),
     residual=("attention.self.query", "intermediate.dense"),
     attributes={"attention.self.num_attention_heads": UNIT, "attention.self.all_head_size": HEAD},
+    bypass=({"attention": "input pair"}, {"intermediate": "input", "output": "residual"}),
     native_pruned_heads=True,
 )
 
@@ -117,6 +124,10 @@ ARCHITECTURES: dict[str, Architecture] = {
         neurons=(Cut("ffn.lin1", "out"), Cut("ffn.lin2", "in")),
         residual=("attention.q_lin", "ffn.lin1"),
         attributes={"attention.n_heads": UNIT, "attention.dim": HEAD},
+        bypass=(
+            {"attention": "zeros pair", "sa_layer_norm": "input"},
+            {"ffn": "zeros", "output_layer_norm": "input"},
+        ),
         native_pruned_heads=True,
     ),
     "albert": Architecture(
@@ -130,6 +141,10 @@ ARCHITECTURES: dict[str, Architecture] = {
         neurons=(Cut("ffn", "out"), Cut("ffn_output", "in")),
         residual=("attention.query", "ffn"),
         attributes={"attention.num_attention_heads": UNIT, "attention.all_head_size": HEAD},
+        bypass=(
+            {"attention": "input pair"},
+            {"ffn": "input", "activation": "input", "ffn_output": "zeros", "full_layer_layer_norm": "input"},
+        ),
     ),
     "mpnet": Architecture(
         layers="encoder.layer.{}",
@@ -142,6 +157,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         neurons=(Cut("intermediate.dense", "out"), Cut("output.dense", "in")),
         residual=("attention.attn.q", "intermediate.dense"),
         attributes={"attention.attn.num_attention_heads": UNIT, "attention.attn.all_head_size": HEAD},
+        bypass=({"attention": "input pair"}, {"intermediate": "input", "output": "residual"}),
         position_bias="attention.attn",
     ),
     "gpt2": Architecture(
@@ -150,6 +166,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         neurons=(Cut("mlp.c_fc", "out"), Cut("mlp.c_proj", "in")),
         residual=("ln_1", "ln_2"),
         attributes={"attn.num_heads": UNIT, "attn.split_size": HEAD},
+        bypass=({"ln_1": "input", "attn": "zeros pair"}, {"ln_2": "input", "mlp": "zeros"}),
         native_pruned_heads=True,
     ),
     "llama": Architecture(
@@ -163,6 +180,10 @@ ARCHITECTURES: dict[str, Architecture] = {
         neurons=(Cut("mlp.gate_proj", "out"), Cut("mlp.up_proj", "out"), Cut("mlp.down_proj", "in")),
         residual=("input_layernorm", "post_attention_layernorm"),
         neuron_attributes={"mlp.intermediate_size": UNIT},
+        bypass=(
+            {"input_layernorm": "input", "self_attn": "zeros pair"},
+            {"post_attention_layernorm": "input", "mlp": "zeros"},
+        ),
     ),
 }
 
@@ -195,7 +216,7 @@ class PrunableGroup:
 
     Args:
         name (`str`): unique in the model; its first number is the layer index.
-        kind (`str`): `"heads"`, `"neurons"` or `"weights"`.
+        kind (`str`): `"heads"`, `"neurons"`, `"layers"` (a whole sub-layer, as one unit) or `"weights"`.
         size (`int`): number of units now.
         slices (`tuple[Slice, ...]`): the linear maps involved; the last is the output projection, whose input is
             where activations are observed. None for `"weights"`: the group is the parameter of its name.
@@ -209,6 +230,7 @@ class PrunableGroup:
         model_parameters (`int`): parameters of the whole model now, each counted once.
         model_type (`str`): of the model's config.
         num_layers (`int`): blocks of the model.
+        bypass (`Mapping[str, str]`): of a sub-layer, path of each module that goes with it -> what stands in for it.
     """
 
     name: str
@@ -225,6 +247,7 @@ class PrunableGroup:
     model_parameters: int = None
     model_type: str = None
     num_layers: int = None
+    bypass: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self):
         if self.units is None:
@@ -236,6 +259,49 @@ class PrunableGroup:
     def output(self) -> Slice:
         """The output projection."""
         return self.slices[-1]
+
+
+def sublayer_of(name: str) -> str:
+    """Name of the sub-layer that a group is part of: `layer.3.attention` for `layer.3.heads` and for itself."""
+    layer, _, part = name.rpartition(".")
+    return f"{layer}.{SUBLAYERS.get(part, part)}"
+
+
+class Bypass(nn.Module):
+    """Stands in for a module of a removed sub-layer.
+
+    Args:
+        gives (`str`): `"input"`: the first argument; `"residual"`: the second, where the residual stream is that;
+            `"zeros"`: zeros, where the result is added to the residual stream. With `" pair"`, a tuple of that and
+            None in the place of attention maps.
+        output (`str`): path inside the module of the sub-layer's output projection, if it was there.
+        weight (`torch.Tensor`, *optional*): that projection's weight with no inputs left. It takes no memory; saved
+            under the old name it makes a plain `from_pretrained` fail with a size mismatch, where a name that is
+            missing would be filled with random numbers. A buffer, so that nothing tries to train it.
+    """
+
+    def __init__(self, gives: str, output: str = "", weight: torch.Tensor | None = None):
+        super().__init__()
+        self.gives = gives
+        child, _, rest = output.partition(".")
+        if child:
+            self.add_module(child, Bypass(gives, rest, weight))
+        elif weight is not None:
+            self.register_buffer("weight", weight)
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor | tuple[torch.Tensor, None]:
+        what, _, pair = self.gives.partition(" ")
+        result = (*args, *kwargs.values())[1 if what == "residual" else 0]
+        if what == "zeros":
+            result = torch.zeros_like(result)
+        return (result, None) if pair else result
+
+    def extra_repr(self) -> str:
+        return self.gives
+
+
+def _removed(module: nn.Module) -> bool:
+    return hasattr(module, "gives")  # not by the class: it may be that of a checkpoint's copy of this file
 
 
 def unsupported_architecture(model_type: str) -> ValueError:
@@ -269,7 +335,8 @@ def list_blocks(model: PreTrainedModel) -> list[str]:
 
 
 def list_groups(model: PreTrainedModel) -> list[PrunableGroup]:
-    """Every group of the model at its present size, in the order of the layers, heads before neurons.
+    """Every group of the model at its present size, in the order of the layers: attention, its heads, feed-forward,
+    its neurons. A sub-layer that was removed has size 0, and no group of heads or neurons.
 
     Raises:
         `ValueError`: the architecture is not in the table, or a module is missing or not a plain linear map.
@@ -287,29 +354,52 @@ def list_groups(model: PreTrainedModel) -> list[PrunableGroup]:
     blocks = list_blocks(model)
     for layer, block in enumerate(blocks):
         block += "."
-        for kind, cuts, residual, attributes in (
-            ("heads", architecture.heads, architecture.residual[0], architecture.attributes),
-            ("neurons", architecture.neurons, architecture.residual[1], architecture.neuron_attributes),
+        for number, (kind, cuts, attributes) in enumerate(
+            (
+                ("heads", architecture.heads, architecture.attributes),
+                ("neurons", architecture.neurons, architecture.neuron_attributes),
+            )
         ):
+            whole = f"layer.{layer}.{SUBLAYERS[kind]}"
+            facts = {"model_parameters": model_parameters, "model_type": config.model_type, "num_layers": len(blocks)}
+            bypass = {block + path: gives for path, gives in (architecture.bypass or ({}, {}))[number].items()}
+            gone = [_removed(model.get_submodule(path)) for path in bypass]
+            if bypass and all(gone):
+                groups.append(PrunableGroup(whole, "layers", 0, (), original_size=1, **facts))
+                continue
             slices = tuple(Slice(block + cut.module, cut.axis, widths[cut.width], cut.blocks) for cut in cuts)
             weights = sum(linear_map(model, s.module).weight.numel() for s in slices)
             biases = [linear_map(model, s.module).bias for s in slices if s.axis == "out"]
             size = count_units(model, slices[-1])
             biases = sum(bias.numel() for bias in biases if bias is not None)
+            facts |= {"residual": block + architecture.residual[number]}
+            if bypass:
+                groups.append(
+                    PrunableGroup(
+                        name=whole,
+                        kind="layers",
+                        size=1,
+                        slices=tuple(replace(s, width=s.width * size) for s in slices),
+                        unit_parameters=sum(
+                            p.numel() for path in bypass for p in model.get_submodule(path).parameters()
+                        ),
+                        unit_flops=2 * weights,
+                        unit_flops_per_position=4 * slices[-1].width * size if kind == "heads" else 0,
+                        bypass=bypass,
+                        **facts,
+                    )
+                )
             groups.append(
                 PrunableGroup(
                     name=f"layer.{layer}.{kind}",
                     kind=kind,
                     size=size,
                     slices=slices,
-                    residual=block + residual,
                     attributes={block + name: widths[width] for name, width in attributes.items()},
                     unit_parameters=(weights + biases) // max(size, 1),
                     unit_flops=2 * weights // max(size, 1),
                     unit_flops_per_position=4 * slices[-1].width if kind == "heads" else 0,
-                    model_parameters=model_parameters,
-                    model_type=config.model_type,
-                    num_layers=len(blocks),
+                    **facts,
                 )
             )
     return groups
@@ -317,6 +407,8 @@ def list_groups(model: PreTrainedModel) -> list[PrunableGroup]:
 
 def linear_map(model: nn.Module, path: str) -> nn.Linear | Conv1D:
     module = model.get_submodule(path)
+    if _removed(module):
+        raise AttributeError(f"{path} was removed with its sub-layer")
     plain = isinstance(module, nn.Linear | Conv1D) and "weight" in module._parameters
     if plain:
         sizes = (module.nx, module.nf) if isinstance(module, Conv1D) else (module.out_features, module.in_features)
@@ -345,11 +437,13 @@ def count_units(model: nn.Module, output: Slice) -> int:
         `AttributeError`: the model has no such module.
         `ValueError`: it is not a plain linear map.
     """
-    return _features(linear_map(model, output.module), "in") // output.width
+    features = _features(linear_map(model, output.module), "in")
+    return features // output.width if output.width else int(features == 0)  # a sub-layer with no units left
 
 
 def cut_groups(model: PreTrainedModel, keep: Sequence[tuple[PrunableGroup, Sequence[int]]]) -> None:
-    """Cuts groups down to the given positions, in place: all of them, or none if anything fails.
+    """Cuts groups down to the given positions, in place: all of them, or none if anything fails. A sub-layer of which
+    nothing is kept becomes an identity.
 
     Parameters keep their dtype, device and `requires_grad`; gradients are dropped.
 
@@ -357,8 +451,12 @@ def cut_groups(model: PreTrainedModel, keep: Sequence[tuple[PrunableGroup, Seque
         model: the model the groups were listed from.
         keep: pairs of a group and the kept positions among its present units, ascending.
     """
-    new = []
+    new, bypasses = [], {}
     for group, positions in keep:
+        if group.bypass:
+            if not positions:
+                bypasses |= _stand_ins(model, group)
+            continue
         for piece in group.slices:
             module = linear_map(model, piece.module)
             index = piece.index(group.size, positions).to(module.weight.device)
@@ -377,6 +475,39 @@ def cut_groups(model: PreTrainedModel, keep: Sequence[tuple[PrunableGroup, Seque
         for path, amount in group.attributes.items():
             owner, _, name = path.rpartition(".")
             setattr(model.get_submodule(owner), name, len(positions) * amount)
+    for path, module in bypasses.items():
+        owner, _, name = path.rpartition(".")
+        setattr(model.get_submodule(owner), name, module)
+    if bypasses:
+        _number_caches(model)
+
+
+def _stand_ins(model: PreTrainedModel, group: PrunableGroup) -> dict[str, Bypass]:
+    """What takes the place of each module of a sub-layer: path -> stand-in."""
+    if getattr(model.config, "scale_attn_by_inverse_layer_idx", False) and transformers.__version__.startswith("4."):
+        raise ValueError(
+            "transformers 4 scales attention by the layer's number here (scale_attn_by_inverse_layer_idx), which "
+            "removing layers changes; use transformers 5"
+        )
+    output = linear_map(model, group.output.module)
+    weight = output.weight.detach().narrow(_dimension(output, "in"), 0, 0).clone()
+    found = {}
+    for path, gives in group.bypass.items():
+        inside = f"{group.output.module}.".startswith(f"{path}.")
+        found[path] = Bypass(gives, *((group.output.module[len(path) + 1 :], weight) if inside else ()))
+        found[path].train(model.get_submodule(path).training)
+    return found
+
+
+def _number_caches(model: PreTrainedModel) -> None:
+    """Numbers the attention modules that are left from 0, without gaps: a key-value cache takes its length from the
+    first."""
+    count: dict[str, int] = {}
+    for block in list_blocks(model):
+        for path, module in model.get_submodule(block).named_modules():
+            if isinstance(getattr(module, "layer_idx", None), int):
+                module.layer_idx = count.get(path, 0)
+                count[path] = module.layer_idx + 1
 
 
 def bind_position_bias(model: PreTrainedModel, kept_heads: Mapping[str, Sequence[int]]) -> None:

@@ -26,10 +26,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from .config import PruningConfig
 from .files import read_json, write_json
 from .groups import WEIGHTS, PrunableGroup
+from .modeling_camcut import SUBLAYERS, sublayer_of
 from .scoring import get_scorer
 from .scoring.loop import Scores, check_scores
 from .units import IndexSet, mask_of
@@ -159,9 +161,17 @@ class PruningPlan:
     def __str__(self) -> str:
         cells = self._cells()
         kinds = list(dict.fromkeys(kind for _, kind in cells))
+
+        def cell(layer: str, kind: str) -> str:
+            if (layer, kind) in cells:
+                return self._count(cells[layer, kind])
+            gone = [len(self.keep[name]) == 0 for name in cells.get((layer, SUBLAYERS.get(kind)), ())]
+            return "-" if any(gone) else "all"
+
         lines = [["layer", *kinds]]
-        for layer in dict.fromkeys(layer for layer, _ in cells):
-            lines.append([layer, *(self._count(cells[layer, k]) if (layer, k) in cells else "all" for k in kinds)])
+        lines += [
+            [layer, *(cell(layer, kind) for kind in kinds)] for layer in dict.fromkeys(layer for layer, _ in cells)
+        ]
         total = {kind: [n for (_, k), names in cells.items() if k == kind for n in names] for kind in kinds}
         lines.append(["total", *(self._count(total[kind]) for kind in kinds)])
         widths = [max(map(len, column)) for column in zip(*lines)]
@@ -177,6 +187,11 @@ class PruningPlan:
     def _count(self, names: Sequence[str]) -> str:
         sizes = [self.sizes.get(name) for name in names]
         return f"{sum(len(self.keep[name]) for name in names)} / {'?' if None in sizes else sum(sizes)}"
+
+
+def without_removed(keep: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """What a plan keeps, less the heads and neurons of sub-layers that it removes: nothing is left of them."""
+    return {n: units for n, units in keep.items() if sublayer_of(n) == n or keep.get(sublayer_of(n)) != ()}
 
 
 def layer_of(name: str) -> str:
@@ -204,10 +219,11 @@ def make_plan(scores: Scores, groups: Sequence[PrunableGroup], config: PruningCo
         scores (`dict[str, Tensor]`): group name -> `(units,)`, larger = keep, as `score_groups` returns; of single
             weights, in the parameter's shape.
         groups (`Sequence[PrunableGroup]`): the groups that were scored; those of `config.granularity` are cut.
-        config (`PruningConfig`): `sparsity` or `compression`, `budget`, `allocation`, `min_units`, `multiple_of`.
+        config (`PruningConfig`): `sparsity` or `compression`, `budget`, `allocation`, `layer_unit`, `min_units`,
+            `multiple_of`.
 
     Returns:
-        `PruningPlan`: with one entry for each group.
+        `PruningPlan`: with one entry for each group, except the heads and neurons of sub-layers that it removes.
 
     Raises:
         `ValueError`: scores that are missing, NaN, infinite or all zero; a budget that cannot be met (the message
@@ -224,23 +240,8 @@ def make_plan(scores: Scores, groups: Sequence[PrunableGroup], config: PruningCo
         )
     wanted = {group.name for group in groups}
     check_scores({name: s for name, s in scores.items() if name in wanted or name not in names}, groups)
-    cost = {g.name: unit_cost(g, config) for g in groups}
-    kinds = list(dict.fromkeys(g.kind for g in groups))
-    if config.allocation == "global":
-        pools, scale = [groups], _scale_of_kinds(scores, groups, cost, config)
-    else:
-        pools = [[g for g in groups if g.kind == kind] for kind in kinds]
-        if config.allocation == "uniform":
-            pools = [[g] for g in groups]
-        scale = dict.fromkeys(kinds, 1.0)
-    fraction = _fraction_to_remove(groups, pools, cost, config)
-    keep: dict[str, Sequence[int]] = {}
-    for pool in pools:
-        if pool[0].kind == WEIGHTS:
-            keep |= _keep_largest(scores, pool, fraction)
-        else:
-            best = _keep_best(scores, pool, config, fraction, cost, scale)
-            keep |= {g.name: tuple(g.units[i] for i in best[g.name]) for g in pool}
+    keep = (_choose_weights if groups[0].kind == WEIGHTS else _choose_units)(scores, groups, config)
+    groups = [g for g in groups if g.name in keep]
     return PruningPlan(
         keep={g.name: keep[g.name] for g in groups},
         sizes={g.name: g.original_size for g in groups},
@@ -248,6 +249,62 @@ def make_plan(scores: Scores, groups: Sequence[PrunableGroup], config: PruningCo
         config=dataclasses.replace(config),
         num_layers=groups[0].num_layers,
     )
+
+
+def _choose_units(
+    scores: Scores, groups: Sequence[PrunableGroup], config: PruningConfig
+) -> dict[str, tuple[int, ...]]:
+    """What to keep of heads, neurons and sub-layers: by group."""
+    cost = {g.name: unit_cost(g, config) for g in groups}
+    layers = [g for g in groups if g.kind == "layers"]
+    total, budget = groups[0].model_parameters, sum(g.size * cost[g.name] for g in layers or groups)
+    target = budget * (1 - _fraction_of_budget(total, budget, config))  # the cost to keep
+    ranked = _rank_layers(scores, layers, cost, config) or [[]]
+    price = [sum(cost[g.name] for g in candidate) for candidate in ranked]
+    for count in range(_count_layers(price, budget, target, len(layers) < len(groups)), 0, -1):
+        removed = {g.name for candidate in ranked[count:] for g in candidate}
+        units = [g for g in groups if g.kind != "layers" and sublayer_of(g.name) not in removed]
+        fraction, least = _fraction_to_remove(units, budget - sum(price[count:]), target, cost, config)
+        if least - target <= (1e-9 * budget if units else price[count - 1] / 2):
+            break  # else the units that are left cannot give what is wanted, and one more sub-layer goes
+    else:
+        raise _unreachable(total, budget, least, config)
+    keep = {g.name: [] if g.name in removed else [0] for g in layers}
+    scale = dict.fromkeys(config.granularity, 1.0)
+    if config.allocation == "global":
+        scale = _scale_of_kinds(scores, units, cost, config)
+    for pool in _pools(units, config):
+        keep |= _keep_best(scores, pool, config, fraction, cost, scale)
+    return {g.name: tuple(g.units[i] for i in keep[g.name]) for g in groups if g.name in keep}
+
+
+def _choose_weights(scores: Scores, groups: Sequence[PrunableGroup], config: PruningConfig) -> dict[str, IndexSet]:
+    """What to keep of single weights: by parameter, or over all of them, those with the largest scores. Their number
+    is rounded."""
+    total, budget = groups[0].model_parameters, sum(group.size for group in groups)
+    fraction = _fraction_of_budget(total, budget, config)
+    if fraction > 1:
+        raise _unreachable(total, budget, 0, config)
+    keep = {}
+    for pool in _pools(groups, config):
+        present = [torch.from_numpy(mask_of(group.units, group.original_size)) for group in pool]
+        values = torch.cat([scores[group.name].flatten()[mask] for group, mask in zip(pool, present)])
+        chosen = _largest(values, math.floor(len(values) * (1 - fraction) + 0.5))
+        for group, mask, part in zip(pool, present, chosen.split([int(mask.sum()) for mask in present])):
+            kept = torch.zeros(group.original_size, dtype=torch.bool)
+            kept[mask] = part
+            keep[group.name] = IndexSet(kept.numpy())
+    return keep
+
+
+def _largest(values: Tensor, count: int) -> Tensor:
+    """Bool: True at the largest values; of equal ones, the earlier."""
+    chosen = torch.zeros(len(values), dtype=torch.bool)
+    if count > 0:
+        threshold = values.kthvalue(len(values) - count + 1).values
+        chosen = values > threshold
+        chosen[(values == threshold).nonzero().flatten()[: count - int(chosen.sum())]] = True
+    return chosen
 
 
 def unit_cost(group: PrunableGroup, config: PruningConfig) -> int:
@@ -259,10 +316,12 @@ def unit_cost(group: PrunableGroup, config: PruningConfig) -> int:
 
 
 def remaining_budget(before: Sequence[PrunableGroup], now: Sequence[PrunableGroup], config: PruningConfig) -> float:
-    """Fraction of the budget of `before` that the same groups still take up."""
-    cost = {group.name: unit_cost(group, config) for group in before}
-    total = {name: sum(g.size * cost[g.name] for g in groups) for name, groups in (("before", before), ("now", now))}
-    return total["now"] / total["before"]
+    """Fraction of the budget of `before` that the same groups still take up; with sub-layers among them, the
+    sub-layers', which hold the rest."""
+    if any(group.kind == "layers" for group in before):
+        before, now = ([g for g in groups if g.kind == "layers"] for groups in (before, now))
+    after, total = (sum(g.size * unit_cost(g, config) for g in groups) for groups in (now, before))
+    return after / total
 
 
 def _multiple(group: PrunableGroup, config: PruningConfig) -> int:
@@ -271,8 +330,6 @@ def _multiple(group: PrunableGroup, config: PruningConfig) -> int:
 
 def _least(group: PrunableGroup, config: PruningConfig) -> int:
     """The fewest units the group may keep."""
-    if group.kind == WEIGHTS:
-        return 0
     multiple = _multiple(group, config)
     return min(-(-config.min_units // multiple) * multiple, group.size)
 
@@ -283,65 +340,82 @@ def _scale_of_kinds(
     """What makes scores of different kinds comparable. Estimates of the loss change are; of other scores, each kind
     gets the share of the total that it has of the cost."""
     scale = {group.kind: 1.0 for group in groups}
-    if len(scale) > 1 and not get_scorer(config.method).quadratic:
+    if not get_scorer(config.method).quadratic:
         for kind in scale:
             pool = [g for g in groups if g.kind == kind]
-            scale[kind] = sum(g.size * cost[g.name] for g in pool) / sum(float(scores[g.name].sum()) for g in pool)
+            total = sum(float(scores[g.name].sum()) for g in pool)
+            scale[kind] = sum(g.size * cost[g.name] for g in pool) / (total or 1.0)
     return scale
 
 
-def _fraction_to_remove(
-    groups: Sequence[PrunableGroup],
-    pools: Sequence[Sequence[PrunableGroup]],
-    cost: Mapping[str, int],
-    config: PruningConfig,
-) -> float:
-    """Fraction of each pool's cost to remove.
+def _pools(units: Sequence[PrunableGroup], config: PruningConfig) -> list[list[PrunableGroup]]:
+    """Groups whose units are ranked together."""
+    if config.allocation == "global":
+        return [list(units)] if units else []
+    if config.allocation == "uniform":
+        return [[g] for g in units]
+    return [[g for g in units if g.kind == kind] for kind in dict.fromkeys(g.kind for g in units)]
 
-    Raises:
-        `ValueError`: a pool cannot give so much; names the highest value that all can.
-    """
-    total, prunable = groups[0].model_parameters, sum(g.size * cost[g.name] for g in groups)
+
+def _fraction_of_budget(total: int | None, budget: float, config: PruningConfig) -> float:
+    """The fraction of the budget that the config wants removed."""
     if config.sparsity is not None:
-        fraction = config.sparsity
-    elif total is None:
+        return config.sparsity
+    if total is None:
         raise ValueError("compression needs the model's parameter count; take the groups from find_groups(model)")
-    else:
-        fraction = total * (1 - 1 / config.compression) / prunable
-    possible, enough = 1.0, fraction <= 1.0
-    for pool in pools:
+    return total * (1 - 1 / config.compression) / budget
+
+
+def _rank_layers(
+    scores: Scores, layers: Sequence[PrunableGroup], cost: Mapping[str, int], config: PruningConfig
+) -> list[list[PrunableGroup]]:
+    """Sub-layers or whole blocks, the highest score per cost first, the earlier first in a tie."""
+    candidates: dict[str, list[PrunableGroup]] = {}
+    for g in layers:
+        candidates.setdefault(layer_of(g.name) if config.layer_unit == "block" else g.name, []).append(g)
+
+    def value(candidate: list[PrunableGroup]) -> float:
+        return sum(float(scores[g.name]) for g in candidate) / max(sum(cost[g.name] for g in candidate), 1)
+
+    return sorted(candidates.values(), key=value, reverse=True)
+
+
+def _count_layers(price: Sequence[float], budget: float, target: float, joint: bool) -> int:
+    """How many candidates to keep, at prices from the best to the worst: what is nearest to the target, but one at
+    least. With heads or neurons, which can give the rest, only down to the geometric mean of the two."""
+    aim = math.sqrt(max(target, 0) * budget) if joint else target
+    count, left = len(price), budget
+    while count > 1 and left - aim > price[count - 1] / 2 and not (joint and left - price[count - 1] < target):
+        count -= 1
+        left -= price[count]
+    return count
+
+
+def _fraction_to_remove(
+    units: Sequence[PrunableGroup], present: float, target: float, cost: Mapping[str, int], config: PruningConfig
+) -> tuple[float, float]:
+    """Fraction of each pool's cost to remove so that of the present cost the target is left, and the least that can
+    be left where a pool cannot give so much."""
+    prunable = sum(g.size * cost[g.name] for g in units)
+    fraction = possible = max(present - target, 0) / prunable if prunable else 0.0
+    for pool in _pools(units, config):
         whole, least = (
             sum(n(g) * cost[g.name] for g in pool) for n in (lambda g: g.size, lambda g: _least(g, config))
         )
         if least - whole * (1 - fraction) > cost[pool[0].name] / 2:  # more than rounding to whole units explains
-            possible, enough = min(possible, 1 - least / whole), False
-    if not enough:
-        name, value = ("sparsity", possible)
-        if config.sparsity is None:
-            name, value = "compression", total / (total - possible * prunable)
-        raise ValueError(
-            f"{name}={getattr(config, name)} cannot be reached: the highest possible {name} here is "
-            f"{math.floor(value * 1e4) / 1e4} (granularity {list(config.granularity)}, min_units={config.min_units})"
-        )
-    return fraction
+            possible = min(possible, 1 - least / whole)
+    return fraction, present - possible * prunable
 
 
-def _keep_largest(scores: Scores, pool: Sequence[PrunableGroup], fraction: float) -> dict[str, IndexSet]:
-    """Keeps the weights of a pool with the largest scores: by group. Their number is rounded."""
-    present = [torch.from_numpy(mask_of(group.units, group.original_size)) for group in pool]
-    values = torch.cat([scores[group.name].flatten()[mask] for group, mask in zip(pool, present)])
-    count = math.floor(len(values) * (1 - fraction) + 0.5)
-    chosen = torch.zeros(len(values), dtype=torch.bool)
-    if count > 0:
-        threshold = values.kthvalue(len(values) - count + 1).values
-        chosen = values > threshold
-        chosen[(values == threshold).nonzero().flatten()[: count - int(chosen.sum())]] = True
-    keep = {}
-    for group, mask, part in zip(pool, present, chosen.split([int(mask.sum()) for mask in present])):
-        kept = torch.zeros(group.original_size, dtype=torch.bool)
-        kept[mask] = part
-        keep[group.name] = IndexSet(kept.numpy())
-    return keep
+def _unreachable(total: int | None, budget: float, least: float, config: PruningConfig) -> ValueError:
+    """Names the highest value, at which the least possible cost is left."""
+    name, value = "sparsity", 1 - least / budget
+    if config.sparsity is None:
+        name, value = "compression", total / (total - budget + least)
+    return ValueError(
+        f"{name}={getattr(config, name)} cannot be reached: the highest possible {name} here is "
+        f"{math.floor(value * 1e4) / 1e4} (granularity {list(config.granularity)}, min_units={config.min_units})"
+    )
 
 
 def _keep_best(

@@ -30,9 +30,9 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from .groups import PrunableGroup, find_groups
-from .modeling_camcut import list_blocks
-from .plan import PruningPlan
+from .groups import KINDS, PrunableGroup, find_groups
+from .modeling_camcut import list_blocks, list_groups, sublayer_of
+from .plan import PruningPlan, without_removed
 from .scoring.loop import Batch, limit, scoring_mode, take, token_mask
 
 
@@ -62,7 +62,8 @@ def reconstruct(
 
     Args:
         model (`PreTrainedModel`): after `apply_plan(model, plan)`.
-        dense_model (`PreTrainedModel`): the model as it was before; not changed.
+        dense_model (`PreTrainedModel`): the model as it was before; not changed. What it has before the first cut is
+            left alone, and where sub-layers were removed, the projections behind them make up for that.
         plan (`PruningPlan`): what was applied.
         dataloader (`Iterable[Batch]`): dicts of tensors as the model takes them; labels are not used. Give several
             times as many tokens as the widest projection has inputs. The hidden states of all batches are kept in
@@ -77,12 +78,15 @@ def reconstruct(
         `ValueError`: the models and the plan do not belong together, no batches, or activations that are not finite;
             the weights are then as before.
     """
-    groups, dense_groups = find_groups(model), {group.name: group for group in find_groups(dense_model)}
-    _check(model, dense_model, groups, dense_groups, plan)
-    cut = [i for i, group in enumerate(groups) if group.size < dense_groups[group.name].size]
-    if not cut:
+    present, dense_groups = ({g.name: g for g in find_groups(m, KINDS)} for m in (model, dense_model))
+    _check(model, dense_model, present, dense_groups, plan)
+    names = list(dense_groups)
+    cut = [i for i, n in enumerate(names) if n not in present or present[n].size < dense_groups[n].size]
+    # All before the first cut is exact already. Sub-layers have the projections of their heads and neurons.
+    solved = [name for name in names[cut[0] :] if name in present] if cut else []
+    groups = [present[name] for name in solved if present[name].kind != "layers"]
+    if not groups:
         return model
-    groups = groups[cut[0] :]  # all before the first cut is exact already
 
     state = PartialState()
     batches = list(limit(dataloader, num_samples, "reconstruct: reading", disable_tqdm=True))
@@ -120,23 +124,29 @@ def reconstruct(
 def _check(
     model: PreTrainedModel,
     dense_model: PreTrainedModel,
-    groups: Sequence[PrunableGroup],
+    present: dict[str, PrunableGroup],
     dense_groups: dict[str, PrunableGroup],
     plan: PruningPlan,
 ) -> None:
     if model is dense_model:
         raise ValueError("dense_model is the pruned model itself; pass a copy made before apply_plan")
-    present = {group.name: group for group in groups}
-    kinds = [f"{type(m).__name__} with {len(g)} groups" for m, g in ((model, present), (dense_model, dense_groups))]
+    kinds = [f"{type(m).__name__} with {len(list_blocks(m))} layers" for m in (model, dense_model)]
     if kinds[0] != kinds[1]:
         raise ValueError(f"the models do not belong together: {kinds[0]}, and dense_model is a {kinds[1]}")
-    for name, units in plan.keep.items():
+    removed = {group.name for group in list_groups(model)} - set(present)
+    for name, units in without_removed(plan.keep).items():
+        if sublayer_of(name) in removed and not units:
+            continue
         if name not in present:
             raise ValueError(f"the plan names the group {name!r}, which the model lacks; it has {', '.join(present)}")
         if present[name].units != units:
             raise ValueError(f"{name!r} has {present[name].size} units, not those of the plan: call apply_plan first")
     for name, group in present.items():
-        dense = dense_groups[name]
+        dense = dense_groups.get(name)
+        if dense is None:
+            raise ValueError(f"dense_model lacks {name!r}, which the pruned model has")
+        if group.kind == "layers":
+            continue
         if (dense.original_size, dense.output.width) != (group.original_size, group.output.width) or not set(
             group.units
         ) <= set(dense.units):

@@ -24,8 +24,17 @@ from transformers import PreTrainedModel
 from .checkpoint import checkpoint_class
 from .groups import KINDS, WEIGHTS, find_groups
 from .masking import zero_weights
-from .modeling_camcut import ARCHITECTURES, RECORD, bind_position_bias, cut_groups
-from .plan import PruningPlan, is_weight
+from .modeling_camcut import (
+    ARCHITECTURES,
+    RECORD,
+    SUBLAYERS,
+    bind_position_bias,
+    cut_groups,
+    list_blocks,
+    list_groups,
+    sublayer_of,
+)
+from .plan import PruningPlan, is_weight, without_removed
 from .units import mask_of
 
 
@@ -36,8 +45,9 @@ def apply_plan(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
     """Removes from the model every unit that the plan does not keep. All of it happens, or none.
 
     Heads and neurons are cut: parameters are replaced by smaller ones of the same dtype, device and `requires_grad`;
-    make the optimizer afterwards. The model's config becomes a copy of its own that records the sizes. Single weights
-    are set to zero in place, where `CamCutTrainer` keeps them, and `hold_masks` around a training loop of your own.
+    make the optimizer afterwards. A sub-layer that is removed passes its input on unchanged, its norm included; blocks
+    keep their numbers. The model's config becomes a copy of its own that records the sizes. Single weights are set to
+    zero in place, where `CamCutTrainer` keeps them, and `hold_masks` around a training loop of your own.
 
     The model's class becomes a subclass of the same name whose `save_pretrained` also writes the plan. A cut model is
     read by `load_pruned` and by `from_pretrained(..., trust_remote_code=True)`; one with masked weights is a plain
@@ -58,14 +68,20 @@ def apply_plan(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
     if not isinstance(plan, PruningPlan):
         raise TypeError(f"expected a PruningPlan, got {type(plan).__name__}")
     masks = {name: units for name, units in plan.keep.items() if is_weight(name)}
-    kinds = [*(KINDS if len(masks) < len(plan.keep) or not masks else ()), *([WEIGHTS] if masks else ())]
+    cuts_units = len(masks) < len(plan.keep) or not masks
+    kinds = [*(KINDS if cuts_units else ()), *([WEIGHTS] if masks else ())]
     groups = {group.name: group for group in find_groups(model, kinds)}
+    removed = {group.name for group in list_groups(model)} - set(groups) if cuts_units else set()
     if plan.model_type is not None and plan.model_type != model.config.model_type:
         raise ValueError(f"the plan is for a {plan.model_type!r} model; this one is {model.config.model_type!r}")
-    layers = next(iter(groups.values())).num_layers if groups else None
+    layers = len(list_blocks(model)) if cuts_units else next(iter(groups.values())).num_layers
     if plan.num_layers is not None and plan.num_layers != layers:
         raise ValueError(f"the plan is for a model of {plan.num_layers} layers; this one has {layers}")
     for name, units in plan.keep.items():
+        if sublayer_of(name) in removed:
+            if units:
+                raise ValueError(f"the plan keeps units {list(units)} of {name!r}, which was removed already")
+            continue
         if name not in groups:
             raise ValueError(f"the plan names the group {name!r}, which the model lacks; it has {', '.join(groups)}")
         group = groups[name]
@@ -79,9 +95,11 @@ def apply_plan(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
             raise ValueError(
                 f"the plan keeps units {gone.nonzero()[0].tolist()[:10]} of {name!r}, which were removed already"
             )
-    cuts = [(groups[n], units) for n, units in plan.keep.items() if n not in masks and units != groups[n].units]
     before = getattr(model, "pruning_plan", None)
-    if cuts and (masks or any(map(is_weight, before.keep if before else ()))):
+    keep = without_removed({**(before.keep if before else {}), **plan.keep})
+    cuts = [(groups[n], keep[n]) for n in plan.keep if n in groups and n in keep and n not in masks]
+    cuts = [(group, units) for group, units in cuts if units != group.units]
+    if cuts and (masks or any(map(is_weight, keep))):
         raise ValueError(
             f"{cuts[0][0].name!r} cannot be cut together with masking single weights, nor after it: cut first, then "
             "score and mask the weights that are left"
@@ -90,16 +108,16 @@ def apply_plan(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
     cut_groups(model, [(group, [group.units.index(unit) for unit in units]) for group, units in cuts])
     zero_weights(model, masks)
 
-    keep = {**(before.keep if before else {}), **plan.keep}
-    sizes = {**(before.sizes if before else {}), **{name: groups[name].original_size for name in plan.keep}}
+    names = [f"layer.{layer}.{part}" for layer in range(layers or 0) for pair in SUBLAYERS.items() for part in pair[::-1]]
+    sizes = {**(before.sizes if before else {}), **{name: group.original_size for name, group in groups.items()}}
     model.pruning_plan = PruningPlan(
-        {name: keep[name] for name in sorted(dict.fromkeys([*groups, *keep]), key=is_weight) if name in keep},
-        {name: sizes[name] for name in keep},
+        {name: keep[name] for name in dict.fromkeys([*names, *keep]) if name in keep},
+        {name: sizes.get(name, 1) for name in keep},
         model.config.model_type,
         plan.config or (before.config if before else None),
         layers,
     )
-    if len(masks) < len(plan.keep) or not masks:
+    if cuts_units:
         record(model)
     model.__class__ = checkpoint_class(type(model))
     logger.info("pruned %s:\n%s", type(model).__name__, model.pruning_plan)
@@ -136,13 +154,16 @@ def prune_heads(model: PreTrainedModel, heads_to_prune: Mapping[int, Iterable[in
         `PreTrainedModel`: the same object.
 
     Raises:
-        `ValueError`: a layer or head that the model lacks, or a head that was removed already.
+        `ValueError`: a layer or head that the model lacks, or a head or attention that was removed already.
     """
     groups = {int(group.name.split(".")[1]): group for group in find_groups(model, kinds=("heads",))}
+    layers = range(len(list_blocks(model)))
     keep = {}
     for layer, heads in heads_to_prune.items():
+        if layer not in layers:
+            raise ValueError(f"the model has no layer {layer!r}; its layers are {list(layers)}")
         if layer not in groups:
-            raise ValueError(f"the model has no layer {layer!r}; its layers are {list(groups)}")
+            raise ValueError(f"the attention of layer {layer} was removed already, with all its heads")
         group, heads = groups[layer], set(heads)
         lacking = sorted(heads - set(range(group.original_size)))
         if lacking:

@@ -35,7 +35,7 @@ from .card import write_card
 from .checkpoint import PrunedCheckpoint
 from .config import PruningConfig
 from .distillation import distillation_loss
-from .groups import find_groups
+from .groups import WEIGHTS, find_groups
 from .masking import hold_masks
 from .plan import PLAN_NAME, PruningPlan, make_plan, remaining_budget
 from .rebuild import reconstruct
@@ -157,11 +157,12 @@ class CamCutTrainer(Trainer):
         config = self._require_config()
         model = self._bare_model()
         needs_data = get_scorer(config.method, config.granularity).source != "weights"
+        dropout = WEIGHTS in config.granularity if config.dropout is None else config.dropout
         self.scores = score_groups(
             model,
             find_groups(model, config.granularity),
             self.get_scoring_dataloader() if needs_data else None,
-            config,
+            dataclasses.replace(config, dropout=dropout),
             loss_function=self._scoring_loss,
             disable_tqdm=self.args.disable_tqdm,
         )
@@ -313,9 +314,10 @@ class CamCutTrainer(Trainer):
         now = find_groups(self.model, config.granularity)
         if config.sparsity is not None:
             left = remaining_budget(before, now, config)
-            return dataclasses.replace(config, sparsity=1 - (1 - config.sparsity) ** done / left)
+            sparsity = 1 - (1 - config.sparsity) ** done / left
+            return dataclasses.replace(config, sparsity=max(sparsity, 1e-9))  # rounding to layers may be ahead
         left = now[0].model_parameters / before[0].model_parameters
-        return dataclasses.replace(config, compression=left * config.compression**done)
+        return dataclasses.replace(config, compression=max(left * config.compression**done, 1 + 1e-9))
 
     @contextmanager
     def _one_model(self, trial: Any) -> Iterator[None]:

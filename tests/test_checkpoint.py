@@ -104,6 +104,10 @@ def test_loads_without_the_package(python_without_package, tmp_path):
             model = pruned_model(architecture).to(getattr(torch, dtype))
             model.save_pretrained(tmp_path / f"{architecture}-{dtype}")
             expected[f"{architecture}-{dtype}"] = logits(model)
+        model, layers = tiny_model(architecture), {"layer.0.attention": (), "layer.1.feed_forward": ()}
+        apply_plan(model, PruningPlan({**layers, "layer.1.heads": (0, 3)}))
+        model.save_pretrained(tmp_path / f"{architecture}-layers-float32")
+        expected[f"{architecture}-layers-float32"] = logits(model)
     torch.save(tiny_batch(labels=False), tmp_path / "batch.pt")
     script = """
         import importlib.util, sys, torch

@@ -36,16 +36,17 @@ COUNT = (0, -1, 1.0, 1.5, "1", None, True, [1], HUGE * -1)
 LEAST = (-1, 1.0, "0", None, False, {}, HUGE * -1)
 BAD = {
     "method": ("tailor", "", None, 1, True, ["cam_cut"], [], {}),
-    "granularity": ("head", "", [], ["heads", "heads"], ["heads", "layers"], [1], [None], [["heads"]], None, 3, True),
+    "granularity": ("head", "", [], ["heads", "heads"], ["heads", "blocks"], [1], [None], [["heads"]], None, 3, True),
     "sparsity": (0, 1, 0.0, 1.0, -0.5, 1.5, NAN, INFINITY, "0.5", True, [0.5], HUGE),
     "compression": (1, 1.0, 0.5, 0, -2.0, NAN, INFINITY, "2", True, [2.0], HUGE),
     "budget": ("latencies", "", None, 1, True, ["params"]),
     "allocation": ("by_kind", "", None, 0, False, {"global": 1}),
+    "layer_unit": ("layer", "", None, 1, True, ["block"]),
     "num_samples": COUNT,
     "smooth_samples": [value for value in COUNT if value is not None],
     "noise_std": (-0.1, NAN, INFINITY, "0.1", True, [], HUGE),
     "noise_scale": ("relatively", "", 1, ["relative"]),
-    "dropout": (1, 0, "yes", None, []),
+    "dropout": (1, 0, "yes", []),
     "shift": (10.0, -1, NAN, "0", None, False, HUGE),
     "rounds": COUNT,
     "rewind": (1, 0, "yes", None, []),
@@ -90,8 +91,15 @@ def test_a_bad_value_is_named(name, value):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": "tailor"}, "unknown method 'tailor' for heads and neurons; known methods for heads and neurons: cam_cut, "),
-        ({"granularity": ["heads", "layers"]}, "unknown granularity 'layers'; expected 'heads' or 'neurons' or 'weights'"),
+        (
+            {"method": "tailor"},
+            "unknown method 'tailor' for heads and neurons; known methods for heads and neurons: cam_cut, ",
+        ),
+        (
+            {"granularity": ["heads", "blocks"]},
+            "unknown granularity 'blocks'; expected 'heads' or 'neurons' or 'layers' or 'weights'",
+        ),
+        ({"layer_unit": "layer"}, "unknown layer_unit 'layer'; expected 'sublayer' or 'block'"),
         ({"sparsity": 1.5}, "sparsity should be a number between 0 and 1, both excluded; got 1.5"),
         ({"compression": 1}, "compression should be a number above 1; got 1"),
         ({"num_samples": 0}, "num_samples should be an integer of at least 1; got 0"),
@@ -153,6 +161,7 @@ OTHER = {
     "compression": 1.75,
     "budget": "flops",
     "allocation": "global",
+    "layer_unit": "block",
     "num_samples": 12,
     "smooth_samples": 3,
     "noise_std": 0.25,
@@ -229,7 +238,7 @@ def parse(*words):
 def words_for(name, value):
     if name == "granularity":
         return [f"--{name}", *value]
-    return [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    return [f"--{name}"] if value is True and name != "dropout" else [f"--{name}", str(value)]
 
 
 @pytest.mark.parametrize("name", FIELDS)
@@ -301,5 +310,5 @@ def test_any_json_is_a_usable_config_or_a_value_error(values):
         return
     assert PruningConfig.from_dict(json.loads(json.dumps(made.to_dict(), allow_nan=False))) == made
     assert made.method in (WEIGHT_SCORERS if made.granularity == ("weights",) else SCORERS)
-    assert made.granularity == ("weights",) or set(made.granularity) <= {"heads", "neurons"}
+    assert made.granularity == ("weights",) or set(made.granularity) <= {"heads", "neurons", "layers"}
     assert (made.sparsity is None) != (made.compression is None)

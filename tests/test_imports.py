@@ -276,7 +276,12 @@ def test_the_modeling_file_stands_alone():
 def test_scoring_methods_need_no_torch_at_import():
     """A new method registers for the command line's help without loading torch."""
     for name, path in modules():
-        if name.startswith("scoring") and name not in ("scoring.capture", "scoring.noise", "scoring.weights", "scoring.loop"):
+        if name.startswith("scoring") and name not in (
+            "scoring.capture",
+            "scoring.noise",
+            "scoring.weights",
+            "scoring.loop",
+        ):
             outer = [s for s in imports(path) if isinstance(s, ast.Import) or s.level == 0]
             roots = {(s.names[0].name if isinstance(s, ast.Import) else s.module).partition(".")[0] for s in outer}
             assert roots <= set(sys.stdlib_module_names), f"{name} imports {sorted(roots)}"

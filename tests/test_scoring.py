@@ -576,7 +576,8 @@ def test_no_labels(method):
 
 def test_no_groups():
     with pytest.raises(
-        ValueError, match=re.escape("no groups of heads or neurons to score; find_groups(model, ('heads', 'neurons')) gives them")
+        ValueError,
+        match=re.escape("no groups of heads or neurons to score; find_groups(model, ('heads', 'neurons')) gives them"),
     ):
         score_groups(tiny_model("bert"), [], uneven_batches(), settings("taylor"))
 

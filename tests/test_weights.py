@@ -531,7 +531,7 @@ def test_only_what_is_scored_gets_gradients():
         assert not any(module.training for module in model.modules())
         return model(**batch).loss
 
-    score(model, "snip", loss_function=loss)
+    score(model, "snip", loss_function=loss, dropout=False)
     assert seen == [set(scored_parameters(model))] * 3
 
 
@@ -552,6 +552,13 @@ def test_scoring_with_dropout():
         assert not torch.equal(one[name], evaluation[name]) and not torch.equal(one[name], other[name])
     quiet = tiny_model("bert", num_hidden_layers=2, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     assert_scores_close(score(quiet, "snip", dropout=True), score(quiet, "snip"))
+
+
+def test_dropout_is_as_in_the_model_unless_told():
+    model = tiny_model("bert", num_hidden_layers=1)
+    off, on = (score(model, "snip", dropout=dropout) for dropout in (False, True))
+    assert same(score(model.eval(), "snip"), off) and same(score(model.train(), "snip"), on) and not same(on, off)
+    assert same(score(model, "snip", dropout=False), off)
 
 
 @pytest.mark.parametrize("method", ["snip", "smooth_cut"])

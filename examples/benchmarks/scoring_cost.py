@@ -14,9 +14,11 @@
 """What scoring costs, as a ratio to one plain forward and backward pass over the same batches.
 
 Every round times the plain pass and each method once, in turn, so that a busy machine slows all alike. Peak memory is
-that of a process which does nothing else (on CUDA, what the allocator reports).
+that of a process which does nothing else (on CUDA, what the allocator reports); it is also given as a ratio to that of
+training steps with Adam.
 
     python examples/benchmarks/scoring_cost.py --output scoring_cost.json
+    python examples/benchmarks/scoring_cost.py --granularity weights --output scoring_cost_weights.json
 """
 
 from __future__ import annotations
@@ -35,7 +37,11 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedMo
 from optimum_camcut import PruningConfig, find_groups, score_groups
 
 
-METHODS = ("cam_cut", "smooth_cut", "smooth_cam_cut", "taylor", "fisher", "activation")
+METHODS = {
+    "units": ("cam_cut", "smooth_cut", "smooth_cam_cut", "taylor", "fisher", "activation"),
+    "weights": ("cam_cut", "smooth_cut", "smooth_cam_cut", "gradient", "snip", "wanda"),
+}
+KINDS = {"units": ("heads", "neurons"), "weights": ("weights",)}
 
 
 def build(device: str, batch_size: int, tokens: int, batches: int) -> tuple[PreTrainedModel, list[dict]]:
@@ -60,13 +66,23 @@ def plain(model: PreTrainedModel, batches: list[dict]) -> None:
         model.zero_grad(set_to_none=True)
 
 
-def task(name: str, model: PreTrainedModel, batches: list[dict]) -> tuple[Callable[[], object], int]:
+def train(model: PreTrainedModel, batches: list[dict]) -> None:
+    """Training steps with Adam."""
+    optimizer = torch.optim.AdamW(model.parameters())
+    for batch in batches:
+        model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def task(name: str, granularity: str, model: PreTrainedModel, batches: list[dict]) -> tuple[Callable[[], object], int]:
     """What to run under a name, and how many passes over the batches it makes."""
-    if name == "plain":
-        return lambda: plain(model, batches), 1
-    config = PruningConfig(method=name, sparsity=0.5)
+    if name in ("plain", "adam"):
+        return lambda: (plain if name == "plain" else train)(model, batches), 1
+    config = PruningConfig(method=name, granularity=KINDS[granularity], sparsity=0.5)
     passes = config.smooth_samples if name.startswith("smooth") else 1
-    return lambda: score_groups(model, find_groups(model), batches, config, disable_tqdm=True), passes
+    groups = find_groups(model, config.granularity)
+    return lambda: score_groups(model, groups, batches, config, disable_tqdm=True), passes
 
 
 def seconds(function: Callable[[], object]) -> float:
@@ -77,11 +93,11 @@ def seconds(function: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def peak_memory(name: str, arguments: tuple) -> int:
+def peak_memory(name: str, granularity: str, arguments: tuple) -> int:
     """Peak bytes of a process (or of its GPU) that runs one task only."""
     model, batches = build(*arguments)
     model.train()
-    task(name, model, batches)[0]()
+    task(name, granularity, model, batches)[0]()
     if arguments[0] == "cuda":
         return torch.cuda.max_memory_allocated()
     # Not getrusage: its maximum survives the exec of a spawned process, and so would show the parent's.
@@ -95,7 +111,8 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=2, help="batches in one timing")
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
+    parser.add_argument("--granularity", default="units", choices=METHODS, help="heads and neurons, or weights")
+    parser.add_argument("--methods", nargs="+", help="default: all that read data")
     parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
     options = parser.parse_args()
 
@@ -103,7 +120,8 @@ def main() -> None:
     arguments = (device, options.batch_size, options.tokens, options.batches)
     model, batches = build(*arguments)
     model.train()
-    tasks = {name: task(name, model, batches) for name in ("plain", *options.methods)}
+    methods = options.methods or METHODS[options.granularity]
+    tasks = {name: task(name, options.granularity, model, batches) for name in ("plain", *methods)}
     for function, _ in tasks.values():
         function()
     ratios: dict[str, list[float]] = {name: [] for name in tasks}
@@ -112,7 +130,7 @@ def main() -> None:
         for name, (_, passes) in tasks.items():
             ratios[name].append(times[name] / passes / times["plain"])
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        memory = {name: pool.apply(peak_memory, (name, arguments)) for name in tasks}
+        memory = {name: pool.apply(peak_memory, (name, options.granularity, arguments)) for name in (*tasks, "adam")}
 
     results = {
         name: {
@@ -121,14 +139,18 @@ def main() -> None:
             "time_low": min(ratios[name]),
             "time_high": max(ratios[name]),
             "peak_memory": memory[name] / memory["plain"],
+            "peak_memory_to_adam": memory[name] / memory["adam"],
         }
         for name, (_, passes) in tasks.items()
     }
     print(f"{device}, BERT-base shape, batch {options.batch_size} x {options.tokens} tokens, {options.rounds} rounds")
-    print(f"{'method':<16}{'passes':>7}{'time a pass / plain':>22}{'(low - high)':>16}{'peak memory / plain':>22}")
+    titles = f"{'time a pass / plain':>22}{'(low - high)':>16}{'peak memory / plain':>22}{'/ Adam step':>13}"
+    print(f"{'method':<16}{'passes':>7}{titles}")
     for name, r in results.items():
         spread = f"({r['time_low']:.2f} - {r['time_high']:.2f})"
-        print(f"{name:<16}{r['passes']:>7}{r['time_per_pass']:>22.2f}{spread:>16}{r['peak_memory']:>22.2f}")
+        print(
+            f"{name:<16}{r['passes']:>7}{r['time_per_pass']:>22.2f}{spread:>16}{r['peak_memory']:>22.2f}{r['peak_memory_to_adam']:>13.2f}"
+        )
     if options.output:
         options.output.write_text(json.dumps({"device": device, **vars(options), "output": None, "results": results}))
 

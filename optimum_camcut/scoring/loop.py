@@ -58,7 +58,8 @@ def score_groups(
 ) -> Scores:
     """Scores every unit of every group by how much it matters on the given batches.
 
-    The model is left as it was: parameters are frozen and dropout is off only while scoring. With several processes,
+    The model is left as it was: parameters are frozen and dropout is off (see `PruningConfig.dropout` for single
+    weights) only while scoring. With several processes,
     give each the same batches: they share them out among themselves, and the result does not depend on how many they
     are.
 
@@ -72,7 +73,8 @@ def score_groups(
         disable_tqdm (`bool`): no progress bar.
 
     Returns:
-        `dict[str, Tensor]`: group name -> `torch.Tensor` of shape `(units,)`, float32 on the CPU, larger = keep.
+        `dict[str, Tensor]`: group name -> `torch.Tensor` of shape `(units,)`, float32 on the CPU, larger = keep. Of
+            single weights, in the shape of the parameter.
 
     Raises:
         `ValueError`: no groups, no batches, labels missing, or scores that are NaN, infinite or all zero.
@@ -86,7 +88,7 @@ def score_groups(
     for group in groups:
         check_group(model, group)
     scorer = get_scorer(config.method, config.granularity)
-    present = [group for group in groups if group.size]
+    present = [group for group in groups if group.size * (1 if group.kind == WEIGHTS else group.output.width)]
     if scorer.source == "weights":
         generator = torch.Generator().manual_seed(config.seed)
         scores = {g.name: scorer.function(unit_weights(model, g).float().cpu(), generator) for g in present}
@@ -94,12 +96,13 @@ def score_groups(
         if dataloader is None:
             raise ValueError(f"the method {scorer.name!r} needs batches to score on, and dataloader is None")
         score = score_weights if WEIGHTS in config.granularity else _score_units
-        batches = _own_batches(model, dataloader, config, disable_tqdm)
-        with scoring_mode(model, config.dropout), closing(batches):  # an error must not leave it in mid-batch
+        dropout = model.training and WEIGHTS in config.granularity if config.dropout is None else config.dropout
+        batches = _own_batches(model, dataloader, config, dropout, disable_tqdm)
+        with scoring_mode(model, dropout), closing(batches):  # an error must not leave it in mid-batch
             scores = score(model, present, batches, config, scorer, loss_function or _model_loss)
     for group in groups:
-        if not group.size:
-            scores[group.name] = torch.zeros(model.get_parameter(group.name).shape if group.kind == WEIGHTS else 0)
+        shape = model.get_parameter(group.name).shape if group.kind == WEIGHTS else (group.size,)
+        scores.setdefault(group.name, torch.zeros(shape))
     check_scores(scores, groups)
     return scores
 
@@ -166,7 +169,7 @@ def _model_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
 
 
 def _own_batches(
-    model: PreTrainedModel, dataloader: Iterable[Batch], config: PruningConfig, disable_tqdm: bool
+    model: PreTrainedModel, dataloader: Iterable[Batch], config: PruningConfig, dropout: bool, disable_tqdm: bool
 ) -> Iterator[tuple[Batch, int]]:
     """This process's share of the batches, on the model's device, each with a seed.
 
@@ -176,7 +179,7 @@ def _own_batches(
     for index, batch in enumerate(limit(dataloader, config.num_samples, config.method, disable_tqdm)):
         if index % state.num_processes == state.process_index:
             seed = config.seed * 1_000_003 + index
-            with _random_state(device, seed) if config.dropout else nullcontext():
+            with _random_state(device, seed) if dropout else nullcontext():
                 yield send_to_device(dict(batch), device), seed
     if index < 0:
         raise ValueError("the dataloader gave no batches: there is nothing to score on")
