@@ -591,10 +591,12 @@ class PrunedModel:
         shrink(self)
 
     def save_pretrained(self, save_directory: str, is_main_process: bool = True, **kwargs: Any) -> None:
-        """As the model's own, with this file beside the weights again, and the plan from where it was loaded."""
+        """As the model's own, with this file beside the weights again where loading them takes it, and the plan from
+        where it was loaded."""
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         if is_main_process:
-            shutil.copy(__file__, save_directory)
+            if getattr(self.config, RECORD, None) is not None or getattr(self.config, "pruned_heads", None):
+                shutil.copy(__file__, save_directory)
             for name in ("pruning_plan.json", "pruning_config.json"):
                 source = os.path.join(self.name_or_path, name)
                 if os.path.isfile(source) and not os.path.exists(os.path.join(save_directory, name)):

@@ -19,7 +19,7 @@ import copy
 import dataclasses
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -245,9 +245,13 @@ class CamCutTrainer(Trainer):
     # ------------------------------------------------------------------------------------------------------ details
 
     def _train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """`Trainer.train`, with masked weights held at zero."""
-        with hold_masks(self._bare_model()) if self.model is not None else nullcontext():
-            return super().train(*args, **kwargs)
+        return super().train(*args, **kwargs)
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """The loop of `Trainer`, with masked weights held at zero. Here the model is the one that trains, also if
+        `Trainer.train` has just made it by `model_init`."""
+        with hold_masks(self._bare_model()):
+            return super()._inner_training_loop(*args, **kwargs)
 
     def _require_config(self) -> PruningConfig:
         if self.pruning_config is None:

@@ -87,9 +87,9 @@ class IndexSet(Sequence[int]):
             length = -(-size // 8)
             unpacker = zlib.decompressobj()
             packed = unpacker.decompress(base64.b64decode(values["bits"], validate=True), length + 1)
-        except (KeyError, TypeError, ValueError, binascii.Error, zlib.error) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, binascii.Error, zlib.error) as error:
             raise ValueError(f"expected 'size' and 'bits', as IndexSet.to_dict gives; got {error!r}") from error
-        if set(values) != {"size", "bits"} or size < 0 or len(packed) != length:
+        if set(values) != {"size", "bits"} or size < 0 or len(packed) != length or not unpacker.eof:
             raise ValueError(f"a set of {size} indices should hold {length} bytes of bits, got {len(packed)}")
         bits = np.unpackbits(np.frombuffer(packed, np.uint8))
         if bits[size:].any():

@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -97,11 +97,12 @@ def score_groups(
             raise ValueError(f"the method {scorer.name!r} needs batches to score on, and dataloader is None")
         score = score_weights if WEIGHTS in config.granularity else _score_units
         dropout = model.training and WEIGHTS in config.granularity if config.dropout is None else config.dropout
-        with scoring_mode(model, dropout):
-            batches = _own_batches(model, dataloader, config, dropout, disable_tqdm)
+        batches = _own_batches(model, dataloader, config, dropout, disable_tqdm)
+        with scoring_mode(model, dropout), closing(batches):  # an error must not leave it in mid-batch
             scores = score(model, present, batches, config, scorer, loss_function or _model_loss)
     for group in groups:
-        scores.setdefault(group.name, torch.zeros(group.original_size if group.kind == WEIGHTS else group.size))
+        shape = model.get_parameter(group.name).shape if group.kind == WEIGHTS else (group.size,)
+        scores.setdefault(group.name, torch.zeros(shape))
     check_scores(scores, groups)
     return scores
 
@@ -333,11 +334,14 @@ def token_mask(batch: Batch, device: torch.device) -> Tensor | None:
 
 @contextmanager
 def scoring_mode(model: nn.Module, dropout: bool = False) -> Iterator[None]:
-    """Evaluation mode (training mode with `dropout`) with all parameters frozen; afterwards every module and parameter
-    is as it was."""
+    """Evaluation mode (training mode with `dropout`) with all parameters frozen and without gradient checkpointing,
+    which would draw other noise when it runs layers again; afterwards every module and parameter is as it was."""
     modes = [(module, module.training) for module in model.modules()]
+    checkpointing = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False) is True]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.train(dropout)
+    for module in checkpointing:
+        module.gradient_checkpointing = False
     for parameter in trainable:
         parameter.requires_grad_(False)
     try:
@@ -345,5 +349,7 @@ def scoring_mode(model: nn.Module, dropout: bool = False) -> Iterator[None]:
     finally:
         for parameter in trainable:
             parameter.requires_grad_(True)
+        for module in checkpointing:
+            module.gradient_checkpointing = True
         for module, mode in modes:
             module.training = mode

@@ -139,7 +139,7 @@ class _Means:
         self.counts[path] = self.counts[path] + count if path in self.counts else count
 
     def mean(self, path: str) -> Tensor:
-        return self.sums[path] / self.counts[path]
+        return self.sums[path] / self.counts[path].clamp(min=1)  # an expert that no token went to
 
 
 @contextmanager

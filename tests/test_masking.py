@@ -1,0 +1,616 @@
+# Copyright 2026 The optimum-camcut authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Masked weights stay at exactly zero while everything else trains, under every optimizer, and in checkpoints."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from models import tiny_batch, tiny_model
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import BertForSequenceClassification, TrainerCallback, TrainingArguments
+
+from optimum_camcut import (
+    CamCutTrainer,
+    PruningConfig,
+    PruningPlan,
+    apply_plan,
+    find_groups,
+    load_pruned,
+)
+from optimum_camcut.masking import hold_masks
+from optimum_camcut.units import IndexSet
+
+
+TESTS = Path(__file__).resolve().parent
+QUERY = "bert.encoder.layer.0.attention.self.query.weight"
+
+
+def examples(count=24, seed=0):
+    batch = tiny_batch(count, seed=seed)
+    return Dataset.from_dict({name: value.tolist() for name, value in batch.items()})
+
+
+def model_of(seed=0, **changes):
+    return tiny_model("bert", seed=seed, num_hidden_layers=2, **changes)
+
+
+def still_model():
+    return model_of(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+
+
+def pruning(**changes):
+    amount = {} if "compression" in changes else {"sparsity": 0.6}
+    return PruningConfig(
+        **{"method": "magnitude", "granularity": ("weights",), "num_samples": 24, **amount, **changes}
+    )
+
+
+def make_trainer(folder, config=None, model=None, **changes):
+    own = ("callbacks", "model_init", "optimizer_cls_and_kwargs")
+    keywords = {name: changes.pop(name) for name in own if name in changes}
+    if "model_init" not in keywords:
+        keywords["model"] = model or model_of()
+    defaults = {
+        "output_dir": str(folder),
+        "use_cpu": True,
+        "num_train_epochs": 1,
+        "per_device_train_batch_size": 8,
+        "learning_rate": 1e-3,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "logging_steps": 1,
+        "seed": 3,
+    }
+    arguments = TrainingArguments(**{**defaults, **changes})
+    return CamCutTrainer(args=arguments, train_dataset=examples(), pruning_config=config, **keywords)
+
+
+def weights(model):
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def same(one, other):
+    return list(one) == list(other) and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def removed(plan, name, shape):
+    return torch.from_numpy(~plan.mask(name)).view(shape)
+
+
+def random_masks(model, seed=0):
+    """Keeps a random half of every parameter."""
+    generator = torch.Generator().manual_seed(seed)
+    groups = find_groups(model, ("weights",))
+    keep = {g.name: IndexSet((torch.rand(g.original_size, generator=generator) < 0.5).numpy()) for g in groups}
+    return PruningPlan(keep, {group.name: group.original_size for group in groups})
+
+
+def masked_values(model, plan):
+    return torch.cat([v[removed(plan, n, v.shape)] for n, v in weights(model).items() if n in plan.keep])
+
+
+class Watch(TrainerCallback):
+    """What the masked and the other weights are before training and after every step, loop by loop."""
+
+    def __init__(self):
+        self.loops = []
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        self.loops.append([weights(model)])
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        self.loops[-1].append(weights(model))
+
+
+class AddOne(torch.optim.Optimizer):
+    """Adds 1 to every parameter at each step, whatever the gradient."""
+
+    def __init__(self, params, lr=1.0):
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.add_(1)
+
+
+class Lion(torch.optim.Optimizer):
+    """Steps by the sign of the momentum, and decays weights."""
+
+    def __init__(self, params, lr=1e-3, betas=(0.9, 0.99), weight_decay=0.1):
+        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                momentum = self.state[parameter].setdefault("momentum", torch.randn_like(parameter))
+                update = momentum.lerp(parameter.grad, 1 - group["betas"][0]).sign_()
+                parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=group["lr"])
+                momentum.lerp_(parameter.grad, 1 - group["betas"][1])
+
+
+# --- the trainer ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"weight_decay": 0.1},
+        {"optim": "sgd", "optim_args": "momentum=0.9", "weight_decay": 0.1},
+        {"optim": "adafactor"},
+        {"optimizer_cls_and_kwargs": (Lion, {})},
+        {"optimizer_cls_and_kwargs": (AddOne, {})},
+        {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4},
+        {"bf16": True},
+        {"gradient_checkpointing": True},
+        {"bf16": True, "gradient_checkpointing": True, "max_grad_norm": 1e-3, "optim": "adamw_torch_fused"},
+    ],
+    ids=["adamw", "sgd", "adafactor", "lion", "adversary", "accumulation", "bf16", "checkpointing", "together"],
+)
+def test_masked_weights_are_zero_after_every_step(changes, tmp_path):
+    watch = Watch()
+    trainer = make_trainer(tmp_path, pruning(), callbacks=[watch], **changes)
+    trainer.train()
+    plan, (steps,) = trainer.pruning_plan, watch.loops
+    total = sum(group.original_size for group in find_groups(model_of(), ("weights",)))
+    assert len(steps) == 4 and sum(len(plan.removed(name)) for name in plan.keep) == total - math.floor(
+        0.4 * total + 0.5
+    )
+    for before, after in zip(steps, [*steps[1:], weights(trainer.model)]):
+        for name, value in after.items():
+            if name in plan.keep:
+                gone = removed(plan, name, value.shape)
+                assert not value[gone].any() and not before[name][gone].any()
+    start, end = steps[0], weights(trainer.model)
+    for name, value in end.items():
+        kept = ~removed(plan, name, value.shape) if name in plan.keep else torch.ones_like(value, dtype=torch.bool)
+        changed = value[kept] != start[name][kept]
+        # An embedding trains where its token occurs, the bias of a key and a pooler at any rate not at all.
+        assert changed.any() or "key.bias" in name or not kept.any()
+        if "AddOne" in str(changes):
+            assert changed.all()
+            torch.testing.assert_close(value[kept], start[name][kept] + 3)
+    for name in ("bert.embeddings.word_embeddings.weight", "classifier.weight", "bert.embeddings.LayerNorm.bias"):
+        assert name not in plan.keep and not torch.equal(start[name], end[name])
+
+
+def first_gradients(model, batch):
+    model.zero_grad()
+    model(**batch).loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+def test_masked_weights_count_in_no_gradient_norm(tmp_path):
+    """One batch, no dropout: the norm that is logged, and clipped to, is that of what is trained."""
+    model, plan = still_model(), random_masks(model_of())
+    apply_plan(model, plan)
+    batch = {name: torch.tensor(column) for name, column in examples().to_dict().items()}
+    gradients = first_gradients(model, batch)
+    whole = torch.stack([g.norm() for g in gradients.values()]).norm().item()
+    for name in plan.keep:
+        gradients[name][removed(plan, name, gradients[name].shape)] = 0
+    norm = torch.stack([g.norm() for g in gradients.values()]).norm().item()
+    assert norm < 0.9 * whole
+    start = weights(model)
+    model.zero_grad()
+    changes = {"max_grad_norm": norm / 2, "optim": "sgd", "learning_rate": 0.1, "lr_scheduler_type": "constant"}
+    trainer = make_trainer(tmp_path, None, model, per_device_train_batch_size=24, **changes)
+    trainer.train()
+    assert trainer.state.log_history[0]["grad_norm"] == pytest.approx(norm, rel=1e-4)
+    for name, gradient in gradients.items():  # clipped to half its length
+        torch.testing.assert_close(
+            model.get_parameter(name).detach(), start[name] - 0.05 * gradient, atol=1e-6, rtol=1e-4
+        )
+
+
+def test_one_call_plans_as_the_steps_apart(tmp_path):
+    whole, steps = (make_trainer(tmp_path / name, pruning(method="cam_cut", shift=10.0)) for name in "ab")
+    whole.train()
+    scores = steps.score()
+    assert {name: values.shape for name, values in scores.items()} == {
+        name: steps.model.get_parameter(name).shape for name in scores
+    }
+    plan = steps.prune()
+    assert plan == whole.pruning_plan
+    assert not masked_values(steps.model, plan).any() and not masked_values(whole.model, plan).any()
+    steps.train()
+    assert not masked_values(steps.model, plan).any()
+
+
+def test_masks_hold_in_a_model_that_model_init_makes(tmp_path):
+    """Without a pruning_config, `Trainer.train` makes the model anew after the trainer was made."""
+    plan = random_masks(model_of())
+
+    def model_init():
+        return apply_plan(model_of(), plan)
+
+    trainer = make_trainer(tmp_path, model_init=model_init)
+    trainer.train()
+    assert trainer.state.global_step == 3 and not masked_values(trainer.model, plan).any()
+    pruned = make_trainer(tmp_path, pruning(), model_init=lambda: model_of())
+    pruned.train()
+    assert not masked_values(pruned.model, pruned.pruning_plan).any()
+
+
+def test_masking_further_in_a_second_trainer(tmp_path):
+    first = make_trainer(tmp_path, pruning(sparsity=0.5))
+    first.train()
+    second = make_trainer(tmp_path, pruning(sparsity=0.5), first.model)
+    second.train()
+    assert not masked_values(second.model, second.pruning_plan).any()
+    total = sum(first.pruning_plan.sizes.values())
+    assert sum(map(len, second.pruning_plan.keep.values())) == pytest.approx(total / 4, abs=1)
+    for name in first.pruning_plan.keep:
+        assert not (second.pruning_plan.mask(name) & ~first.pruning_plan.mask(name)).any()
+
+
+# --- a loop of one's own --------------------------------------------------------------------------------------------
+
+
+def test_hold_masks_in_a_plain_loop():
+    model, plan = still_model(), random_masks(model_of())
+    apply_plan(model, plan)
+    early = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.5)
+    start = weights(model)
+    with hold_masks(model):
+        late = AddOne(model.bert.encoder.layer[1].parameters())
+        for seed in range(3):
+            for optimizer in (early, late):
+                optimizer.zero_grad()
+                model(**tiny_batch(seed=seed)).loss.backward()
+                optimizer.step()
+                assert not masked_values(model, plan).any()
+    for name, parameter in model.named_parameters():
+        if name in plan.keep:
+            gone = removed(plan, name, parameter.shape)
+            moments = early.state[parameter]
+            assert not parameter.grad[gone].any() and not moments["exp_avg"][gone].any()
+            assert not moments["exp_avg_sq"][gone].any()
+            assert not torch.equal(parameter[~gone], start[name][~gone]) or "key.bias" in name
+    assert not any(parameter._backward_hooks for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("leave_by", ["end", "error"])
+def test_the_hold_ends_with_the_context(leave_by):
+    model, plan = model_of(), random_masks(model_of())
+    apply_plan(model, plan)
+    try:
+        with hold_masks(model):
+            if leave_by == "error":
+                raise MemoryError
+    except MemoryError:
+        pass
+    model(**tiny_batch()).loss.backward()
+    assert model.get_parameter(QUERY).grad[removed(plan, QUERY, (32, 32))].any()
+    AddOne(model.parameters()).step()
+    assert (masked_values(model, plan) == 1).all()
+
+
+def test_only_masked_parameters_of_this_model_are_held():
+    """The hook on optimizers is global: other models, and parameters without masks, must not notice."""
+    model, other = model_of(), model_of(seed=1)
+    apply_plan(model, PruningPlan({QUERY: [0, 1]}))
+    start, others = weights(model), weights(other)
+    with hold_masks(model):
+        AddOne([*model.parameters(), *other.parameters()]).step()
+    assert same(weights(other), {name: value + 1 for name, value in others.items()})
+    expected = {name: value + 1 for name, value in start.items()}
+    expected[QUERY].view(-1)[2:] = 0
+    assert same(weights(model), expected)
+    dense = model_of()
+    with hold_masks(dense):
+        AddOne(dense.parameters()).step()
+    assert same(weights(dense), {name: value + 1 for name, value in weights(model_of()).items()})
+
+
+def test_a_frozen_parameter_is_held_too():
+    model, plan = model_of(), random_masks(model_of())
+    apply_plan(model, plan)
+    model.get_parameter(QUERY).requires_grad_(False)
+    with hold_masks(model):
+        AddOne(model.parameters()).step()
+        model.get_parameter(QUERY).requires_grad_(True)  # unfrozen later: held all the same
+        model(**tiny_batch()).loss.backward()
+        torch.optim.SGD(model.parameters(), lr=1.0).step()
+    assert not masked_values(model, plan).any()
+
+
+def test_heads_first_then_weights_in_training(tmp_path):
+    model = model_of()
+    apply_plan(model, PruningPlan({"layer.0.heads": [1, 3], "layer.1.neurons": range(11)}))
+    trainer = make_trainer(tmp_path, pruning(method="snip"), model)
+    trainer.train()
+    assert not masked_values(trainer.model, trainer.pruning_plan).any()
+    trainer.save_model()
+    again = load_pruned(tmp_path)
+    assert same(weights(again), weights(trainer.model)) and again.pruning_plan == trainer.model.pruning_plan
+    assert again.pruning_plan.keep["layer.0.heads"] == (1, 3) and QUERY in again.pruning_plan.keep
+
+
+# --- checkpoints ----------------------------------------------------------------------------------------------------
+
+
+def keys(folder):
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        return sorted(file.keys())
+
+
+def test_checkpoints_are_plain_ones(tmp_path):
+    trainer = make_trainer(tmp_path, pruning(), save_strategy="steps", save_steps=2)
+    trainer.train()
+    trainer.save_model()
+    model_of().save_pretrained(tmp_path / "dense")
+    plan = trainer.pruning_plan
+    for folder in (tmp_path, tmp_path / "checkpoint-2"):
+        assert keys(folder) == keys(tmp_path / "dense")
+        stored = load_file(folder / "model.safetensors")
+        for name in plan.keep:
+            assert not stored[name][removed(plan, name, stored[name].shape)].any()
+        assert PruningPlan.load(folder) == plan
+        assert not (folder / "modeling_camcut.py").exists()
+        config = json.loads((folder / "config.json").read_text())
+        assert "auto_map" not in config and "camcut_pruning" not in config
+    plain = BertForSequenceClassification.from_pretrained(tmp_path)
+    assert type(plain) is BertForSequenceClassification
+    assert same(weights(plain), weights(trainer.model))
+    again = load_pruned(tmp_path)
+    assert same(weights(again), weights(trainer.model)) and again.pruning_plan == plan
+    assert isinstance(again, BertForSequenceClassification) and PruningConfig.from_pretrained(tmp_path) == pruning()
+
+
+def test_a_loaded_model_keeps_its_masks_in_training(tmp_path):
+    plan = random_masks(model_of())
+    apply_plan(model_of(), plan).save_pretrained(tmp_path / "saved")
+    model = load_pruned(tmp_path / "saved")
+    assert model.pruning_plan.keep == plan.keep
+    trainer = make_trainer(tmp_path, None, model, optimizer_cls_and_kwargs=(AddOne, {}))
+    trainer.train()
+    assert not masked_values(model, plan).any()
+    trainer.save_model()
+    assert load_pruned(tmp_path).pruning_plan.keep == plan.keep
+    plain = BertForSequenceClassification.from_pretrained(tmp_path / "saved")
+    make_trainer(tmp_path / "plain", None, plain, optimizer_cls_and_kwargs=(AddOne, {})).train()
+    assert masked_values(plain, plan).all()  # without the plan nothing is known of masks
+
+
+def test_tampered_checkpoints_are_refused(tmp_path):
+    plan = random_masks(model_of())
+    apply_plan(model_of(), plan).save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    stored = load_file(file)
+    changed = stored[QUERY].clone()
+    index = int(plan.removed(QUERY)[5])
+    changed.view(-1)[index] = 1e-30
+    save_file({**stored, QUERY: changed}, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"weights of '{QUERY}' that pruning_plan.json of .* masks are not zero"):
+        load_pruned(tmp_path)
+    save_file(stored, file, metadata={"format": "pt"})
+    load_pruned(tmp_path)
+    values = json.loads((tmp_path / "pruning_plan.json").read_text())
+    for change, message in (
+        ({"keep": {QUERY: [0]}, "sizes": {QUERY: 1023}}, f"masks '{QUERY}' of 1023 weights, but the model has 1024"),
+        ({"keep": {"no.such.weight": [0]}, "sizes": {"no.such.weight": 4}}, "but the model has no such parameter"),
+        ({"keep": {QUERY: {"size": 1024, "bits": "AAAA"}}}, "expected 'size' and 'bits'"),
+    ):
+        (tmp_path / "pruning_plan.json").write_text(json.dumps({**values, **change}))
+        with pytest.raises(ValueError, match=message):
+            load_pruned(tmp_path)
+    (tmp_path / "pruning_plan.json").unlink()
+    with pytest.raises(ValueError, match="is no pruned checkpoint: .* and no pruning_plan.json masks weights"):
+        load_pruned(tmp_path)
+
+
+def test_the_card_counts_zeros(tmp_path):
+    trainer = make_trainer(tmp_path, pruning())
+    trainer.train()
+    trainer.save_model()
+    trainer.create_model_card()
+    text = (tmp_path / "README.md").read_text()
+    stored = load_file(tmp_path / "model.safetensors")
+    zeros, sizes = {}, {}
+    for name, value in stored.items():
+        if name in trainer.pruning_plan.keep:
+            layer = name.split(".")[3] if "layer" in name else "bert.pooler.dense"
+            zeros[layer] = zeros.get(layer, 0) + int((value == 0).sum())
+            sizes[layer] = sizes.get(layer, 0) + value.numel()
+    total, masked = sum(value.numel() for value in stored.values()), sum(zeros.values())
+    assert len(zeros) == 3 and masked == sum(map(len, map(trainer.pruning_plan.removed, trainer.pruning_plan.keep)))
+    for layer, count in zeros.items():
+        assert f"| {layer} | {sizes[layer] - count} / {sizes[layer]} | {count} |" in text
+    assert f"{masked:,} single weights" in text and f"Of {total:,} parameters {total - masked:,} are kept" in text
+    assert f"a compression of {total / (total - masked):.2f}." in text
+    assert "`magnitude`" in text and "sparsity 0.6" in text and "plain transformers checkpoint" in text
+    assert "trust_remote_code" not in text
+
+
+class Interrupt(TrainerCallback):
+    """Ends the training at a step of the nth loop, as a kill would."""
+
+    def __init__(self, loop, step):
+        self.left, self.step = loop, step
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.left -= 1
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.left == 0 and state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("loop", "changes"), [(1, {"dense_epochs": 1}), (2, {"rounds": 2})])
+def test_resuming_gives_the_same_as_never_stopping(loop, changes, tmp_path):
+    """Stopped in the dense epoch, and in the last round; the same bits in the end."""
+
+    def make(folder, callbacks=()):
+        config = pruning(method="snip", **changes)
+        return make_trainer(tmp_path / folder, config, callbacks=[*callbacks], save_strategy="steps", save_steps=2)
+
+    undisturbed = make("a")
+    undisturbed.train()
+    with pytest.raises(KeyboardInterrupt):
+        make("b", [Interrupt(loop, 3)]).train()
+    watch = Watch()
+    resumed = make("b", [watch])
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.pruning_plan == undisturbed.pruning_plan
+    assert same(weights(resumed.model), weights(undisturbed.model))
+    for step in watch.loops[-1]:
+        assert not any(
+            step[n][removed(resumed.pruning_plan, n, step[n].shape)].any() for n in resumed.pruning_plan.keep
+        )
+
+
+# --- the lottery ticket ---------------------------------------------------------------------------------------------
+
+
+def largest_magnitudes(values, names, count):
+    """Masks of the `count` largest weights of all, by numpy."""
+    together = np.concatenate([values[name].abs().flatten().numpy() for name in names])
+    kept = np.zeros(len(together), dtype=bool)
+    kept[np.argsort(-together, kind="stable")[:count]] = True
+    return dict(zip(names, np.split(kept, np.cumsum([values[name].numel() for name in names])[:-1])))
+
+
+def test_rewind_masks_the_initial_weights_by_the_trained_ones(tmp_path):
+    watch = Watch()
+    config = pruning(rewind=True, dense_epochs=2)
+    trainer = make_trainer(tmp_path, config, callbacks=[watch], learning_rate=2e-2)
+    trainer.train()
+    initial, plan = weights(model_of()), trainer.pruning_plan
+    dense, recovery = watch.loops
+    assert len(dense) == 7 and len(recovery) == 4 and same(dense[0], initial)
+    names = list(plan.keep)
+    count = sum(map(len, plan.keep.values()))
+    trained_masks = largest_magnitudes(dense[-1], names, count)
+    initial_masks = largest_magnitudes(initial, names, count)
+    assert all(np.array_equal(plan.mask(name), trained_masks[name]) for name in names)
+    assert any(not np.array_equal(plan.mask(name), initial_masks[name]) for name in names)
+    for name, value in recovery[0].items():
+        kept = ~removed(plan, name, value.shape) if name in plan.keep else torch.tensor(True)
+        assert torch.equal(value, initial[name] * kept)
+    assert not masked_values(trainer.model, plan).any() and not same(weights(trainer.model), recovery[0])
+
+
+@pytest.mark.parametrize(("rewind", "amount"), [(True, {"sparsity": 0.75}), (False, {"compression": 1.7})])
+def test_rounds_shrink_the_masks_to_the_target(amount, rewind, tmp_path):
+    plans, starts = [], []
+
+    class Look(TrainerCallback):
+        def on_train_begin(self, args, state, control, model=None, **kwargs):
+            if hasattr(model, "pruning_plan"):
+                plans.append(model.pruning_plan)
+                starts.append(weights(model))
+
+    config = pruning(rounds=2, rewind=rewind, dense_epochs=1, **amount)
+    trainer = make_trainer(tmp_path, config, callbacks=[Look()])
+    trainer.train()
+    first, second = plans
+    assert second == trainer.model.pruning_plan and second.config == config
+    total, size = sum(p.numel() for p in trainer.model.parameters()), sum(second.sizes.values())
+    kept = [sum(map(len, plan.keep.values())) for plan in plans]
+    if "sparsity" in amount:
+        assert kept[1] == math.floor(0.25 * size + 0.5) and abs(kept[0] - 0.5 * size) <= 1
+    else:
+        gone = total * (1 - 1 / np.array([1.7**0.5, 1.7]))
+        assert abs(size - kept[0] - gone[0]) <= 1 and abs(size - kept[1] - gone[1]) <= 1
+    initial = weights(model_of())
+    for name in first.keep:
+        assert not (second.mask(name) & ~first.mask(name)).any()
+    for plan, start in zip(plans, starts):
+        assert not any(start[name][removed(plan, name, start[name].shape)].any() for name in plan.keep)
+        masked = {n: v * ~removed(plan, n, v.shape) if n in plan.keep else v for n, v in initial.items()}
+        assert same(start, masked) == rewind
+
+
+def test_recovery_none_only_masks(tmp_path):
+    trainer = make_trainer(tmp_path, pruning(recovery="none"))
+    assert trainer.train().global_step == 0
+    expected = weights(model_of())
+    for name in trainer.pruning_plan.keep:
+        expected[name][removed(trainer.pruning_plan, name, expected[name].shape)] = 0
+    assert same(weights(trainer.model), expected)
+
+
+# --- two processes --------------------------------------------------------------------------------------------------
+
+PROCESS = """
+import sys
+import torch
+from accelerate import PartialState
+from test_masking import AddOne, Watch, make_trainer, pruning, removed, weights
+
+folder = sys.argv[1]
+rank = PartialState(cpu=True).process_index
+assert PartialState().num_processes == 2 and PartialState().backend == "gloo"
+scores = {}
+for method in ("cam_cut", "smooth_cut", "wanda"):
+    trainer = make_trainer(folder, pruning(method=method, noise_std=0.05, smooth_samples=2))
+    scores[method] = trainer.score()
+plan = trainer.prune()
+results = {"scores": scores, "plan": plan.to_dict()}
+optimizers = {"adamw": {"weight_decay": 0.1}, "adversary": {"optimizer_cls_and_kwargs": (AddOne, {})}}
+for name, keywords in optimizers.items():
+    watch = Watch()
+    dense = int(name == "adamw")  # scored after the model was wrapped and trained
+    config = pruning(method="snip", dense_epochs=dense)
+    trainer = make_trainer(folder, config, per_device_train_batch_size=4, callbacks=[watch], **keywords)
+    trainer.train()
+    assert trainer.model_wrapped is not trainer.model and len(watch.loops) == dense + 1 and len(watch.loops[-1]) == 4
+    plan = trainer.pruning_plan
+    for step in [*watch.loops[-1], weights(trainer.model)]:
+        for parameter in plan.keep:
+            assert not step[parameter][removed(plan, parameter, step[parameter].shape)].any()
+    assert not torch.equal(watch.loops[-1][0]["classifier.weight"], watch.loops[-1][-1]["classifier.weight"])
+    results[name] = {"weights": weights(trainer.model), "plan": plan.to_dict()}
+torch.save(results, f"{folder}/{rank}.pt")
+"""
+
+
+def test_two_processes(tmp_path):
+    """Exact zeros and the same weights on both, and the scores and plan of a single process."""
+    script = tmp_path / "process.py"
+    script.write_text(textwrap.dedent(PROCESS))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    path = os.pathsep.join([str(TESTS), str(TESTS.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [*launcher, str(script), str(tmp_path)], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
+    one, two = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    for name in ("adamw", "adversary"):
+        assert same(one[name]["weights"], two[name]["weights"]) and one[name]["plan"] == two[name]["plan"]
+    for method, scores in one["scores"].items():
+        trainer = make_trainer(tmp_path, pruning(method=method, noise_std=0.05, smooth_samples=2))
+        expected = trainer.score()
+        assert same(scores, two["scores"][method]) and list(scores) == list(expected)
+        for name in scores:
+            scale = expected[name].max().item()
+            torch.testing.assert_close(scores[name], expected[name], rtol=1e-5, atol=1e-6 * scale)
+    assert PruningPlan.from_dict(one["plan"]) == PruningPlan.from_dict(two["plan"]) == trainer.prune()
