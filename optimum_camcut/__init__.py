@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .checkpoint import load_pruned
     from .config import PruningConfig
     from .groups import PrunableGroup, find_groups
+    from .masking import hold_masks
     from .overlap import MaskOverlap, mask_iou
     from .plan import PruningPlan, make_plan
     from .rebuild import reconstruct
@@ -41,6 +42,7 @@ _MODULES = {
     "PruningPlan": "plan",
     "apply_plan": "surgery",
     "find_groups": "groups",
+    "hold_masks": "masking",
     "load_pruned": "checkpoint",
     "make_plan": "plan",
     "mask_iou": "overlap",

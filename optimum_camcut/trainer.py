@@ -37,7 +37,7 @@ from .config import PruningConfig
 from .distillation import distillation_loss
 from .groups import WEIGHTS, find_groups
 from .masking import hold_masks
-from .plan import PLAN_NAME, PruningPlan, make_plan, remaining_budget
+from .plan import PLAN_NAME, PruningPlan, is_weight, make_plan, remaining_budget
 from .rebuild import reconstruct
 from .scoring import get_scorer
 from .scoring.loop import Batch, Scores, score_groups
@@ -92,6 +92,13 @@ class CamCutTrainer(Trainer):
             raise ValueError("pruning shards of a model is not supported: train under DDP, without DeepSpeed or FSDP")
         if self.model_init is None:
             find_groups(self.model, pruning_config.granularity)  # an unsupported model fails here, not after an epoch
+            plan = getattr(self.model, "pruning_plan", None)
+            if WEIGHTS not in pruning_config.granularity and any(
+                map(is_weight, plan.keep if plan is not None else ())
+            ):
+                raise ValueError(
+                    "this model has masked weights, so nothing more can be cut in it: cut first, then mask"
+                )
 
     # ------------------------------------------------------------------------------------------------- the one call
 
@@ -105,12 +112,12 @@ class CamCutTrainer(Trainer):
         """
         config = self.pruning_config
         if config is None:
-            return self._train(resume_from_checkpoint, trial, *args, **kwargs)
+            return super().train(resume_from_checkpoint, trial, *args, **kwargs)
         if trial is not None:  # every trial of a search prunes a model of its own
             self.pruning_plan = self.scores = self.dense_model = None
         with self._one_model(trial):
             if self.pruning_plan is not None:
-                return self._train(resume_from_checkpoint, trial, *args, **kwargs)
+                return super().train(resume_from_checkpoint, trial, *args, **kwargs)
             if self.train_dataset is None and (config.recovery == "finetune" or config.dense_epochs):
                 raise ValueError("train_dataset is None: there is nothing to train on")
             initial = copy.deepcopy(self._bare_model()) if config.rewind else None
@@ -122,7 +129,7 @@ class CamCutTrainer(Trainer):
                 resumed, checkpoint = checkpoint, None
                 with self._phase(phase):
                     if phase == DENSE:
-                        output = self._train(resumed, trial, *args, **kwargs)
+                        output = super().train(resumed, trial, *args, **kwargs)
                         continue
                     if resumed is not None:
                         self._restore(resumed)
@@ -140,7 +147,7 @@ class CamCutTrainer(Trainer):
                         if config.recovery == "reconstruct":
                             self._reconstruct()
                     if config.recovery == "finetune":
-                        output = self._train(resumed, trial, *args, **kwargs)
+                        output = super().train(resumed, trial, *args, **kwargs)
         return output
 
     # ------------------------------------------------------------------------------------------- the steps apart
@@ -243,9 +250,6 @@ class CamCutTrainer(Trainer):
             write_card(self.args.output_dir, model)
 
     # ------------------------------------------------------------------------------------------------------ details
-
-    def _train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        return super().train(*args, **kwargs)
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """The loop of `Trainer`, with masked weights held at zero. Here the model is the one that trains, also if

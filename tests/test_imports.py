@@ -65,6 +65,7 @@ PUBLIC = (
     "PruningPlan",
     "apply_plan",
     "find_groups",
+    "hold_masks",
     "load_pruned",
     "make_plan",
     "mask_iou",

@@ -72,13 +72,13 @@ def weight_magnitude(weight: Tensor, generator: Generator) -> Tensor:
 @weight_scorer("gradient")
 def gradient(weight: Tensor, gradient: Tensor, output: Tensor) -> Tensor:
     """|∂L/∂W|."""
-    return gradient.abs()
+    return gradient.abs_()
 
 
 @weight_scorer("snip")
 def snip(weight: Tensor, gradient: Tensor, output: Tensor) -> Tensor:
     """|W · ∂L/∂W|, the first-order effect of removing the weight (Lee et al. 2019, eq. 5)."""
-    return (weight * gradient).abs_()
+    return gradient.mul_(weight).abs_()
 
 
 @weight_scorer("wanda", source="input")

@@ -42,7 +42,7 @@ def cam_cut(activation: Tensor, gradient: Tensor, mask: Tensor) -> Tensor:
 def cam_cut_weights(weight: Tensor, gradient: Tensor, output: Tensor) -> Tensor:
     """|W · ∂L/∂W · (shift + z̄)|, z̄ being the mean output of the weight's output feature (DeepCuts, Grover et al.
     2022)."""
-    return (weight * gradient).mul_(output).abs_()
+    return gradient.mul_(weight).mul_(output).abs_()
 
 
 def _token_sum(values: Tensor, mask: Tensor) -> Tensor:

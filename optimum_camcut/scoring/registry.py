@@ -77,7 +77,7 @@ def weight_scorer(
 
     - source `"gradient"`: from `weight`, `gradient` (of the batch's mean loss; with `smooth`, its mean over the noisy
       passes) and `output` (`shift` plus the layer's mean output over the batch and the tokens, broadcastable to
-      `weight`) to the score for one batch; the sum over the batches is the result;
+      `weight`) to the score for one batch; the sum over the batches is the result. `gradient` may be overwritten;
     - source `"input"`: from `weight` and `norm` (L2 norm of each input feature over all tokens of all batches,
       broadcastable to `weight`; for a bias, whose input is 1, the root of the number of tokens);
     - source `"weights"`: from `weight` and a seeded `torch.Generator`.

@@ -62,7 +62,7 @@ def score_weights(
     parameters = {group.name: model.get_parameter(group.name) for group in groups}
     if scorer.source == "input":
         return _score_by_inputs(model, parameters, batches, scorer)
-    totals = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in parameters.items()}
+    totals: dict[str, Tensor] = {}
     passes = config.smooth_samples if scorer.smooth else 1
     with _gradients_of(parameters.values()):
         for batch, seed in batches:
@@ -80,8 +80,10 @@ def score_weights(
             for name, parameter in parameters.items():
                 if parameter.grad is not None:  # None if the loss does not depend on it: its score stays 0
                     output = _fit(model, name, config.shift + outputs.mean(_module_of(name)), "out")
-                    totals[name] += scorer.function(parameter.detach().float(), parameter.grad.float(), output)
+                    score = scorer.function(parameter.detach().float(), parameter.grad.float(), output)
+                    totals[name] = totals[name].add_(score) if name in totals else score
                     parameter.grad = None
+    totals = {n: totals[n] if n in totals else torch.zeros_like(p, dtype=torch.float32) for n, p in parameters.items()}
     if PartialState().num_processes > 1:
         totals = reduce_across_processes(totals, "sum")
     return {name: total.cpu() for name, total in totals.items()}
@@ -139,6 +141,10 @@ class _Means:
         self.counts[path] = self.counts[path] + count if path in self.counts else count
 
     def mean(self, path: str) -> Tensor:
+        if path not in self.sums:
+            raise ValueError(
+                f"the weight of {path!r} is used, but the layer is never called: it has no output to score"
+            )
         return self.sums[path] / self.counts[path].clamp(min=1)  # an expert that no token went to
 
 
