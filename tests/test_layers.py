@@ -214,12 +214,11 @@ def test_recorded_outputs_and_chunks(architecture):
         torch.testing.assert_close(outputs(model, batch), result.logits)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+# transformers has no gradient checkpointing for albert and mpnet
+@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name not in ("albert", "mpnet")])
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_training_with_gradient_checkpointing(architecture, reentrant):
     """A step gives every parameter that is left the gradient that it has without checkpointing."""
-    if architecture in ("albert", "mpnet"):
-        pytest.skip("transformers has no gradient checkpointing for it")
     dropouts = {n: 0.0 for n, v in tiny_config(architecture).to_dict().items() if "drop" in n and isinstance(v, float)}
     gone = ("layer.0.attention", "layer.0.feed_forward", "layer.1.attention")
     model = apply_plan(tiny_model(architecture, **dropouts), without(*gone)).train()
