@@ -203,7 +203,7 @@ def mean_overlaps(rows: list[Row]) -> dict[tuple[str, str], MaskOverlap]:
 
 def overlap_figures(overlaps: list[Row]) -> Iterable[tuple[str, Figure]]:
     """A matrix of all methods for every kept fraction; for the largest, where chance explains least, also a heat map
-    of each of the paper's methods with each standard one."""
+    of every two."""
     largest = max((row["keep"] for row in overlaps), default=None)
     for (task, allocation, dropout, keep), rows in groups(overlaps, "task", "allocation", "dropout", "keep").items():
         where = f"{task}, {keep:.0%} kept, {describe(allocation, dropout)}"
@@ -214,7 +214,7 @@ def overlap_figures(overlaps: list[Row]) -> Iterable[tuple[str, Figure]]:
             totals = {pair: overlap.total for pair, overlap in means.items()}
             yield f"iou-{name}", plot_totals(methods, totals, f"IoU of the removed weights\n{where}")
         for (first, second), overlap in means.items():
-            if keep == largest and {first, second} & set(PAPER) and {first, second} & set(STANDARD):
+            if keep == largest:
                 yield f"iou-{name}-{first}-{second}", plot_overlap(overlap, f"{first} and {second}\n{where}")
 
 
