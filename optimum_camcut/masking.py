@@ -55,14 +55,13 @@ def hold_masks(model: PreTrainedModel) -> Iterator[None]:
     """
     plan = getattr(model, "pruning_plan", None)
     keep = {name: units for name, units in plan.keep.items() if is_weight(name)} if plan is not None else {}
-    masks = {}
+    masks = {}  # ones and zeros in the parameter's type: multiplying is several times faster than filling
     with ExitStack() as stack:
         for name, units in keep.items():
             parameter = model.get_parameter(name)
-            removed = _removed(units, parameter)
-            masks[id(parameter)] = removed
+            masks[id(parameter)] = (~_removed(units, parameter)).to(parameter.dtype)
             if parameter.requires_grad:
-                mask = lambda gradient, removed=removed: gradient.masked_fill(removed, 0)  # noqa: E731
+                mask = lambda gradient, ones=masks[id(parameter)]: gradient * ones  # noqa: E731
                 stack.callback(parameter.register_hook(mask).remove)
 
         @torch.no_grad()
@@ -70,7 +69,7 @@ def hold_masks(model: PreTrainedModel) -> Iterator[None]:
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
                     if id(parameter) in masks:
-                        parameter.masked_fill_(masks[id(parameter)], 0)
+                        parameter.mul_(masks[id(parameter)])
 
         if masks:
             stack.callback(register_optimizer_step_post_hook(zero).remove)
