@@ -91,7 +91,12 @@ def by_method(rows: list[Row], value: Callable[[Row], float]) -> dict[tuple[str,
     return {key: [value(row) for row in found[key]] for key in order}
 
 
-def results_table(rows: list[Row], dense: list[Row]) -> str:
+def dense_metrics(dense: list[Row], recipe: str) -> list[float]:
+    """What the recipe gives with nothing masked."""
+    return [row["metric" if recipe == "none" else "trained_metric"] for row in dense]
+
+
+def results_table(rows: list[Row], dense: list[float]) -> str:
     """A row a method, a column a kept fraction; the best mean of a column in bold."""
     cells = by_method(rows, lambda row: row["metric"])
     methods = list(dict.fromkeys(method for method, _ in cells))
@@ -109,7 +114,7 @@ def results_table(rows: list[Row], dense: list[Row]) -> str:
         return f"**{text}**" if statistics.mean(cells[method, keep]) == best[keep] else text
 
     header = ["kept (compression)", *(f"{keep:.0%} ({compression[keep]:.2f}x)" for keep in fractions)]
-    whole = spread([row["metric"] for row in dense])
+    whole = spread(dense)
     lines = [["dense", *([whole] * len(fractions))]]
     lines += [[f"`{method}`", *(cell(method, keep) for keep in fractions)] for method in methods]
     return markdown(header, lines)
@@ -172,7 +177,7 @@ def plot_metric(rows: list[Row], dense: list[Row], title: str, metric: str) -> F
                 linewidth=1.3,
                 elinewidth=0.8,
             )
-        axes.axhline(statistics.mean(row["metric"] for row in dense), color="grey", linestyle=":", label="dense")
+        axes.axhline(statistics.mean(dense_metrics(dense, recipe)), color="grey", linestyle=":", label="dense")
         axes.set_xticks(range(len(fractions)), [f"{keep:.0%}" for keep in fractions])
         axes.set(title=RECIPES[recipe], xlabel="linear weights kept")
         axes.grid(axis="y", alpha=0.3)
@@ -242,7 +247,7 @@ def write_report(folder: Path) -> Path:
             for recipe in RECIPES:
                 if of_recipe := [row for row in chosen if row["recipe"] == recipe]:
                     parts.append(f"**{RECIPES[recipe].capitalize()}** ({describe(allocation, dropout)})")
-                    parts.append(results_table(of_recipe, dense_rows))
+                    parts.append(results_table(of_recipe, dense_metrics(dense_rows, recipe)))
             name = f"metric-{task}-{allocation}-{dropout}.png"
             title = f"{task} ({describe(allocation, dropout)})"
             plot_metric(chosen, dense_rows, title, metric).savefig(figures / name, dpi=150)

