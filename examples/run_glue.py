@@ -196,7 +196,10 @@ def main() -> None:
     if tokenizer.pad_token is None:  # decoders are trained without one
         tokenizer.pad_token = tokenizer.eos_token
         config.pad_token_id = tokenizer.pad_token_id
-    model = AutoModelForSequenceClassification.from_pretrained(model_args.model_name_or_path, config=config, **hub)
+    # A checkpoint in half precision is trained in full; mixed precision is a training argument.
+    model = AutoModelForSequenceClassification.from_pretrained(
+        model_args.model_name_or_path, config=config, dtype=torch.float32, **hub
+    )
     # Its loss is a mean over examples. Trainer would take it for a sum over tokens, and multiply it by the numbers of
     # processes and of accumulation steps.
     model.accepts_loss_kwargs = False

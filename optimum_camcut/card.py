@@ -60,10 +60,11 @@ def pruning_section(model: PreTrainedModel) -> str:
     """Markdown: method and size, how to load it, and a table of what is kept."""
     plan, lines = model.pruning_plan, ["## Pruning", ""]
     if plan is not None and plan.config is not None:
-        amount = "sparsity" if plan.config.sparsity is not None else "compression"
-        value = plan.config.sparsity if plan.config.sparsity is not None else plan.config.compression
-        kinds = " and ".join(plan.config.granularity)
-        lines += [f"Units ({kinds}) were scored with `{plan.config.method}` and removed at {amount} {value}.", ""]
+        config, kinds = plan.config, " and ".join(plan.config.granularity)
+        recipe = f"`{config.amount}`, `allocation={config.allocation!r}`"
+        recipe += f", `rounds={config.rounds}`" if config.rounds > 1 else ""
+        recipe += f", `dense_epochs={config.dense_epochs}`, `rewind=True`" if config.rewind else ""
+        lines += [f"{kinds.capitalize()} were scored with `{config.method}` and removed at {recipe}.", ""]
     zeros = count_zeros(model)
     if zeros:
         lines += _masks(model, zeros)

@@ -34,6 +34,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 from . import modeling_camcut
 from .card import write_card
 from .files import read_json, write_text
+from .masking import masked_weights, zero_weights
 from .modeling_camcut import (
     ARCHITECTURES,
     RECORD,
@@ -78,6 +79,13 @@ class PrunedCheckpoint:
         if push_to_hub:
             names = ("repo_id", "commit_message", "private", "revision", "create_pr")
             hub = {name: kwargs.pop(name) for name in names if name in kwargs} | {"token": kwargs.get("token")}
+        changed = zero_weights(self, masked_weights(self))
+        if changed:
+            logger.warning(
+                "%d masked weights were not zero, and are again: the model was trained without its masks; train it "
+                "with CamCutTrainer or inside hold_masks",
+                changed,
+            )
         cut = is_cut(self.config)
         if cut:
             self.config.auto_map = auto_map(self.config)

@@ -55,7 +55,8 @@ class PruningConfig:
             The budget is then that of the sub-layers. Or `"weights"`, alone: single weights and biases of the linear
             layers below the task head are set to zero and stay so, as in the DeepCuts paper; the model does not
             become smaller or faster.
-        sparsity: fraction of the budget to remove, between 0 and 1. Give this or `compression`.
+        sparsity: fraction of the budget to remove, between 0 and 1. Give this or `compression`. Either counts from the
+            model as it is: of one that was pruned before, from what is left.
         compression: parameters of the whole model over parameters kept, above 1. Give this or `sparsity`.
         budget: what `sparsity` is a fraction of: the prunable `"params"` or `"flops"`. Only `allocation="global"`
             weighs kinds against each other, so only there the two differ.
@@ -180,6 +181,11 @@ class PruningConfig:
         in_range = right_type and abs(value) <= sys.float_info.max and not math.isnan(value)
         if not in_range or not valid(value):
             raise ValueError(f"{name} should be {expected}; got {value!r:.60}")
+
+    @property
+    def amount(self) -> str:
+        """What to remove, as a text: `"sparsity=0.5"`, say."""
+        return f"sparsity={self.sparsity}" if self.sparsity is not None else f"compression={self.compression}"
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON types."""

@@ -28,41 +28,61 @@ from .plan import is_weight, layer_of
 from .units import mask_of
 
 
+def masked_weights(model: nn.Module) -> dict[str, Sequence[int]]:
+    """Parameter name -> kept elements, of the parameters that the model's plan masks."""
+    plan = getattr(model, "pruning_plan", None)
+    return {name: units for name, units in plan.keep.items() if is_weight(name)} if plan is not None else {}
+
+
 @torch.no_grad()
-def zero_weights(model: nn.Module, keep: Mapping[str, Sequence[int]]) -> None:
+def zero_weights(model: nn.Module, keep: Mapping[str, Sequence[int]]) -> int:
     """Sets to zero, in place, every element that is not kept.
 
     Args:
         model: not wrapped.
         keep: parameter name -> kept elements, in row-major order.
+
+    Returns:
+        `int`: how many were not zero.
     """
+    changed = 0
     for name, units in keep.items():
         parameter = model.get_parameter(name)
-        parameter.masked_fill_(_removed(units, parameter), 0)
+        removed = _removed(units, parameter)
+        changed += int(torch.count_nonzero(parameter[removed]))
+        parameter.masked_fill_(removed, 0)
+    return changed
 
 
 @contextmanager
 def hold_masks(model: PreTrainedModel) -> Iterator[None]:
     """Keeps the single weights that a plan removed at exactly zero while the context lasts, whatever trains them.
 
-    Their gradients are zero, so that they count in no norm and no moment, and after every step of any
-    `torch.optim.Optimizer` that holds them they are set to zero again. `CamCutTrainer.train` does this by itself.
-    Parameters keep their names, and checkpoints are plain ones.
+    They are set to zero at the start. Their gradients are zero, so that they count in no norm and no moment, and after
+    every step of any `torch.optim.Optimizer` that holds them they are set to zero again. `CamCutTrainer.train` does
+    this by itself. Parameters keep their names, and checkpoints are plain ones.
 
     Args:
-        model (`PreTrainedModel`): after `apply_plan(model, plan)`; one without masks is left alone. May be wrapped for
+        model (`PreTrainedModel`): after `apply_plan(model, plan)` or from `load_pruned`. May be wrapped for
             distributed training inside the context.
+
+    Raises:
+        `ValueError`: the model has no masks.
     """
-    plan = getattr(model, "pruning_plan", None)
-    keep = {name: units for name, units in plan.keep.items() if is_weight(name)} if plan is not None else {}
+    keep = masked_weights(model)
+    if not keep:
+        raise ValueError(
+            f"this {type(model).__name__} has no masks to hold; mask it with apply_plan, or load a masked checkpoint "
+            "with load_pruned, since from_pretrained does not read its masks"
+        )
+    zero_weights(model, keep)
     masks = {}  # ones and zeros in the parameter's type: multiplying is several times faster than filling
     with ExitStack() as stack:
         for name, units in keep.items():
             parameter = model.get_parameter(name)
-            masks[id(parameter)] = (~_removed(units, parameter)).to(parameter.dtype)
+            kept = masks[id(parameter)] = (~_removed(units, parameter)).to(parameter.dtype)
             if parameter.requires_grad:
-                mask = lambda gradient, ones=masks[id(parameter)]: gradient * ones  # noqa: E731
-                stack.callback(parameter.register_hook(mask).remove)
+                stack.callback(parameter.register_hook(lambda gradient, kept=kept: gradient * kept).remove)
 
         @torch.no_grad()
         def zero(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -71,16 +91,14 @@ def hold_masks(model: PreTrainedModel) -> Iterator[None]:
                     if id(parameter) in masks:
                         parameter.mul_(masks[id(parameter)])
 
-        if masks:
-            stack.callback(register_optimizer_step_post_hook(zero).remove)
+        stack.callback(register_optimizer_step_post_hook(zero).remove)
         yield
 
 
 def count_zeros(model: PreTrainedModel) -> dict[str, int]:
     """Weights that are exactly zero, of those that a plan masks some of: layer -> number."""
     counts: dict[str, int] = {}
-    plan = getattr(model, "pruning_plan", None)
-    for name in filter(is_weight, plan.keep if plan is not None else ()):
+    for name in masked_weights(model):
         zeros = int((model.get_parameter(name) == 0).sum())
         counts[layer_of(name)] = counts.get(layer_of(name), 0) + zeros
     return counts

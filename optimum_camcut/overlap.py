@@ -22,7 +22,7 @@ from itertools import combinations
 
 import numpy as np
 
-from .plan import PruningPlan, layer_of
+from .plan import PruningPlan, is_weight, layer_of
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,12 @@ def _check(plans: Mapping[str, PruningPlan]) -> None:
                 f"the {label} plan does not know the size of {unknown[0]!r}, so what it removes is unknown; take "
                 "`model.pruning_plan` after apply_plan, or give `sizes`, the units of each group in the uncut model"
             )
+    weights = [label for label, plan in plans.items() if any(map(is_weight, plan.keep))]
+    units = [label for label, plan in plans.items() if not all(map(is_weight, plan.keep))]
+    if weights and units and weights != units:
+        raise ValueError(
+            f"expected plans of one kind; the {weights[0]} plan masks single weights, the {units[0]} cuts units"
+        )
     for (first, one), (second, other) in combinations(plans.items(), 2):
         for name in ("model_type", "num_layers"):
             here, there = getattr(one, name), getattr(other, name)

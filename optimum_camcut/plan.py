@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import operator
 import re
@@ -36,6 +37,8 @@ from .scoring import get_scorer
 from .scoring.loop import Scores, check_scores
 from .units import IndexSet, mask_of
 
+
+logger = logging.getLogger(__name__)
 
 PLAN_NAME = "pruning_plan.json"
 
@@ -241,6 +244,8 @@ def make_plan(scores: Scores, groups: Sequence[PrunableGroup], config: PruningCo
     wanted = {group.name for group in groups}
     check_scores({name: s for name, s in scores.items() if name in wanted or name not in names}, groups)
     keep = (_choose_weights if groups[0].kind == WEIGHTS else _choose_units)(scores, groups, config)
+    if all(len(keep.get(g.name, ())) == g.size for g in groups):
+        logger.warning("the plan removes nothing: %s is too little for one unit", config.amount)
     groups = [g for g in groups if g.name in keep]
     return PruningPlan(
         keep={g.name: keep[g.name] for g in groups},
@@ -294,6 +299,9 @@ def _choose_weights(scores: Scores, groups: Sequence[PrunableGroup], config: Pru
             kept = torch.zeros(group.original_size, dtype=torch.bool)
             kept[mask] = part
             keep[group.name] = IndexSet(kept.numpy())
+    emptied = [name for name, units in keep.items() if not units and name.endswith(".weight")]
+    if emptied:
+        logger.warning("the plan removes all weights of %s: nothing flows through them any more", ", ".join(emptied))
     return keep
 
 
@@ -415,7 +423,7 @@ def _unreachable(total: int | None, budget: float, least: float, config: Pruning
     if config.sparsity is None:
         name, value = "compression", total / (total - budget + least)
     return ValueError(
-        f"{name}={getattr(config, name)} cannot be reached: the highest possible {name} here is "
+        f"{config.amount} cannot be reached: the highest possible {name} here is "
         f"{math.floor(value * 1e4) / 1e4} (granularity {list(config.granularity)}, min_units={config.min_units})"
     )
 

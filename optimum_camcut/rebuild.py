@@ -32,7 +32,7 @@ from transformers.pytorch_utils import Conv1D
 
 from .groups import KINDS, PrunableGroup, find_groups
 from .modeling_camcut import list_blocks, list_groups, sublayer_of
-from .plan import PruningPlan, without_removed
+from .plan import PruningPlan, is_weight, without_removed
 from .scoring.loop import Batch, limit, scoring_mode, take, token_mask
 
 
@@ -128,6 +128,8 @@ def _check(
     dense_groups: dict[str, PrunableGroup],
     plan: PruningPlan,
 ) -> None:
+    if any(map(is_weight, plan.keep)):
+        raise ValueError("reconstruct rebuilds what was cut; this plan masks single weights: train the model instead")
     if model is dense_model:
         raise ValueError("dense_model is the pruned model itself; pass a copy made before apply_plan")
     kinds = [f"{type(m).__name__} with {len(list_blocks(m))} layers" for m in (model, dense_model)]

