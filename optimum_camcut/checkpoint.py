@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import logging
 import tempfile
@@ -261,6 +262,7 @@ def _load_plan(name_or_path: str | Path, model: PreTrainedModel, hub: Mapping[st
             logger.warning("the method %r is not registered here; the plan loads without it", config.get("method"))
             values["config"] = None
         plan = PruningPlan.from_dict(values)
+        plan = _rename_masks(plan, model)
         _check_masks(name_or_path, model, plan)
         units_of = {name: units for name, units in plan.keep.items() if not is_weight(name)}
         cut = {name for name, units in units_of.items() if len(units) < plan.sizes.get(name, -1)}
@@ -285,9 +287,24 @@ def _load_plan(name_or_path: str | Path, model: PreTrainedModel, hub: Mapping[st
     return PruningPlan(keep, dict.fromkeys(keep, total), model.config.model_type)
 
 
+def _rename_masks(plan: PruningPlan, model: PreTrainedModel) -> PruningPlan:
+    """The plan with the parameter names of this model: a body is a part of models with a head, and the reverse. What
+    another class lacks is left out."""
+    names, prefix = {name for name, _ in model.named_parameters(remove_duplicate=False)}, f"{model.base_model_prefix}."
+    same_class = type(model).__name__ in (model.config.architectures or ())
+    renamed = {}
+    for name in plan.keep:
+        known = [n for n in (name, prefix + name, name.removeprefix(prefix)) if n in names]
+        if not is_weight(name) or known or same_class:
+            renamed[name] = known[0] if is_weight(name) and known else name
+    keep = {new: plan.keep[old] for old, new in renamed.items()}
+    sizes = {new: plan.sizes[old] for old, new in renamed.items() if old in plan.sizes}
+    return dataclasses.replace(plan, keep=keep, sizes=sizes)
+
+
 def _check_masks(name_or_path: str | Path, model: PreTrainedModel, plan: PruningPlan) -> None:
     """Raises `ValueError` unless the weights that a plan masks are there, and zero."""
-    parameters = dict(model.named_parameters())
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     for name, units in plan.keep.items():
         if not is_weight(name):
             continue
@@ -297,7 +314,9 @@ def _check_masks(name_or_path: str | Path, model: PreTrainedModel, plan: Pruning
                 f"{PLAN_NAME} of {name_or_path} masks {name!r} of {plan.sizes.get(name)} weights, but the model has "
                 f"{size}"
             )
-        nonzero = parameters[name].detach().flatten().cpu().numpy() != 0
+        if parameters[name].is_meta:  # offloaded: not here to be looked at
+            continue
+        nonzero = (parameters[name].detach().flatten() != 0).cpu().numpy()
         if (nonzero & ~mask_of(units, size)).any():
             raise ValueError(
                 f"weights of {name!r} that {PLAN_NAME} of {name_or_path} masks are not zero: the two files do not "

@@ -87,12 +87,17 @@ def _weight_groups(model: PreTrainedModel, plan: Any) -> list[PrunableGroup]:
     shared = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     parameters: dict[str, nn.Parameter] = {}
     for path, module in model.named_modules():
-        if isinstance(module, nn.Linear | Conv1D) and id(module) in body:
+        head = model.base_model is model and path.partition(".")[0] == "classifier"
+        if isinstance(module, nn.Linear | Conv1D) and id(module) in body and not head:
             linear_map(model, path)  # raises if its weight is not plain
             for name, parameter in module.named_parameters(recurse=False):
                 if id(parameter) not in shared:
                     shared.add(id(parameter))
                     parameters[f"{path}.{name}"] = parameter
+    if not parameters:
+        raise ValueError(
+            f"{type(model).__name__} has no linear layers below its task head: nothing can be masked in it"
+        )
     masked = {name: plan.keep[name] for name in parameters if plan is not None and name in plan.keep}
     present = sum(p.numel() for p in model.parameters()) - sum(parameters[n].numel() - len(masked[n]) for n in masked)
     return [

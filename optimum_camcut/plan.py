@@ -198,9 +198,12 @@ def without_removed(keep: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int,
 
 
 def layer_of(name: str) -> str:
-    """The layer index in a group's name, its first number; of a parameter outside of the layers, its module."""
+    """The layer index in a group's name, its first number, or `"decoder."` and the index in a module named decoder; of
+    a parameter outside of the layers, its module."""
     number = re.search(r"(?<![^.])\d+(?![^.])", name)
-    return number[0] if number else name.rpartition(".")[0]
+    if number is None:
+        return name.rpartition(".")[0]
+    return ("decoder." if "decoder" in name[: number.start()].split(".") else "") + number[0]
 
 
 def is_weight(name: str) -> bool:
@@ -283,14 +286,27 @@ def _choose_units(
     return {g.name: tuple(g.units[i] for i in keep[g.name]) for g in groups if g.name in keep}
 
 
+def check_budget(groups: Sequence[PrunableGroup], config: PruningConfig) -> None:
+    """Raises `ValueError`, naming the highest possible value, if the groups cannot give what the config wants: what
+    `make_plan` would raise, before there are scores."""
+    if WEIGHTS in config.granularity:
+        _fraction_of_weights(groups, config)
+    else:
+        _choose_units({g.name: torch.ones(g.size) for g in groups}, groups, config)
+
+
+def _fraction_of_weights(groups: Sequence[PrunableGroup], config: PruningConfig) -> float:
+    total, budget = groups[0].model_parameters, sum(group.size for group in groups)
+    fraction = _fraction_of_budget(total, budget, config)
+    if fraction > 1 + 1e-9:
+        raise _unreachable(total, budget, 0, config)
+    return min(fraction, 1.0)
+
+
 def _choose_weights(scores: Scores, groups: Sequence[PrunableGroup], config: PruningConfig) -> dict[str, IndexSet]:
     """What to keep of single weights: by parameter, or over all of them, those with the largest scores. Their number
     is rounded."""
-    total, budget = groups[0].model_parameters, sum(group.size for group in groups)
-    fraction = _fraction_of_budget(total, budget, config)
-    if fraction > 1:
-        raise _unreachable(total, budget, 0, config)
-    keep = {}
+    fraction, keep = _fraction_of_weights(groups, config), {}
     for pool in _pools(groups, config):
         present = [torch.from_numpy(mask_of(group.units, group.original_size)) for group in pool]
         values = torch.cat([scores[group.name].flatten()[mask] for group, mask in zip(pool, present)])
@@ -422,9 +438,11 @@ def _unreachable(total: int | None, budget: float, least: float, config: Pruning
     name, value = "sparsity", 1 - least / budget
     if config.sparsity is None:
         name, value = "compression", total / (total - budget + least)
+    limits = f"granularity {list(config.granularity)}"
+    limits += "" if WEIGHTS in config.granularity else f", min_units={config.min_units}"
     return ValueError(
-        f"{config.amount} cannot be reached: the highest possible {name} here is "
-        f"{math.floor(value * 1e4) / 1e4} (granularity {list(config.granularity)}, min_units={config.min_units})"
+        f"{config.amount} cannot be reached: the highest possible {name} here is {math.floor(value * 1e4) / 1e4} "
+        f"({limits})"
     )
 
 

@@ -92,7 +92,10 @@ def plot_totals(labels: Sequence[str], totals: Mapping[tuple[str, str], float], 
 def _place(name: str) -> str:
     """What a group is within its layer: `"heads"`, or the module of a weight, such as `"attention.self.query"`; empty
     if it is in no layer."""
-    return name.partition(f".{layer_of(name)}.")[2].removesuffix(".weight")
+    number = layer_of(name).rpartition(".")[2]
+    if not number.isdigit():
+        return ""
+    return name.partition(f".{number}.")[2].removesuffix(".weight")
 
 
 def _heat_map(

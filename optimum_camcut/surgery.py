@@ -87,7 +87,10 @@ def apply_plan(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
         group = groups[name]
         size = plan.sizes.get(name, group.original_size)
         if size != group.original_size:
-            raise ValueError(f"the plan is for a model with {size} units in {name!r}; this has {group.original_size}")
+            hint = "; masks number the weights of a model as it was cut, so cut it first" if name in masks else ""
+            raise ValueError(
+                f"the plan is for a model with {size} units in {name!r}; this has {group.original_size}{hint}"
+            )
         if len(units) and units[-1] >= group.original_size:
             raise ValueError(f"{name!r} has no unit {units[-1]}: it has {group.original_size}, numbered from 0")
         gone = mask_of(units, group.original_size) & ~mask_of(group.units, group.original_size)

@@ -37,7 +37,7 @@ from .config import PruningConfig
 from .distillation import distillation_loss
 from .groups import WEIGHTS, find_groups
 from .masking import hold_masks, masked_weights
-from .plan import PLAN_NAME, PruningPlan, make_plan, remaining_budget
+from .plan import PLAN_NAME, PruningPlan, check_budget, make_plan, remaining_budget
 from .rebuild import reconstruct
 from .scoring import get_scorer
 from .scoring.loop import Batch, Scores, score_groups
@@ -82,6 +82,7 @@ class CamCutTrainer(Trainer):
         self.scores: Scores | None = None
         self.pruning_plan: PruningPlan | None = None
         self.dense_model: PreTrainedModel | None = None
+        self._scoring = False
         if pruning_config is None:
             return
         if self.optimizer is not None:
@@ -91,11 +92,7 @@ class CamCutTrainer(Trainer):
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             raise ValueError("pruning shards of a model is not supported: train under DDP, without DeepSpeed or FSDP")
         if self.model_init is None:
-            find_groups(self.model, pruning_config.granularity)  # an unsupported model fails here, not after an epoch
-            if WEIGHTS not in pruning_config.granularity and masked_weights(self.model):
-                raise ValueError(
-                    "this model has masked weights, so nothing more can be cut in it: cut first, then mask"
-                )
+            self._check_model()  # what cannot be pruned fails here, not after an epoch
 
     # ------------------------------------------------------------------------------------------------- the one call
 
@@ -117,6 +114,8 @@ class CamCutTrainer(Trainer):
                 return super().train(resume_from_checkpoint, trial, *args, **kwargs)
             if self.train_dataset is None and (config.recovery == "finetune" or config.dense_epochs):
                 raise ValueError("train_dataset is None: there is nothing to train on")
+            self._check_model()
+            check_budget(find_groups(self.model, config.granularity), config)
             initial = copy.deepcopy(self._bare_model()) if config.rewind else None
             phases = [*([DENSE] if config.dense_epochs else []), *self._round_names()]
             first, checkpoint = self._phase_to_resume(resume_from_checkpoint, phases)
@@ -226,7 +225,7 @@ class CamCutTrainer(Trainer):
     ) -> Tensor | tuple[Tensor, Any]:
         """The loss of `Trainer`; while a pruned model trains, mixed with the dense model's predictions."""
         weight = self.pruning_config.distill_weight if self.pruning_config is not None else 0.0
-        if weight == 0.0 or self.pruning_plan is None or not model.training:
+        if weight == 0.0 or self.pruning_plan is None or self._scoring or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss, outputs = super().compute_loss(model, dict(inputs), True, num_items_in_batch)
         with torch.no_grad():
@@ -251,9 +250,15 @@ class CamCutTrainer(Trainer):
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """The loop of `Trainer`, with masked weights held at zero. Here the model is the one that trains, also if
         `Trainer.train` has just made it by `model_init`."""
-        model = self._bare_model()
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         with hold_masks(model) if masked_weights(model) else nullcontext():
             return super()._inner_training_loop(*args, **kwargs)
+
+    def _check_model(self) -> None:
+        """Raises `ValueError` if the model cannot be pruned as the config says, for reasons that show at once."""
+        find_groups(self.model, self.pruning_config.granularity)
+        if WEIGHTS not in self.pruning_config.granularity and masked_weights(self.model):
+            raise ValueError("this model has masked weights, so nothing more can be cut in it: cut first, then mask")
 
     def _require_config(self) -> PruningConfig:
         if self.pruning_config is None:
@@ -267,11 +272,16 @@ class CamCutTrainer(Trainer):
         if "_original_forward" in model.__dict__:
             self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
             del model.__dict__["forward"]  # now bound to the model, as the class's own is
+            model.__dict__.pop("_is_accelerate_prepared", None)  # or the next phase would train without it
         return model
 
     def _scoring_loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
-        with self.compute_loss_context_manager():
-            return self.compute_loss(model, dict(batch))
+        self._scoring = True
+        try:
+            with self.compute_loss_context_manager():
+                return self.compute_loss(model, dict(batch))
+        finally:
+            self._scoring = False
 
     def _plan(self, config: PruningConfig) -> PruningPlan:
         model = self._bare_model()
@@ -291,8 +301,8 @@ class CamCutTrainer(Trainer):
         self.model = self.model_wrapped = model
         self.optimizer = self.lr_scheduler = None
         self.accelerator.free_memory()
-        self.scores, self.pruning_plan = None, plan
-        return plan
+        self.scores, self.pruning_plan = None, model.pruning_plan  # with what earlier rounds have cut
+        return self.pruning_plan
 
     def _reconstruct(self) -> None:
         reconstruct(

@@ -763,6 +763,10 @@ def test_the_trainer_arrives_at_the_target_in_rounds(recovery, granularity, tmp_
         trainer.train()
         left = remaining_budget(before, find_groups(trainer.model, granularity), config)
         assert left == pytest.approx(1 - sparsity, abs=0.05)
+        again = apply_plan(copy.deepcopy(model), trainer.pruning_plan)  # all that any round has removed
+        assert {n: p.shape for n, p in again.named_parameters()} == {
+            n: p.shape for n, p in trainer.model.named_parameters()
+        }
         trainer.save_model(tmp_path / "saved")
         assert torch.equal(
             outputs(load_pruned(tmp_path / "saved"), tiny_batch()), outputs(trainer.model.eval(), tiny_batch())

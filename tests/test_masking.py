@@ -28,7 +28,16 @@ from datasets import Dataset
 from models import tiny_batch, tiny_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import BertForSequenceClassification, TrainerCallback, TrainingArguments
+from transformers import (
+    BartConfig,
+    BartForSequenceClassification,
+    BertForSequenceClassification,
+    BertModel,
+    ResNetConfig,
+    ResNetForImageClassification,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from optimum_camcut import (
     CamCutTrainer,
@@ -37,7 +46,10 @@ from optimum_camcut import (
     apply_plan,
     find_groups,
     load_pruned,
+    mask_iou,
+    score_groups,
 )
+from optimum_camcut import trainer as trainer_module
 from optimum_camcut.masking import hold_masks
 from optimum_camcut.units import IndexSet
 
@@ -630,3 +642,109 @@ def test_two_processes(tmp_path):
             scale = expected[name].max().item()
             torch.testing.assert_close(scores[name], expected[name], rtol=1e-5, atol=1e-6 * scale)
     assert PruningPlan.from_dict(one["plan"]) == PruningPlan.from_dict(two["plan"]) == trainer.prune()
+
+
+# --- what is easily lost between phases -----------------------------------------------------------------------------
+
+
+class Precision(TrainerCallback):
+    """The type that a linear layer computes in, phase by phase."""
+
+    def __init__(self):
+        self.phases = []
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        seen = set()
+        self.phases.append(seen)
+        layer = model.bert.encoder.layer[0].intermediate.dense
+        self.handle = layer.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.handle.remove()
+
+
+@pytest.mark.parametrize("granularity", ["weights", "neurons"])
+def test_every_phase_trains_in_mixed_precision(granularity, tmp_path):
+    watch = Precision()
+    config = pruning(granularity=granularity, dense_epochs=1, rounds=2)
+    trainer = make_trainer(tmp_path, config, bf16=True, callbacks=[watch])
+    trainer.train()
+    trainer.train()
+    assert watch.phases == [{torch.bfloat16}] * 4
+
+
+def test_an_impossible_ratio_is_refused_before_the_dense_epochs(tmp_path):
+    watch = Watch()
+    trainer = make_trainer(tmp_path, pruning(compression=50.0, dense_epochs=1, rounds=3), callbacks=[watch])
+    with pytest.raises(
+        ValueError, match=r"compression=50.0 cannot be reached: the highest .* \(granularity \['weights"
+    ):
+        trainer.train()
+    assert watch.loops == []
+    units = PruningConfig(method="magnitude", sparsity=0.99, dense_epochs=1)
+    with pytest.raises(ValueError, match="sparsity=0.99 cannot be reached"):
+        make_trainer(tmp_path, units, callbacks=[watch]).train()
+    assert watch.loops == []
+
+
+def test_scores_never_follow_the_teacher(tmp_path, monkeypatch):
+    """Scoring with dropout on is no training: in the second round too, the loss is the task's."""
+    calls, distillation_loss = [], trainer_module.distillation_loss
+
+    def watch(*args):
+        calls.append(trainer._scoring)
+        return distillation_loss(*args)
+
+    monkeypatch.setattr(trainer_module, "distillation_loss", watch)
+    trainer = make_trainer(tmp_path, pruning(method="snip", rounds=2, distill_weight=0.5))
+    trainer.train()
+    assert calls and not any(calls)
+
+
+def test_masks_in_half_precision_and_under_another_head(tmp_path):
+    model = apply_plan(model_of().to(torch.bfloat16), random_masks(model_of()))
+    model.save_pretrained(tmp_path / "half")
+    loaded = load_pruned(tmp_path / "half")
+    assert loaded.dtype == torch.bfloat16 and same(weights(loaded), weights(model))
+    body = load_pruned(tmp_path / "half", model_class=BertModel)
+    assert body.pruning_plan.keep == {n.removeprefix("bert."): u for n, u in model.pruning_plan.keep.items()}
+    assert not masked_values(body, body.pruning_plan).any()
+    body.save_pretrained(tmp_path / "body")
+    whole = load_pruned(tmp_path / "body", model_class=BertForSequenceClassification)
+    assert whole.pruning_plan.keep == model.pruning_plan.keep
+
+
+def test_statistics_are_not_dropout():
+    """Batch norms have a training mode too, but scoring leaves them as they are."""
+    model = model_of().train()
+    model.bert.encoder.layer[0].output.LayerNorm = torch.nn.Sequential(
+        torch.nn.Flatten(0, 1), torch.nn.BatchNorm1d(32), torch.nn.Unflatten(0, (4, 9))
+    )
+    before = weights(model)
+    groups = find_groups(model, ("weights",))
+    score_groups(model, groups, [tiny_batch()], pruning(method="snip", dropout=True), disable_tqdm=True)
+    assert same(weights(model), before) and model.training
+
+
+def test_a_model_without_linear_layers_is_refused():
+    model = ResNetForImageClassification(ResNetConfig(embedding_size=4, hidden_sizes=[4], depths=[1], num_labels=2))
+    with pytest.raises(ValueError, match="ResNetForImageClassification has no linear layers below its task head"):
+        find_groups(model, ("weights",))
+
+
+def test_the_decoder_has_layers_of_its_own():
+    model = BartForSequenceClassification(
+        BartConfig(
+            vocab_size=9,
+            d_model=8,
+            encoder_layers=1,
+            decoder_layers=1,
+            encoder_attention_heads=2,
+            decoder_attention_heads=2,
+            encoder_ffn_dim=8,
+            decoder_ffn_dim=8,
+        )
+    )
+    plan = apply_plan(model, random_masks(model)).pruning_plan
+    assert list(dict.fromkeys(layer for layer, _, _ in plan.table())) == ["0", "decoder.0"]
+    assert set(mask_iou(plan, random_masks(model, seed=1)).layers) == {"0", "decoder.0"}

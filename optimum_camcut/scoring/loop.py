@@ -163,7 +163,7 @@ def _model_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
     if loss is None:
         raise ValueError(
             f"the model gave no loss for a batch with {sorted(batch)}; this scoring method needs the labels in the "
-            "batch (or use activation, magnitude or random, which need none)"
+            "batch (or use activation, wanda, magnitude or random, which need none)"
         )
     return loss
 
@@ -340,6 +340,9 @@ def scoring_mode(model: nn.Module, dropout: bool = False) -> Iterator[None]:
     checkpointing = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False) is True]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.train(dropout)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()  # its statistics are not dropout
     for module in checkpointing:
         module.gradient_checkpointing = False
     for parameter in trainable:

@@ -81,7 +81,10 @@ def score_weights(
                 if parameter.grad is not None:  # None if the loss does not depend on it: its score stays 0
                     output = _fit(model, name, config.shift + outputs.mean(_module_of(name)), "out")
                     score = scorer.function(parameter.detach().float(), parameter.grad.float(), output)
-                    totals[name] = totals[name].add_(score) if name in totals else score
+                    if name not in totals:  # the first score lives on in the gradient's memory, never in the weight's
+                        totals[name] = score.clone() if score.data_ptr() == parameter.data_ptr() else score
+                    else:
+                        totals[name].add_(score)
                     parameter.grad = None
     totals = {n: totals[n] if n in totals else torch.zeros_like(p, dtype=torch.float32) for n, p in parameters.items()}
     if PartialState().num_processes > 1:

@@ -354,7 +354,7 @@ class Experiments:
         comparable: dict[tuple[str, ...], dict[str, Path]] = defaultdict(dict)
         for path in sorted((self.output / "plans").glob("*/*-*.json")):
             task, seed, method, dropout = path.parent.name.split("-")
-            allocation, keep = path.stem.split("-")
+            allocation, keep = path.stem.split("-", 1)
             for each in self.dropouts if dropout == "any" else (dropout,):
                 comparable[task, seed, allocation, keep, each][method] = path
         for (task, seed, allocation, keep, dropout), paths in comparable.items():
