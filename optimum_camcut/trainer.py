@@ -25,10 +25,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedModel, Trainer, set_seed
-from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 from transformers.utils import is_datasets_available
 
 from .card import write_card
@@ -39,6 +40,7 @@ from .groups import WEIGHTS, find_groups
 from .masking import hold_masks, masked_weights
 from .plan import PLAN_NAME, PruningPlan, check_budget, make_plan, remaining_budget
 from .rebuild import reconstruct
+from .resume import UNFINISHED, check_same_config, checkpoints, marked_unfinished, remove_old_checkpoints
 from .scoring import get_scorer
 from .scoring.loop import Batch, Scores, score_groups
 from .surgery import apply_plan
@@ -48,6 +50,7 @@ logger = logging.getLogger(__name__)
 
 # Folders in output_dir for the checkpoints of earlier phases. `Trainer.push_to_hub` leaves out what begins with "_".
 DENSE, ROUND = "_dense", "_round-"
+TEACHER = "_teacher.safetensors"
 
 
 class CamCutTrainer(Trainer):
@@ -83,6 +86,7 @@ class CamCutTrainer(Trainer):
         self.pruning_plan: PruningPlan | None = None
         self.dense_model: PreTrainedModel | None = None
         self._scoring = False
+        self._root = Path(self.args.output_dir)
         if pruning_config is None:
             return
         if self.optimizer is not None:
@@ -118,7 +122,10 @@ class CamCutTrainer(Trainer):
             check_budget(find_groups(self.model, config.granularity), config)
             initial = copy.deepcopy(self._bare_model()) if config.rewind else None
             phases = [*([DENSE] if config.dense_epochs else []), *self._round_names()]
+            self._root = Path(self.args.output_dir)
             first, checkpoint = self._phase_to_resume(resume_from_checkpoint, phases)
+            if self.is_world_process_zero():
+                config.save_pretrained(self.args.output_dir)
             output = TrainOutput(0, 0.0, {})
             before = find_groups(self.model, config.granularity)
             for phase in phases[phases.index(first) :]:
@@ -144,6 +151,8 @@ class CamCutTrainer(Trainer):
                             self._reconstruct()
                     if config.recovery == "finetune":
                         output = super().train(resumed, trial, *args, **kwargs)
+            if self.is_world_process_zero():
+                (self._root / TEACHER).unlink(missing_ok=True)
         return output
 
     # ------------------------------------------------------------------------------------------- the steps apart
@@ -238,6 +247,21 @@ class CamCutTrainer(Trainer):
         loss = (1 - weight) * loss + weight * distilled
         return (loss, outputs) if return_outputs else loss
 
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """That of `Trainer`, but one that is killed on the way leaves no checkpoint to resume from, and older ones go
+        only when the new one is whole."""
+        folder = Path(self._get_output_dir(trial=trial))
+        limit, main = self.args.save_total_limit, self.is_world_process_zero()
+        checkpoint = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        self.args.save_total_limit = None
+        try:
+            with marked_unfinished(checkpoint, main, self.accelerator.wait_for_everyone):
+                super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        if main:
+            remove_old_checkpoints(folder, limit, self.state.best_model_checkpoint)
+
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """The card of `Trainer`, with a part on what was pruned."""
         super().create_model_card(*args, **kwargs)
@@ -289,8 +313,25 @@ class CamCutTrainer(Trainer):
         return dataclasses.replace(plan, config=dataclasses.replace(self.pruning_config))
 
     def _keep_dense_model(self) -> None:
-        if self.dense_model is None:
-            self.dense_model = copy.deepcopy(self._bare_model()).eval().requires_grad_(False)
+        """A copy of the model before its first cut; if it teaches, also on disk, for a run that is resumed."""
+        if self.dense_model is not None:
+            return
+        self.dense_model = copy.deepcopy(self._bare_model()).eval().requires_grad_(False)
+        if self.pruning_config.distill_weight > 0 and self.is_world_process_zero():
+            path = self._root / TEACHER
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_model(self.dense_model, str(path.with_suffix(".partial")))
+            path.with_suffix(".partial").replace(path)
+
+    def _load_dense_model(self) -> None:
+        path = self._root / TEACHER
+        if not path.exists():
+            raise ValueError(
+                f"resuming a recovery that distills needs the dense model's weights, and {path} is missing"
+            )
+        teacher = copy.deepcopy(self._bare_model())
+        load_model(teacher, str(path))
+        self.dense_model = teacher.eval().requires_grad_(False)
 
     def _apply(self, plan: PruningPlan) -> PruningPlan:
         config, model = self.pruning_config, self._bare_model()
@@ -368,15 +409,19 @@ class CamCutTrainer(Trainer):
         if not resume:
             return phases[0], None
         root = Path(self.args.output_dir)
+        check_same_config(root, self.pruning_config)
         if resume is True:
             for phase in reversed(phases):
-                last = get_last_checkpoint(root / phase) if (root / phase).is_dir() else None
-                if last is not None:
-                    return phase, last
-            raise ValueError(f"no checkpoint to resume from in {root} or its folders {[p for p in phases if p]}")
+                found = checkpoints(root / phase)
+                if found:
+                    return phase, str(found[-1])
+            logger.warning("no checkpoint to resume from in %s: starting from the beginning", root)
+            return phases[0], None
         path = Path(resume)
         if not path.is_dir():
             raise ValueError(f"resume_from_checkpoint={str(path)!r} is no folder")
+        if (path / UNFINISHED).exists():
+            raise ValueError(f"{path} was not written to its end; resume from an earlier one")
         phase = next((phase for phase in phases if (root / phase).resolve() == path.resolve().parent), "")
         pruned_before = getattr(self.model, "pruning_plan", None) is not None
         if (phase != DENSE or pruned_before) != (path / PLAN_NAME).exists():
@@ -389,7 +434,5 @@ class CamCutTrainer(Trainer):
     def _restore(self, checkpoint: str) -> None:
         """Cuts the model as a checkpoint was cut, so that the checkpoint's weights fit."""
         if self.pruning_config.distill_weight > 0:
-            raise ValueError(
-                "resuming a recovery that distills from the dense model is not possible: its weights are not saved"
-            )
+            self._load_dense_model()
         self._apply(PruningPlan.load(checkpoint))

@@ -54,6 +54,7 @@ ORDER = (
     "rebuild",
     "distillation",
     "measure",
+    "resume",
     "trainer",
     "",  # the package itself
 )

@@ -1,0 +1,89 @@
+# Copyright 2026 The optimum-camcut authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What an interrupted run leaves behind, and where the next one takes it up."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from .config import CONFIG_NAME, PruningConfig
+from .files import read_json
+
+
+UNFINISHED = ".unfinished"  # a file in the folder of a checkpoint for as long as it is written
+
+
+@contextmanager
+def marked_unfinished(checkpoint: Path, is_main_process: bool, wait: Callable[[], Any]) -> Iterator[None]:
+    """A checkpoint that is written inside this context counts as one only after it.
+
+    Args:
+        checkpoint: its folder, made if need be.
+        is_main_process: whether this process sets and removes the mark.
+        wait: a barrier of all processes.
+    """
+    mark = checkpoint / UNFINISHED
+    if is_main_process:
+        checkpoint.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+    wait()
+    yield
+    wait()
+    if is_main_process:
+        mark.unlink()
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a folder that were written to their end, the oldest first."""
+    found = {}
+    for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        number = path.name.rpartition("-")[2]
+        if path.is_dir() and number.isdigit() and not (path / UNFINISHED).exists():
+            found[int(number)] = path
+    return [found[number] for number in sorted(found)]
+
+
+def remove_old_checkpoints(folder: Path, limit: int | None, best: str | None) -> None:
+    """Removes the oldest checkpoints until `limit` are left; the newest and the best stay."""
+    found = checkpoints(folder)
+    if limit is None or limit <= 0 or not found:
+        return
+    protected = {found[-1].resolve()} | ({Path(best).resolve()} if best is not None else set())
+    old = [path for path in found if path.resolve() not in protected]
+    for path in old[: max(len(found) - max(limit, len(protected)), 0)]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def check_same_config(folder: Path, config: PruningConfig) -> None:
+    """Raises `ValueError`, with the difference, if the run in a folder was started with another pruning config."""
+    path = folder / CONFIG_NAME
+    if not path.exists():
+        return
+    before, now = read_json(path), config.to_dict()
+    differences = [
+        f"{name} was {before.get(name)!r} and is now {now.get(name)!r}"
+        for name in dict.fromkeys([*now, *before])
+        if before.get(name) != now.get(name)
+    ]
+    if differences:
+        raise ValueError(
+            f"the run in {folder} was started with another pruning config: {'; '.join(differences)}. Resume it with "
+            "the same, or choose another output_dir."
+        )
