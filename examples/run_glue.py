@@ -250,7 +250,9 @@ def main() -> None:
         pruning_config=pruning_config,
     )
     if training_args.do_train:
-        metrics = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint).metrics
+        resume = training_args.resume_from_checkpoint
+        resume = True if str(resume).lower() == "true" else resume  # from the newest checkpoint there is
+        metrics = trainer.train(resume_from_checkpoint=resume).metrics
         metrics["train_samples"] = len(train_dataset)
         trainer.save_model()
         trainer.log_metrics("train", metrics)
