@@ -50,7 +50,8 @@ logger = logging.getLogger(__name__)
 
 # Folders in output_dir for the checkpoints of earlier phases. `Trainer.push_to_hub` leaves out what begins with "_".
 DENSE, ROUND = "_dense", "_round-"
-TEACHER = "_teacher.safetensors"
+# And files there, for as long as the run lasts: the dense model that teaches, and the running sums of scoring.
+TEACHER, SCORES = "_teacher.safetensors", "_scores"
 
 
 class CamCutTrainer(Trainer):
@@ -86,6 +87,7 @@ class CamCutTrainer(Trainer):
         self.pruning_plan: PruningPlan | None = None
         self.dense_model: PreTrainedModel | None = None
         self._scoring = False
+        self._progress_file: Path | None = None  # only inside `train`, which can be resumed
         self._root = Path(self.args.output_dir)
         if pruning_config is None:
             return
@@ -125,7 +127,10 @@ class CamCutTrainer(Trainer):
             self._root = Path(self.args.output_dir)
             first, checkpoint = self._phase_to_resume(resume_from_checkpoint, phases)
             if self.is_world_process_zero():
+                if not resume_from_checkpoint:
+                    self._remove_progress()
                 config.save_pretrained(self.args.output_dir)
+            self.accelerator.wait_for_everyone()
             output = TrainOutput(0, 0.0, {})
             before = find_groups(self.model, config.granularity)
             for phase in phases[phases.index(first) :]:
@@ -137,6 +142,7 @@ class CamCutTrainer(Trainer):
                     if resumed is not None:
                         self._restore(resumed)
                     else:
+                        self._progress_file = self._root / f"{SCORES}{phase}"
                         self.score()
                         plan = self._plan(self._round_config(phase, before))
                         if config.distill_weight > 0:
@@ -151,8 +157,9 @@ class CamCutTrainer(Trainer):
                             self._reconstruct()
                     if config.recovery == "finetune":
                         output = super().train(resumed, trial, *args, **kwargs)
+            self._progress_file = None
             if self.is_world_process_zero():
-                (self._root / TEACHER).unlink(missing_ok=True)
+                self._remove_progress()
         return output
 
     # ------------------------------------------------------------------------------------------- the steps apart
@@ -177,6 +184,7 @@ class CamCutTrainer(Trainer):
             dataclasses.replace(config, dropout=dropout),
             loss_function=self._scoring_loss,
             disable_tqdm=self.args.disable_tqdm,
+            progress_file=self._progress_file,
         )
         return self.scores
 
@@ -322,6 +330,10 @@ class CamCutTrainer(Trainer):
             path.parent.mkdir(parents=True, exist_ok=True)
             save_model(self.dense_model, str(path.with_suffix(".partial")))
             path.with_suffix(".partial").replace(path)
+
+    def _remove_progress(self) -> None:
+        for path in [self._root / TEACHER, *self._root.glob(f"{SCORES}*")]:
+            path.unlink(missing_ok=True)
 
     def _load_dense_model(self) -> None:
         path = self._root / TEACHER

@@ -42,6 +42,7 @@ from transformers import TrainerCallback, TrainingArguments, modeling_utils
 
 from optimum_camcut import CamCutTrainer, PruningConfig
 from optimum_camcut import trainer as trainer_module
+from optimum_camcut.scoring import sums
 
 
 # Everything that a phase can have: dense epochs, noisy scores, two rounds, a teacher, a rewind, masks.
@@ -115,6 +116,8 @@ def run(folder: Path, options: dict, kill_at: int | None, resume: bool) -> None:
         callbacks=[clock],
     )
     clock.watch(torch, "save", "torch.save", broken=True)
+    sums.RunningSums.__init__.__defaults__ = (None, "", 0.0)  # written after every batch
+    clock.watch(sums, "save_file", "saving running sums", broken=True)
     clock.watch(safetensors.torch, "save_file", "saving the teacher", broken=True)
     clock.watch(modeling_utils, "safe_save_file", "saving weights", broken=True)
     clock.watch(trainer_module, "score_groups", "scoring")

@@ -20,6 +20,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from models import tiny_batch, tiny_model
+
+from optimum_camcut import PruningConfig, find_groups, score_groups
+from optimum_camcut.scoring import sums
 
 
 FOLDER = Path(__file__).resolve().parent
@@ -39,3 +44,46 @@ def test_killed_and_resumed(run):
     kills = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"run"')]
     assert len(kills) == 3 and all(kill["same"] for kill in kills)
     assert len({kill["killed"] for kill in kills}) == 3
+
+
+@pytest.mark.parametrize(
+    ("granularity", "method"), [("neurons", "smooth_cut"), ("weights", "smooth_cam_cut"), ("weights", "wanda")]
+)
+def test_scoring_goes_on_where_it_was_stopped(granularity, method, tmp_path, monkeypatch):
+    monkeypatch.setattr(sums.RunningSums.__init__, "__defaults__", (None, "", 0.0))  # written after every batch
+    model, seen = tiny_model("bert"), []
+    config = PruningConfig(method=method, granularity=granularity, sparsity=0.5, smooth_samples=1, dropout=True)
+    groups, batches = find_groups(model, granularity), [tiny_batch(seed=seed) for seed in range(4)]
+    forward = model.forward
+
+    def watch(*args, **kwargs):
+        seen.append(kwargs["input_ids"])
+        if len(seen) == stop_at:
+            raise KeyboardInterrupt
+        return forward(*args, **kwargs)
+
+    def score(**changes):
+        seen.clear()
+        return score_groups(model, groups, batches, config, disable_tqdm=True, **changes)
+
+    stop_at = None
+    expected = score()
+    monkeypatch.setattr(model, "forward", watch)
+    stop_at, passes = None, 2 if granularity == "neurons" else 1  # noisy and clean
+    score()
+    assert len(seen) == 4 * passes
+    stop_at = 2 * passes + 1
+    with pytest.raises(KeyboardInterrupt):
+        score(progress_file=tmp_path / "sums")
+    stop_at = None
+    scores = score(progress_file=tmp_path / "sums")
+    assert len(seen) == 2 * passes and torch.equal(seen[0], batches[2]["input_ids"])
+    assert list(scores) == list(expected) and all(torch.equal(scores[name], expected[name]) for name in scores)
+    assert score(progress_file=tmp_path / "sums").keys() == scores.keys() and not seen  # all is there
+    with torch.no_grad():
+        model.classifier.bias.add_(1)  # another model: its sums are others
+    score(progress_file=tmp_path / "sums")
+    assert len(seen) == 4 * passes
+    (tmp_path / "sums").write_bytes(b"half a file")
+    score(progress_file=tmp_path / "sums")
+    assert len(seen) == 4 * passes

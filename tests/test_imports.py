@@ -42,6 +42,7 @@ ORDER = (
     "config",
     "scoring.capture",
     "scoring.noise",
+    "scoring.sums",
     "scoring.weights",
     "scoring.loop",
     "plan",
@@ -285,6 +286,7 @@ def test_scoring_methods_need_no_torch_at_import():
         if name.startswith("scoring") and name not in (
             "scoring.capture",
             "scoring.noise",
+            "scoring.sums",
             "scoring.weights",
             "scoring.loop",
         ):

@@ -15,10 +15,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import closing, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,6 +39,7 @@ from ..groups import WEIGHTS, PrunableGroup, check_group
 from .capture import ActivationCapture
 from .noise import GaussianNoise, linear_noise
 from .registry import Scorer, get_scorer
+from .sums import RunningSums
 from .weights import score_weights
 
 
@@ -55,6 +58,7 @@ def score_groups(
     *,
     loss_function: LossFunction | None = None,
     disable_tqdm: bool = False,
+    progress_file: str | Path | None = None,
 ) -> Scores:
     """Scores every unit of every group by how much it matters on the given batches.
 
@@ -71,6 +75,8 @@ def score_groups(
         config (`PruningConfig`): `method`, `num_samples`, `smooth_samples`, `noise_std`, `noise_scale` and `seed`.
         loss_function: `(model, batch) -> scalar mean loss`; default `model(**batch).loss`.
         disable_tqdm (`bool`): no progress bar.
+        progress_file (*optional*): the running sums are written here every minute (with several processes, beside it),
+            and a call with the same model, groups and config goes on from them, to the same scores bit for bit.
 
     Returns:
         `dict[str, Tensor]`: group name -> `torch.Tensor` of shape `(units,)`, float32 on the CPU, larger = keep. Of
@@ -97,9 +103,10 @@ def score_groups(
             raise ValueError(f"the method {scorer.name!r} needs batches to score on, and dataloader is None")
         score = score_weights if WEIGHTS in config.granularity else _score_units
         dropout = model.training and WEIGHTS in config.granularity if config.dropout is None else config.dropout
-        batches = _own_batches(model, dataloader, config, dropout, disable_tqdm)
+        sums = _running_sums(progress_file, model, present, config, dropout)
+        batches = _own_batches(model, dataloader, config, dropout, sums, disable_tqdm)
         with scoring_mode(model, dropout), closing(batches):  # an error must not leave it in mid-batch
-            scores = score(model, present, batches, config, scorer, loss_function or _model_loss)
+            scores = score(model, present, batches, sums, config, scorer, loss_function or _model_loss)
     for group in groups:
         shape = model.get_parameter(group.name).shape if group.kind == WEIGHTS else (group.size,)
         scores.setdefault(group.name, torch.zeros(shape))
@@ -169,20 +176,52 @@ def _model_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
 
 
 def _own_batches(
-    model: PreTrainedModel, dataloader: Iterable[Batch], config: PruningConfig, dropout: bool, disable_tqdm: bool
+    model: PreTrainedModel,
+    dataloader: Iterable[Batch],
+    config: PruningConfig,
+    dropout: bool,
+    sums: RunningSums,
+    disable_tqdm: bool,
 ) -> Iterator[tuple[Batch, int]]:
     """This process's share of the batches, on the model's device, each with a seed.
 
     Seeds go by what is scored, not by who scores it: any number of processes draws the same noise and dropout.
     """
-    state, device, index = PartialState(), next(model.parameters()).device, -1
+    state, device, index, done = PartialState(), next(model.parameters()).device, -1, sums.batches
     for index, batch in enumerate(limit(dataloader, config.num_samples, config.method, disable_tqdm)):
-        if index % state.num_processes == state.process_index:
+        if index % state.num_processes == state.process_index and index // state.num_processes >= done:
             seed = config.seed * 1_000_003 + index
             with _random_state(device, seed) if dropout else nullcontext():
                 yield send_to_device(dict(batch), device), seed
+            sums.end_batch()
+    sums.save()
     if index < 0:
         raise ValueError("the dataloader gave no batches: there is nothing to score on")
+
+
+def _running_sums(
+    path: str | Path | None,
+    model: PreTrainedModel,
+    groups: Sequence[PrunableGroup],
+    config: PruningConfig,
+    dropout: bool,
+) -> RunningSums:
+    if path is None:
+        return RunningSums()
+    state, names = (
+        PartialState(),
+        ("method", "num_samples", "smooth_samples", "noise_std", "noise_scale", "shift", "seed"),
+    )
+    identity = {
+        **{name: getattr(config, name) for name in names},
+        "dropout": dropout,
+        "groups": [(group.name, group.size) for group in groups],
+        "weights": sum(float(p.detach().double().sum()) for p in model.parameters()),
+        "process": (state.process_index, state.num_processes),
+    }
+    path = Path(path)
+    path = path if state.num_processes == 1 else path.with_name(f"{path.name}.{state.process_index}")
+    return RunningSums(path, json.dumps(identity))
 
 
 @contextmanager
@@ -196,23 +235,24 @@ def _score_units(
     model: PreTrainedModel,
     groups: list[PrunableGroup],
     batches: Iterable[tuple[Batch, int]],
+    sums: RunningSums,
     config: PruningConfig,
     scorer: Scorer,
     loss_function: LossFunction,
 ) -> Scores:
     device = next(model.parameters()).device
-    totals = {group.name: torch.zeros(group.size, dtype=torch.float64, device=device) for group in groups}
-    count = torch.zeros(1, dtype=torch.float64, device=device)
+    for name, size in [*((group.name, group.size) for group in groups), ("examples", 1)]:
+        sums.values.setdefault(name, torch.zeros(size, dtype=torch.float64))
     with ActivationCapture(model, groups) as capture:
         for batch, seed in batches:
             size = count_examples(batch)
-            count += size
+            sums.add("examples", torch.full((1,), size, dtype=torch.float64, device=device))
             for name, score in _score_batch(model, capture, batch, size, config, scorer, loss_function, seed):
-                totals[name] += score.double().sum(0)
-    sums = torch.cat([*(totals[group.name] for group in groups), count])
+                sums.add(name, score.double().sum(0))
+    total = torch.cat([sums.values[name].to(device) for name in [*(group.name for group in groups), "examples"]])
     if PartialState().num_processes > 1:
-        sums = reduce_across_processes(sums, "sum")
-    parts = (sums[:-1] / sums[-1]).float().cpu().split([group.size for group in groups])
+        total = reduce_across_processes(total, "sum")
+    parts = (total[:-1] / total[-1]).float().cpu().split([group.size for group in groups])
     return {group.name: part.clone() for group, part in zip(groups, parts)}
 
 

@@ -30,6 +30,7 @@ from ..config import PruningConfig
 from ..groups import PrunableGroup
 from .noise import GaussianNoise, linear_noise
 from .registry import Scorer
+from .sums import RunningSums
 
 
 LossFunction = Callable[[PreTrainedModel, Mapping[str, Any]], Tensor]
@@ -39,6 +40,7 @@ def score_weights(
     model: PreTrainedModel,
     groups: Sequence[PrunableGroup],
     batches: Iterable[tuple[Mapping[str, Any], int]],
+    sums: RunningSums,
     config: PruningConfig,
     scorer: Scorer,
     loss_function: LossFunction,
@@ -49,6 +51,7 @@ def score_weights(
         model (`PreTrainedModel`): with all parameters frozen.
         groups: the parameters to score.
         batches: this process's share of the batches, each with the seed of its noise.
+        sums (`RunningSums`): of the batches that went before.
         config (`PruningConfig`): `smooth_samples`, `noise_std`, `noise_scale` and `shift`.
         scorer (`Scorer`): of single weights, with the source `"gradient"` or `"input"`.
         loss_function: `(model, batch) -> scalar mean loss`.
@@ -61,8 +64,7 @@ def score_weights(
     """
     parameters = {group.name: model.get_parameter(group.name) for group in groups}
     if scorer.source == "input":
-        return _score_by_inputs(model, parameters, batches, scorer)
-    totals: dict[str, Tensor] = {}
+        return _score_by_inputs(model, parameters, batches, sums, scorer)
     passes = config.smooth_samples if scorer.smooth else 1
     with _gradients_of(parameters.values()):
         for batch, seed in batches:
@@ -81,12 +83,10 @@ def score_weights(
                 if parameter.grad is not None:  # None if the loss does not depend on it: its score stays 0
                     output = _fit(model, name, config.shift + outputs.mean(_module_of(name)), "out")
                     score = scorer.function(parameter.detach().float(), parameter.grad.float(), output)
-                    if name not in totals:  # the first score lives on in the gradient's memory, never in the weight's
-                        totals[name] = score.clone() if score.data_ptr() == parameter.data_ptr() else score
-                    else:
-                        totals[name].add_(score)
+                    # The first score lives on in the gradient's memory, never in the weight's.
+                    sums.add(name, score.clone() if score.data_ptr() == parameter.data_ptr() else score)
                     parameter.grad = None
-    totals = {n: totals[n] if n in totals else torch.zeros_like(p, dtype=torch.float32) for n, p in parameters.items()}
+    totals = {name: sums.values.get(name, torch.zeros_like(p, dtype=torch.float32)) for name, p in parameters.items()}
     if PartialState().num_processes > 1:
         totals = reduce_across_processes(totals, "sum")
     return {name: total.cpu() for name, total in totals.items()}
@@ -96,24 +96,33 @@ def _score_by_inputs(
     model: PreTrainedModel,
     parameters: Mapping[str, nn.Parameter],
     batches: Iterable[tuple[Mapping[str, Any], int]],
+    sums: RunningSums,
     scorer: Scorer,
 ) -> dict[str, Tensor]:
-    squares = _Means()
-    for path in dict.fromkeys(map(_module_of, parameters)):  # a layer that is never called has inputs of norm 0
+    paths = list(dict.fromkeys(map(_module_of, parameters)))
+    for path in paths:  # a layer that is never called has inputs of norm 0
         module = model.get_submodule(path)
         features = module.nx if isinstance(module, Conv1D) else module.in_features
-        squares.add(path, module.weight.detach().new_zeros(0, features))
-    with torch.no_grad(), _watch(model, parameters, lambda path, x, y: squares.add(path, x.float().square())):
+        sums.values.setdefault(f"{path}.squares", torch.zeros(features))
+        sums.values.setdefault(f"{path}.tokens", torch.zeros(()))
+
+    def observe(path: str, inputs: Tensor, output: Tensor) -> None:
+        squares = inputs.detach().float().square().reshape(-1, inputs.shape[-1])
+        sums.add(f"{path}.squares", squares.sum(0))
+        sums.add(f"{path}.tokens", torch.tensor(float(len(squares)), device=squares.device))
+
+    with torch.no_grad(), _watch(model, parameters, observe):
         for batch, _ in batches:
             model(**batch)
+    totals = {name: value.to(next(iter(parameters.values())).device) for name, value in sums.values.items()}
     if PartialState().num_processes > 1:
-        squares.sums, squares.counts = reduce_across_processes((squares.sums, squares.counts), "sum")
+        totals = reduce_across_processes(totals, "sum")
     scores = {}
     for name, parameter in parameters.items():
         path = _module_of(name)
         bias = name.endswith(".bias")  # its input is always 1
-        norm = squares.counts[path].sqrt() if bias else _fit(model, name, squares.sums[path].sqrt(), "in")
-        scores[name] = scorer.function(parameter.detach().float(), norm.float()).cpu()
+        norm = totals[f"{path}.tokens"].sqrt() if bias else _fit(model, name, totals[f"{path}.squares"].sqrt(), "in")
+        scores[name] = scorer.function(parameter.detach().float(), norm).cpu()
     return scores
 
 

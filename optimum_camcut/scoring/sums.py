@@ -1,0 +1,82 @@
+# Copyright 2026 The optimum-camcut authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Sums over the scoring batches, which outlive the process that computes them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+logger = logging.getLogger(__name__)
+
+
+class RunningSums:
+    """Sums by name, written to a file now and then, from which an interrupted run goes on.
+
+    The order of the additions is the same with and without an interruption, and so is every bit of the result.
+
+    Args:
+        path: the file of this process. None keeps the sums in memory only.
+        identity (`str`): what the sums are of; a file with another identity is not read.
+        seconds (`float`): between two writes.
+    """
+
+    def __init__(self, path: Path | None = None, identity: str = "", seconds: float = 60.0) -> None:
+        self.path, self.identity, self.seconds = path, identity, seconds
+        self.values: dict[str, Tensor] = {}
+        self.batches = 0
+        self._saved = time.monotonic()
+        if path is not None and path.exists():
+            self._load(path)
+
+    def add(self, name: str, value: Tensor) -> None:
+        """Adds in place; the first value of a name becomes the sum, so it should be no one else's."""
+        before = self.values.get(name)
+        self.values[name] = value if before is None else before.to(value.device).add_(value)
+
+    def end_batch(self) -> None:
+        """Says that all of a batch is in the sums."""
+        self.batches += 1
+        if self.path is not None and time.monotonic() - self._saved >= self.seconds:
+            self.save()
+
+    def save(self) -> None:
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_name(f"{self.path.name}.partial")
+        values = {name: value.detach().cpu().contiguous() for name, value in self.values.items()}
+        save_file(values, partial, metadata={"identity": self.identity, "batches": str(self.batches)})
+        os.replace(partial, self.path)
+        self._saved = time.monotonic()
+
+    def _load(self, path: Path) -> None:
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("identity") != self.identity:
+                    return
+                self.values = {name: file.get_tensor(name) for name in file.keys()}
+                self.batches = int(metadata["batches"])
+        except SafetensorError as error:
+            logger.warning("%s cannot be read (%s): scoring starts from the beginning", path, error)
+            return
+        logger.info("scoring goes on after %d batches, from %s", self.batches, path)
