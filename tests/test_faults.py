@@ -87,3 +87,19 @@ def test_scoring_goes_on_where_it_was_stopped(granularity, method, tmp_path, mon
     (tmp_path / "sums").write_bytes(b"half a file")
     score(progress_file=tmp_path / "sums")
     assert len(seen) == 4 * passes
+
+
+@pytest.mark.parametrize("granularity", ["heads", "weights"])
+def test_one_batch_with_a_nan_loss_is_named(granularity):
+    model, batches = tiny_model("bert"), [tiny_batch(seed=seed) for seed in range(4)]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    config = PruningConfig(method="cam_cut", granularity=granularity, sparsity=0.5)
+
+    def loss(model, batch):
+        spoilt = torch.equal(batch["input_ids"], batches[2]["input_ids"])
+        return model(**batch).loss * (float("nan") if spoilt else 1)
+
+    with pytest.raises(ValueError, match="the loss of scoring batch 2 is nan, with which all scores are NaN"):
+        score_groups(model, find_groups(model, granularity), batches, config, loss_function=loss, disable_tqdm=True)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not model.training and all(p.requires_grad and p.grad is None for p in model.parameters())

@@ -106,7 +106,8 @@ def score_groups(
         sums = _running_sums(progress_file, model, present, config, dropout)
         batches = _own_batches(model, dataloader, config, dropout, sums, disable_tqdm)
         with scoring_mode(model, dropout), closing(batches):  # an error must not leave it in mid-batch
-            scores = score(model, present, batches, sums, config, scorer, loss_function or _model_loss)
+            loss = _checked(loss_function or _model_loss, sums)
+            scores = score(model, present, batches, sums, config, scorer, loss)
     for group in groups:
         shape = model.get_parameter(group.name).shape if group.kind == WEIGHTS else (group.size,)
         scores.setdefault(group.name, torch.zeros(shape))
@@ -173,6 +174,22 @@ def _model_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
             "batch (or use activation, wanda, magnitude or random, which need none)"
         )
     return loss
+
+
+def _checked(loss_function: LossFunction, sums: RunningSums) -> LossFunction:
+    """The loss function, refusing a loss that would spoil all scores."""
+
+    def checked(model: PreTrainedModel, batch: Batch) -> Tensor:
+        loss = loss_function(model, batch)
+        if not torch.isfinite(loss).all():
+            number = sums.batches * PartialState().num_processes + PartialState().process_index
+            raise ValueError(
+                f"the loss of scoring batch {number} is {loss.tolist()}, with which all scores are NaN or infinite; "
+                "look for a NaN loss or weights, or overflow in half precision"
+            )
+        return loss
+
+    return checked
 
 
 def _own_batches(
