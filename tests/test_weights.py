@@ -1055,3 +1055,15 @@ def test_half_precision():
     assert all(
         not model.get_parameter(name).flatten()[list(model.pruning_plan.removed(name))].any() for name in scores
     )
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2", "albert"])
+@pytest.mark.parametrize("method", ["cam_cut", "gradient", "snip", "smooth_cut", "smooth_cam_cut"])
+def test_scores_do_not_depend_on_the_rows_taken_at_a_time(architecture, method, monkeypatch):
+    model = tiny_model(architecture)
+    groups, batches = find_groups(model, ("weights",)), [tiny_batch(seed=seed) for seed in range(2)]
+    config = PruningConfig(method=method, granularity=("weights",), sparsity=0.5, shift=10.0, smooth_samples=2)
+    whole = score_groups(model, groups, batches, config, disable_tqdm=True)
+    monkeypatch.setattr("optimum_camcut.scoring.weights.CHUNK", 100)
+    parts = score_groups(model, groups, batches, config, disable_tqdm=True)
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)

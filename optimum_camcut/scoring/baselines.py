@@ -70,13 +70,13 @@ def weight_magnitude(weight: Tensor, generator: Generator) -> Tensor:
 
 
 @weight_scorer("gradient")
-def gradient(weight: Tensor, gradient: Tensor, output: Tensor) -> Tensor:
+def gradient(weight: Tensor, gradient: Tensor, output: None) -> Tensor:
     """|∂L/∂W|."""
     return gradient.abs_()
 
 
 @weight_scorer("snip")
-def snip(weight: Tensor, gradient: Tensor, output: Tensor) -> Tensor:
+def snip(weight: Tensor, gradient: Tensor, output: None) -> Tensor:
     """|W · ∂L/∂W|, the first-order effect of removing the weight (Lee et al. 2019, eq. 5)."""
     return gradient.mul_(weight).abs_()
 

@@ -38,7 +38,7 @@ def cam_cut(activation: Tensor, gradient: Tensor, mask: Tensor) -> Tensor:
     return _token_sum(cam[..., None], mask)[..., 0] / tokens
 
 
-@weight_scorer("cam_cut")
+@weight_scorer("cam_cut", output=True)
 def cam_cut_weights(weight: Tensor, gradient: Tensor, output: Tensor) -> Tensor:
     """|W · ∂L/∂W · (shift + z̄)|, z̄ being the mean output of the weight's output feature (DeepCuts, Grover et al.
     2022)."""

@@ -41,6 +41,7 @@ class Scorer:
             Methods for single weights: see `weight_scorer`.
         source: what the method observes.
         smooth (`bool`): average the gradients over noisy passes first.
+        output (`bool`): of single weights: needs the mean outputs of the layers.
         quadratic (`bool`): the score grows with the square of the gradient and so estimates a change of the loss,
             comparable between kinds of units.
     """
@@ -50,6 +51,7 @@ class Scorer:
     source: Source = "gradient"
     smooth: bool = False
     quadratic: bool = False
+    output: bool = False
 
 
 SCORERS: dict[str, Scorer] = {}  # of units: heads, neurons and layers
@@ -69,15 +71,16 @@ def scorer(
 
 
 def weight_scorer(
-    name: str, source: Source = "gradient", smooth: bool = False
+    name: str, source: Source = "gradient", smooth: bool = False, output: bool = False
 ) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
     """Registers a function as a scoring method of single weights.
 
     The function returns scores in the shape of `weight`, a weight or bias of a linear layer:
 
     - source `"gradient"`: from `weight`, `gradient` (of the batch's mean loss; with `smooth`, its mean over the noisy
-      passes) and `output` (`shift` plus the layer's mean output over the batch and the tokens, broadcastable to
-      `weight`) to the score for one batch; the sum over the batches is the result. `gradient` may be overwritten;
+      passes) and `output` (with `output=True`, `shift` plus the layer's mean output over the batch and the tokens,
+      broadcastable to `weight`; else None) to the score for one batch; the sum over the batches is the result. It is
+      called with some rows at a time, and may overwrite `gradient`;
     - source `"input"`: from `weight` and `norm` (L2 norm of each input feature over all tokens of all batches,
       broadcastable to `weight`; for a bias, whose input is 1, the root of the number of tokens);
     - source `"weights"`: from `weight` and a seeded `torch.Generator`.
@@ -85,7 +88,7 @@ def weight_scorer(
     Raises:
         `ValueError`: the name is taken.
     """
-    return _register(WEIGHT_SCORERS, Scorer(name, None, source, smooth))
+    return _register(WEIGHT_SCORERS, Scorer(name, None, source, smooth, output=output))
 
 
 def _register(scorers: dict[str, Scorer], scorer: Scorer) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:

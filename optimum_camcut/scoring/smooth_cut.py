@@ -24,4 +24,4 @@ from .registry import scorer, weight_scorer
 scorer("smooth_cut", smooth=True, quadratic=True)(fisher)
 scorer("smooth_cam_cut", smooth=True)(cam_cut)
 weight_scorer("smooth_cut", smooth=True)(snip)
-weight_scorer("smooth_cam_cut", smooth=True)(cam_cut_weights)
+weight_scorer("smooth_cam_cut", smooth=True, output=True)(cam_cut_weights)

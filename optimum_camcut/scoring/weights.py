@@ -33,6 +33,8 @@ from .registry import Scorer
 from .sums import RunningSums
 
 
+CHUNK = 2**18  # elements scored at a time
+
 LossFunction = Callable[[PreTrainedModel, Mapping[str, Any]], Tensor]
 
 
@@ -68,11 +70,12 @@ def score_weights(
     passes = config.smooth_samples if scorer.smooth else 1
     with _gradients_of(parameters.values()):
         for batch, seed in batches:
-            outputs, noise = _Means(), nullcontext()
+            outputs, noise, watch = _Means(), nullcontext(), nullcontext()
             if scorer.smooth:
                 relative = config.noise_scale == "relative"
                 noise = linear_noise(model.base_model, config.noise_std, relative, GaussianNoise(seed))
-            watch = _watch(model, parameters, lambda path, x, y, outputs=outputs: outputs.add(path, y))
+            if scorer.output:
+                watch = _watch(model, parameters, lambda path, x, y, outputs=outputs: outputs.add(path, y))
             with torch.enable_grad(), watch, noise:
                 for _ in range(passes):
                     loss = loss_function(model, batch) / passes  # gradients add up to their mean over the passes
@@ -81,15 +84,36 @@ def score_weights(
                     loss.backward()
             for name, parameter in parameters.items():
                 if parameter.grad is not None:  # None if the loss does not depend on it: its score stays 0
-                    output = _fit(model, name, config.shift + outputs.mean(_module_of(name)), "out")
-                    score = scorer.function(parameter.detach().float(), parameter.grad.float(), output)
-                    # The first score lives on in the gradient's memory, never in the weight's.
-                    sums.add(name, score.clone() if score.data_ptr() == parameter.data_ptr() else score)
+                    output = None
+                    if scorer.output:
+                        output = _fit(model, name, config.shift + outputs.mean(_module_of(name)), "out")
+                    _add_score(sums, name, scorer, parameter.detach(), parameter.grad, output)
                     parameter.grad = None
     totals = {name: sums.values.get(name, torch.zeros_like(p, dtype=torch.float32)) for name, p in parameters.items()}
     if PartialState().num_processes > 1:
         totals = reduce_across_processes(totals, "sum")
     return {name: total.cpu() for name, total in totals.items()}
+
+
+def _add_score(
+    sums: RunningSums, name: str, scorer: Scorer, weight: Tensor, gradient: Tensor, output: Tensor | None
+) -> None:
+    """Adds one batch's scores of a parameter, a few rows at a time: what fits into the processor's cache is read from
+    memory once, not once an operation."""
+    gradient, total = gradient.float(), sums.values.get(name)
+    if total is None:  # the first scores stay in the gradient's memory
+        sums.values[name] = gradient
+    else:
+        sums.values[name] = total = total.to(gradient.device)
+    rows = max(CHUNK * len(weight) // max(weight.numel(), 1), 1)
+    by_row = output is not None and output.dim() == weight.dim() and len(output) == len(weight)
+    for start in range(0, len(weight), rows):
+        part = slice(start, start + rows)
+        score = scorer.function(weight[part].float(), gradient[part], output[part] if by_row else output)
+        if total is not None:
+            total[part].add_(score)
+        elif score.data_ptr() != gradient[part].data_ptr():
+            gradient[part].copy_(score)
 
 
 def _score_by_inputs(
