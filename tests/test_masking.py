@@ -28,6 +28,7 @@ from datasets import Dataset
 from models import tiny_batch, tiny_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from test_trainer import Interrupt
 from transformers import (
     BartConfig,
     BartForSequenceClassification,
@@ -475,20 +476,6 @@ def test_the_card_counts_zeros(tmp_path):
     assert f"a compression of {total / (total - masked):.2f}." in text
     assert "`magnitude`" in text and "`sparsity=0.6`, `allocation=" in text and "plain transformers checkpoint" in text
     assert "trust_remote_code" not in text
-
-
-class Interrupt(TrainerCallback):
-    """Ends the training at a step of the nth loop, as a kill would."""
-
-    def __init__(self, loop, step):
-        self.left, self.step = loop, step
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.left -= 1
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if self.left == 0 and state.global_step == self.step:
-            raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(("loop", "changes"), [(1, {"dense_epochs": 1}), (2, {"rounds": 2})])
