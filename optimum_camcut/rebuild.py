@@ -33,7 +33,8 @@ from transformers.pytorch_utils import Conv1D
 from .groups import KINDS, PrunableGroup, find_groups
 from .modeling_camcut import list_blocks, list_groups, sublayer_of
 from .plan import PruningPlan, is_weight, without_removed
-from .scoring.loop import Batch, limit, scoring_mode, take, token_mask
+from .scoring.batches import Batch, limit, take, token_mask
+from .scoring.loop import scoring_mode
 
 
 logger = logging.getLogger(__name__)
@@ -240,8 +241,9 @@ def _start(model: PreTrainedModel, batch: Batch) -> _Stream:
         handle.remove()
     arguments, keywords = caught[0]
     hidden, arguments = (keywords.pop("hidden_states"), ()) if not arguments else (arguments[0], arguments[1:])
-    mask = token_mask(batch, hidden.device)
-    mask = torch.ones(hidden.shape[:2], device=hidden.device) if mask is None else mask.reshape(hidden.shape[:2])
+    mask = token_mask(batch)
+    mask = torch.ones(hidden.shape[:2]) if mask is None else mask.reshape(hidden.shape[:2])
+    mask = mask.to(hidden.device)
     return _Stream(hidden, arguments, keywords, mask.bool())
 
 

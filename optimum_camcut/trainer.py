@@ -42,7 +42,8 @@ from .plan import PLAN_NAME, PruningPlan, check_budget, make_plan, remaining_bud
 from .rebuild import reconstruct
 from .resume import UNFINISHED, check_same_config, checkpoints, marked_unfinished, remove_old_checkpoints
 from .scoring import get_scorer
-from .scoring.loop import Batch, Scores, score_groups
+from .scoring.batches import Batch
+from .scoring.loop import Scores, score_groups
 from .surgery import apply_plan
 
 

@@ -43,6 +43,7 @@ ORDER = (
     "scoring.capture",
     "scoring.noise",
     "scoring.sums",
+    "scoring.batches",
     "scoring.weights",
     "scoring.loop",
     "plan",
@@ -287,6 +288,7 @@ def test_scoring_methods_need_no_torch_at_import():
             "scoring.capture",
             "scoring.noise",
             "scoring.sums",
+            "scoring.batches",
             "scoring.weights",
             "scoring.loop",
         ):

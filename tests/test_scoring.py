@@ -326,6 +326,7 @@ def test_smooth_methods_agree_with_plain_autograd(architecture, noise_scale, met
         clean = observe(copied, groups, batch)
         linears = [module for module in copied.base_model.modules() if isinstance(module, nn.Linear | Conv1D)]
         handles = [module.register_forward_hook(add_noise) for module in linears]
+        torch.manual_seed(seed * 1_000_003 + index)  # draws the windows
         passes = [observe(copied, groups, batch) for _ in range(3)]
         for handle in handles:
             handle.remove()
@@ -368,7 +369,7 @@ def test_more_noisy_passes_vary_less():
 
 
 def test_gaussian_noise_is_standard_normal():
-    noise = GaussianNoise(3)
+    noise, state = GaussianNoise(3), torch.get_rng_state()
     one, two = noise.like(torch.empty(300, 400)), noise.like(torch.empty(300, 400))
     for values in (one, two):
         assert values.shape == (300, 400) and values.dtype == torch.float32
@@ -377,8 +378,9 @@ def test_gaussian_noise_is_standard_normal():
         assert abs((values.abs() < 1).float().mean() - 0.6827) < 0.007
     assert abs((one * two).mean()) < 0.015  # uncorrelated with one another
     assert noise.like(torch.empty(3, dtype=torch.bfloat16)).dtype == torch.bfloat16
-    assert torch.equal(GaussianNoise(3).like(torch.empty(300, 400)), one)
-    assert not torch.equal(GaussianNoise(4).like(torch.empty(300, 400)), one)
+    for seed in (3, 4):
+        torch.set_rng_state(state)  # what gradient checkpointing does before it runs a block again
+        assert torch.equal(GaussianNoise(seed).like(torch.empty(300, 400)), one) == (seed == 3)
 
 
 @pytest.mark.parametrize("relative", [True, False])

@@ -79,10 +79,12 @@ class ActivationCapture:
             value = loss()
             if not value.requires_grad:
                 raise ValueError("the loss does not depend on any of the groups to be scored")
+            run.recomputing = True
             value.backward()
 
+        run = _Run(batch_size, observe, activations, gradients=True)
         with torch.enable_grad():
-            self._observe(forward_and_backward, _Run(batch_size, observe, activations, gradients=True))
+            self._observe(forward_and_backward, run)
 
     def _observe(self, function: Callable[[], object], run: _Run) -> None:
         self._run = run
@@ -107,8 +109,12 @@ class _Run:
         self.activations: dict[str, list[Tensor]] = defaultdict(list)
         self.gradients: dict[str, list[Tensor]] = defaultdict(list)
         self.missing: dict[str, int] = defaultdict(int)
+        self.recomputing = False  # gradient checkpointing runs blocks again in the backward pass
 
     def forward(self, group: PrunableGroup, activation: Tensor) -> None:
+        if self.recomputing:
+            activation.requires_grad_(True)  # as it was the first time
+            return
         if self.keep_activations:
             self.activations[group.name].append(activation.detach())
         if self.keep_gradients:

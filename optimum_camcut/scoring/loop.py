@@ -16,38 +16,32 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.data_loader import DataLoaderStateMixin
-from accelerate.utils import reduce as reduce_across_processes
-from accelerate.utils import send_to_device
+from accelerate.utils import align_module_device
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, DistributedSampler
-from tqdm.auto import tqdm
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..config import PruningConfig
 from ..groups import WEIGHTS, PrunableGroup, check_group
+from ..modeling_camcut import ARCHITECTURES
+from .batches import Batch, count_examples, for_each_batch, limit, token_mask
 from .capture import ActivationCapture
 from .noise import GaussianNoise, linear_noise
 from .registry import Scorer, get_scorer
-from .sums import RunningSums
-from .weights import score_weights
+from .sums import RunningSums, widest
+from .weights import EachBatch, LossFunction, score_weights
 
-
-logger = logging.getLogger(__name__)
 
 Scores = dict[str, Tensor]
-Batch = Mapping[str, Any]
-LossFunction = Callable[[PreTrainedModel, Batch], Tensor]
 
 
 def score_groups(
@@ -97,17 +91,18 @@ def score_groups(
     present = [group for group in groups if group.size * (1 if group.kind == WEIGHTS else group.output.width)]
     if scorer.source == "weights":
         generator = torch.Generator().manual_seed(config.seed)
-        scores = {g.name: scorer.function(unit_weights(model, g).float().cpu(), generator) for g in present}
+        scores = {g.name: scorer.function(unit_weights(model, g), generator) for g in present}
     else:
         if dataloader is None:
             raise ValueError(f"the method {scorer.name!r} needs batches to score on, and dataloader is None")
         score = score_weights if WEIGHTS in config.granularity else _score_units
         dropout = model.training and WEIGHTS in config.granularity if config.dropout is None else config.dropout
         sums = _running_sums(progress_file, model, present, config, dropout)
-        batches = _own_batches(model, dataloader, config, dropout, sums, disable_tqdm)
-        with scoring_mode(model, dropout), closing(batches):  # an error must not leave it in mid-batch
+        batches = limit(dataloader, config.num_samples, config.method, disable_tqdm)
+        each_batch = partial(for_each_batch, model, batches, config.seed, sums)
+        with scoring_mode(model, dropout):
             loss = _checked(loss_function or _model_loss, sums)
-            scores = score(model, present, batches, sums, config, scorer, loss)
+            scores = score(model, present, each_batch, sums, config, scorer, loss)
     for group in groups:
         shape = model.get_parameter(group.name).shape if group.kind == WEIGHTS else (group.size,)
         scores.setdefault(group.name, torch.zeros(shape))
@@ -152,18 +147,20 @@ def check_scores(scores: Scores, groups: Sequence[PrunableGroup]) -> None:
 
 def unit_weights(model: nn.Module, group: PrunableGroup) -> Tensor:
     """All weights and biases that go with each unit: `(units, weights of a unit)`; of single weights, the parameter
-    in its own shape."""
+    in its own shape; float32, on the CPU."""
     if group.kind == WEIGHTS:
-        return model.get_parameter(group.name).detach()
+        with align_module_device(model.get_submodule(group.name.rpartition(".")[0])):
+            return model.get_parameter(group.name).detach().float().cpu()
     columns = []
     for piece in group.slices:
         module = model.get_submodule(piece.module)
-        matrix = module.weight.detach()
-        matrix = matrix if (piece.axis == "in") == isinstance(module, Conv1D) else matrix.T  # cut axis first
-        tensors = [matrix] if piece.axis == "in" or module.bias is None else [matrix, module.bias.detach()[:, None]]
-        for tensor in tensors:
-            by_unit = tensor.reshape(piece.blocks, group.size, piece.width, -1).transpose(0, 1)
-            columns.append(by_unit.reshape(group.size, -1))
+        with align_module_device(module):  # in memory, if it is offloaded
+            matrix = module.weight.detach()
+            matrix = matrix if (piece.axis == "in") == isinstance(module, Conv1D) else matrix.T  # cut axis first
+            biased = piece.axis == "out" and module.bias is not None
+            for tensor in [matrix, *([module.bias.detach()[:, None]] if biased else [])]:
+                by_unit = tensor.reshape(piece.blocks, group.size, piece.width, -1).transpose(0, 1)
+                columns.append(by_unit.reshape(group.size, -1).float().cpu())
     return torch.cat(columns, dim=1)
 
 
@@ -175,6 +172,9 @@ def _model_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
             "batch (or use activation, wanda, magnitude or random, which need none)"
         )
     return loss
+
+
+EXAMPLES = "examples"  # the name of their number among the sums
 
 
 def _checked(loss_function: LossFunction, sums: RunningSums) -> LossFunction:
@@ -191,30 +191,6 @@ def _checked(loss_function: LossFunction, sums: RunningSums) -> LossFunction:
         return loss
 
     return checked
-
-
-def _own_batches(
-    model: PreTrainedModel,
-    dataloader: Iterable[Batch],
-    config: PruningConfig,
-    dropout: bool,
-    sums: RunningSums,
-    disable_tqdm: bool,
-) -> Iterator[tuple[Batch, int]]:
-    """This process's share of the batches, on the model's device, each with a seed.
-
-    Seeds go by what is scored, not by who scores it: any number of processes draws the same noise and dropout.
-    """
-    state, device, index, done = PartialState(), next(model.parameters()).device, -1, sums.batches
-    for index, batch in enumerate(limit(dataloader, config.num_samples, config.method, disable_tqdm)):
-        if index % state.num_processes == state.process_index and index // state.num_processes >= done:
-            seed = config.seed * 1_000_003 + index
-            with _random_state(device, seed) if dropout else nullcontext():
-                yield send_to_device(dict(batch), device), seed
-            sums.end_batch()
-    sums.save()
-    if index < 0:
-        raise ValueError("the dataloader gave no batches: there is nothing to score on")
 
 
 def _running_sums(
@@ -242,50 +218,45 @@ def _running_sums(
     return RunningSums(path, json.dumps(identity))
 
 
-@contextmanager
-def _random_state(device: torch.device, seed: int) -> Iterator[None]:
-    with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
-        torch.manual_seed(seed)
-        yield
-
-
 def _score_units(
     model: PreTrainedModel,
     groups: list[PrunableGroup],
-    batches: Iterable[tuple[Batch, int]],
+    each_batch: EachBatch,
     sums: RunningSums,
     config: PruningConfig,
     scorer: Scorer,
     loss_function: LossFunction,
 ) -> Scores:
-    device = next(model.parameters()).device
-    for name, size in [*((group.name, group.size) for group in groups), ("examples", 1)]:
+    sizes = {**{group.name: group.size for group in groups}, EXAMPLES: 1}
+    for name, size in sizes.items():
         sums.values.setdefault(name, torch.zeros(size, dtype=torch.float64))
+
+    def score(pieces: list[Batch], seed: int) -> None:
+        found, noise = [], GaussianNoise(seed)
+        for piece in pieces:
+            for name, scores in _score_batch(model, capture, piece, config, scorer, loss_function, noise):
+                found.append((name, scores.to(widest(scores.device)).sum(0)))
+        for name, value in found:
+            sums.add(name, value)
+        sums.add(EXAMPLES, torch.tensor([float(sum(map(count_examples, pieces)))], dtype=torch.float64))
+
     with ActivationCapture(model, groups) as capture:
-        for batch, seed in batches:
-            size = count_examples(batch)
-            sums.add("examples", torch.full((1,), size, dtype=torch.float64, device=device))
-            for name, score in _score_batch(model, capture, batch, size, config, scorer, loss_function, seed):
-                sums.add(name, score.double().sum(0))
-    total = torch.cat([sums.values[name].to(device) for name in [*(group.name for group in groups), "examples"]])
-    if PartialState().num_processes > 1:
-        total = reduce_across_processes(total, "sum")
-    parts = (total[:-1] / total[-1]).float().cpu().split([group.size for group in groups])
-    return {group.name: part.clone() for group, part in zip(groups, parts)}
+        each_batch(score)
+    totals = sums.reduce(PartialState().device)
+    return {group.name: (totals[group.name] / totals[EXAMPLES]).float() for group in groups}
 
 
 def _score_batch(
     model: PreTrainedModel,
     capture: ActivationCapture,
     batch: Batch,
-    size: int,
     config: PruningConfig,
     scorer: Scorer,
     loss_function: LossFunction,
-    seed: int,
+    noise: GaussianNoise,
 ) -> Iterator[tuple[str, Tensor]]:
     """Yields group names with the scores of one batch: `(batch, units)`."""
-    mask = token_mask(batch, next(model.parameters()).device)
+    size, mask = count_examples(batch), token_mask(batch)
     scores: dict[str, Tensor] = {}
     means: dict[str, Tensor] = {}
 
@@ -293,7 +264,7 @@ def _score_batch(
         gradient = means.pop(group.name, gradient)
         tokens = activation.new_ones(activation.shape[:2])
         if mask is not None:
-            tokens = mask.repeat(1, tokens.numel() // mask.numel()).reshape(size, -1)
+            tokens = mask.to(tokens.device).repeat(1, tokens.numel() // mask.numel()).reshape(size, -1)
         result = scorer.function(activation, gradient, tokens)
         if tuple(result.shape) != (size, group.size):
             raise ValueError(
@@ -312,7 +283,6 @@ def _score_batch(
         capture.gradients(loss, size, score)
     else:
         if scorer.smooth:
-            noise = GaussianNoise(seed)
             body = model.base_model if isinstance(model, PreTrainedModel) else model
             with linear_noise(body, config.noise_std, config.noise_scale == "relative", noise):
                 for _ in range(config.smooth_samples):
@@ -322,87 +292,26 @@ def _score_batch(
     yield from scores.items()
 
 
-def limit(
-    dataloader: Iterable[Batch], num_samples: int | None, description: str, disable_tqdm: bool
-) -> Iterator[Batch]:
-    """Yields batches until `num_samples` examples have gone by, with a progress bar on the main process.
-
-    Raises:
-        `TypeError`: a batch is not a dict of tensors.
-        `ValueError`: the loader is prepared by accelerate for several processes.
-    """
-    shared_out = isinstance(dataloader, DataLoaderStateMixin) or isinstance(
-        getattr(dataloader, "sampler", None), DistributedSampler
-    )
-    if PartialState().num_processes > 1 and shared_out:
-        raise ValueError(
-            "give every process all batches, as before `accelerator.prepare` and without a DistributedSampler: the "
-            "processes share them out themselves"
-        )
-    disable = disable_tqdm or not PartialState().is_local_main_process
-    total = num_samples
-    if isinstance(dataloader, DataLoader) and isinstance(dataloader.dataset, Sized):
-        total = min(len(dataloader.dataset), num_samples or len(dataloader.dataset))
-    elif isinstance(dataloader, list):
-        examples = sum(count_examples(batch) for batch in dataloader)
-        total = min(examples, num_samples or examples)
-    with tqdm(total=total, desc=description, unit="example", disable=disable, leave=False) as bar:
-        count = 0
-        for batch in dataloader:
-            size = count_examples(batch)
-            if size == 0:
-                continue
-            if num_samples is not None and size > num_samples - count:
-                size = num_samples - count
-                batch = take(batch, size)
-            yield batch
-            count += size
-            bar.update(size)
-            if num_samples is not None and count >= num_samples:
-                return
-
-
-def count_examples(batch: Batch) -> int:
-    """Length of the first dimension of a batch's tensors.
-
-    Raises:
-        `TypeError`: not a dict of tensors.
-    """
-    tensors = [v for v in batch.values() if isinstance(v, Tensor) and v.dim()] if isinstance(batch, Mapping) else []
-    if not tensors:
-        raise TypeError(f"expected batches that are dicts of tensors, got {type(batch).__name__}: {str(batch)[:80]}")
-    return tensors[0].shape[0]
-
-
-def take(batch: Batch, number: int) -> dict[str, Any]:
-    """The first examples of a batch."""
-    return {name: v[:number] if isinstance(v, Tensor) and v.dim() else v for name, v in batch.items()}
-
-
-def token_mask(batch: Batch, device: torch.device) -> Tensor | None:
-    """1.0 at real tokens, 0.0 at padding: `(sequences, tokens)`, each choice of an example a sequence. None if the
-    batch has neither a mask nor the usual inputs: then every token is real."""
-    mask = batch.get("attention_mask")
-    if mask is None and batch.get("input_ids") is not None:
-        mask = torch.ones_like(batch["input_ids"])
-    if mask is None and batch.get("inputs_embeds") is not None:
-        mask = torch.ones_like(batch["inputs_embeds"][..., 0])
-    return None if mask is None else mask.to(device).reshape(-1, mask.shape[-1]).float()
-
-
 @contextmanager
 def scoring_mode(model: nn.Module, dropout: bool = False) -> Iterator[None]:
-    """Evaluation mode (training mode with `dropout`) with all parameters frozen and without gradient checkpointing,
-    which would draw other noise when it runs layers again; afterwards every module and parameter is as it was."""
+    """Evaluation mode (training mode with `dropout`) with all parameters frozen; afterwards every module and parameter
+    is as it was.
+
+    Gradient checkpointing that is on stays on, which in evaluation mode means to set a block's own `training` flag.
+    That is done for supported architectures, whose blocks leave dropout to the modules inside of them."""
     modes = [(module, module.training) for module in model.modules()]
     checkpointing = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False) is True]
+    known = getattr(getattr(model, "config", None), "model_type", None) in ARCHITECTURES
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.train(dropout)
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()  # its statistics are not dropout
+    functions = [module.__dict__.get("_gradient_checkpointing_func") for module in checkpointing]
     for module in checkpointing:
-        module.gradient_checkpointing = False
+        module.training = dropout or known
+        # The reentrant kind would need an input that requires a gradient.
+        module._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
     for parameter in trainable:
         parameter.requires_grad_(False)
     try:
@@ -410,7 +319,7 @@ def scoring_mode(model: nn.Module, dropout: bool = False) -> Iterator[None]:
     finally:
         for parameter in trainable:
             parameter.requires_grad_(True)
-        for module in checkpointing:
-            module.gradient_checkpointing = True
+        for module, function in zip(checkpointing, functions):
+            module._gradient_checkpointing_func = function
         for module, mode in modes:
             module.training = mode

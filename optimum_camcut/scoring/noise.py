@@ -15,7 +15,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -25,28 +24,30 @@ from transformers.pytorch_utils import Conv1D
 
 
 class GaussianNoise:
-    """A pool of Gaussian numbers, read from random places.
+    """Pools of Gaussian numbers, one for each size of tensor, read from random places.
 
     Drawing each number anew would cost more than the arithmetic of a whole forward pass through small layers; a
-    fresh window of the pool for each layer and pass costs one read.
+    fresh window of a pool for each layer and pass costs one read. Where the windows are is drawn from torch's own
+    generator on the CPU, so that gradient checkpointing, which sets it back, sees the same noise twice.
 
     Args:
-        seed (`int`): fixes the pool and the windows.
+        seed (`int`): fixes the pools.
     """
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
-        self._offsets = random.Random(seed)
-        self._pool = torch.empty(0)
+        self._pools: dict[tuple[torch.device, int], Tensor] = {}
 
     def like(self, tensor: Tensor) -> Tensor:
         """Standard normal noise in the shape, dtype and device of a tensor; only to be read."""
-        size = tensor.numel()
-        if self._pool.numel() < size + size // 4 or self._pool.device != tensor.device:
-            generator = torch.Generator(tensor.device).manual_seed(self._seed)
-            self._pool = torch.empty(size + size // 2 + 1, device=tensor.device).normal_(generator=generator)
-        offset = self._offsets.randrange(self._pool.numel() - size + 1)
-        return self._pool[offset : offset + size].view(tensor.shape).to(tensor.dtype)
+        size, device = tensor.numel(), tensor.device
+        pool = self._pools.get((device, size))
+        if pool is None:
+            generator = torch.Generator(device).manual_seed(self._seed + size)
+            pool = torch.empty(size + size // 2 + 1, device=device).normal_(generator=generator)
+            self._pools[device, size] = pool
+        offset = int(torch.randint(pool.numel() - size + 1, ()))
+        return pool[offset : offset + size].view(tensor.shape).to(tensor.dtype)
 
 
 @contextmanager
@@ -63,8 +64,8 @@ def linear_noise(model: nn.Module, std: float, relative: bool, noise: GaussianNo
 
     def add_noise(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
         if not relative:
-            return output.add(noise.like(output), alpha=std)
-        return torch.addcmul(output, noise.like(output), output.detach().std(correction=0), value=std)
+            return output.add_(noise.like(output), alpha=std)
+        return output.addcmul_(noise.like(output), output.detach().std(correction=0), value=std)
 
     handles = [m.register_forward_hook(add_noise) for m in model.modules() if isinstance(m, nn.Linear | Conv1D)]
     try:

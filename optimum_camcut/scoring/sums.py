@@ -20,12 +20,20 @@ import os
 import time
 from pathlib import Path
 
+import torch
+from accelerate import PartialState
+from accelerate.utils import reduce as reduce_across_processes
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 
 logger = logging.getLogger(__name__)
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """What to sum in, so that the order of the additions hardly matters: Apple's GPUs have no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 class RunningSums:
@@ -47,10 +55,29 @@ class RunningSums:
         if path is not None and path.exists():
             self._load(path)
 
-    def add(self, name: str, value: Tensor) -> None:
-        """Adds in place; the first value of a name becomes the sum, so it should be no one else's."""
+    def on(self, name: str, like: Tensor) -> Tensor:
+        """The sum of a name, to be added to in place: in the shape and on the device of a tensor, zeros at first."""
         before = self.values.get(name)
-        self.values[name] = value if before is None else before.to(value.device).add_(value)
+        if before is None:
+            before = torch.zeros(like.shape, device=like.device, dtype=widest(like.device))
+        self.values[name] = before = before.to(like.device, widest(like.device))
+        return before
+
+    def add(self, name: str, value: Tensor) -> None:
+        self.on(name, value).add_(value)
+
+    def reduce(self, device: torch.device) -> dict[str, Tensor]:
+        """The sums over all processes, on the CPU, by name; every process should call it, once.
+
+        Args:
+            device: on which the processes exchange tensors.
+        """
+        if PartialState().num_processes == 1:
+            return {name: value.cpu() for name, value in self.values.items()}
+        return {
+            name: reduce_across_processes(self.values[name].to(device, widest(device)), "sum").cpu()
+            for name in sorted(self.values)
+        }
 
     def end_batch(self) -> None:
         """Says that all of a batch is in the sums."""

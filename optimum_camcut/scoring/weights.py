@@ -16,32 +16,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
-from typing import Any
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import reduce as reduce_across_processes
+from accelerate.utils import align_module_device
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..config import PruningConfig
 from ..groups import PrunableGroup
+from .batches import Batch, count_examples
 from .noise import GaussianNoise, linear_noise
 from .registry import Scorer
 from .sums import RunningSums
 
 
-CHUNK = 2**18  # elements scored at a time
+CHUNK = 2**16  # elements scored at a time
 
-LossFunction = Callable[[PreTrainedModel, Mapping[str, Any]], Tensor]
+LossFunction = Callable[[PreTrainedModel, Batch], Tensor]
+EachBatch = Callable[[Callable[[list[Batch], int], None]], None]
 
 
 def score_weights(
     model: PreTrainedModel,
     groups: Sequence[PrunableGroup],
-    batches: Iterable[tuple[Mapping[str, Any], int]],
+    each_batch: EachBatch,
     sums: RunningSums,
     config: PruningConfig,
     scorer: Scorer,
@@ -52,7 +53,7 @@ def score_weights(
     Args:
         model (`PreTrainedModel`): with all parameters frozen.
         groups: the parameters to score.
-        batches: this process's share of the batches, each with the seed of its noise.
+        each_batch: calls a function with every batch, in pieces, and the seed of its noise; see `for_each_batch`.
         sums (`RunningSums`): of the batches that went before.
         config (`PruningConfig`): `smooth_samples`, `noise_std`, `noise_scale` and `shift`.
         scorer (`Scorer`): of single weights, with the source `"gradient"` or `"input"`.
@@ -62,91 +63,111 @@ def score_weights(
         `dict[str, Tensor]`: parameter name -> scores in its shape, float32 on the CPU.
 
     Raises:
-        `ValueError`: the loss does not depend on any of the parameters.
+        `ValueError`: the loss does not depend on any of the parameters, or they are offloaded.
     """
     parameters = {group.name: model.get_parameter(group.name) for group in groups}
     if scorer.source == "input":
-        return _score_by_inputs(model, parameters, batches, sums, scorer)
+        return _score_by_inputs(model, parameters, each_batch, sums, scorer)
+    offloaded = [name for name, parameter in parameters.items() if parameter.is_meta]
+    if offloaded:
+        raise ValueError(
+            f"the weights of {offloaded[0]!r} and {len(offloaded) - 1} others are offloaded, where no "
+            "gradients are kept: load the model whole, over several devices if need be, or score units"
+        )
+    for name, parameter in parameters.items():
+        sums.on(name, parameter)  # first of all, so that what comes and goes leaves no gaps in the memory
     passes = config.smooth_samples if scorer.smooth else 1
-    with _gradients_of(parameters.values()):
-        for batch, seed in batches:
-            outputs, noise, watch = _Means(), nullcontext(), nullcontext()
-            if scorer.smooth:
-                relative = config.noise_scale == "relative"
-                noise = linear_noise(model.base_model, config.noise_std, relative, GaussianNoise(seed))
-            if scorer.output:
-                watch = _watch(model, parameters, lambda path, x, y, outputs=outputs: outputs.add(path, y))
-            with torch.enable_grad(), watch, noise:
+
+    def score(pieces: list[Batch], seed: int) -> None:
+        for parameter in parameters.values():
+            if not scorer.smooth:
+                parameter.grad = None
+            elif parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            else:
+                parameter.grad.zero_()
+        outputs, noise, examples = _Means(), GaussianNoise(seed), sum(map(count_examples, pieces))
+        for piece in pieces:
+            share = count_examples(piece) / examples / passes  # gradients add up to their mean over all passes
+            watch = _watch(model, parameters, outputs.observe) if scorer.output else nullcontext()
+            with torch.enable_grad(), watch, _noise(model, config, noise) if scorer.smooth else nullcontext():
                 for _ in range(passes):
-                    loss = loss_function(model, batch) / passes  # gradients add up to their mean over the passes
+                    outputs.watching = True
+                    loss = loss_function(model, piece) * share
                     if not loss.requires_grad:
                         raise ValueError("the loss does not depend on any of the weights to be scored")
+                    outputs.watching = False  # gradient checkpointing runs blocks again in the backward pass
                     loss.backward()
-            for name, parameter in parameters.items():
-                if parameter.grad is not None:  # None if the loss does not depend on it: its score stays 0
-                    output = None
-                    if scorer.output:
-                        output = _fit(model, name, config.shift + outputs.mean(_module_of(name)), "out")
-                    _add_score(sums, name, scorer, parameter.detach(), parameter.grad, output)
-                    parameter.grad = None
-    totals = {name: sums.values.get(name, torch.zeros_like(p, dtype=torch.float32)) for name, p in parameters.items()}
-    if PartialState().num_processes > 1:
-        totals = reduce_across_processes(totals, "sum")
-    return {name: total.cpu() for name, total in totals.items()}
+        for name, parameter in parameters.items():
+            called = not scorer.output or _module_of(name) in outputs.sums
+            if parameter.grad is None or not (called or parameter.grad.any()):
+                continue  # the loss does not depend on it: its score stays 0
+            output = None
+            if scorer.output:
+                output = _fit(model, name, config.shift + outputs.mean(_module_of(name)), "out")
+            _add_score(sums.on(name, parameter), scorer, parameter.detach(), parameter.grad, output)
+            if not scorer.smooth:
+                parameter.grad = None
+
+    with _gradients_of(parameters.values()):
+        each_batch(score)
+    totals = sums.reduce(PartialState().device)
+    return {name: totals[name].float() for name in parameters}
 
 
-def _add_score(
-    sums: RunningSums, name: str, scorer: Scorer, weight: Tensor, gradient: Tensor, output: Tensor | None
-) -> None:
+def _noise(model: PreTrainedModel, config: PruningConfig, noise: GaussianNoise) -> AbstractContextManager[None]:
+    return linear_noise(model.base_model, config.noise_std, config.noise_scale == "relative", noise)
+
+
+def _add_score(total: Tensor, scorer: Scorer, weight: Tensor, gradient: Tensor, output: Tensor | None) -> None:
     """Adds one batch's scores of a parameter, a few rows at a time: what fits into the processor's cache is read from
     memory once, not once an operation."""
-    gradient, total = gradient.float(), sums.values.get(name)
-    if total is None:  # the first scores stay in the gradient's memory
-        sums.values[name] = gradient
-    else:
-        sums.values[name] = total = total.to(gradient.device)
+    gradient = gradient.float()
     rows = max(CHUNK * len(weight) // max(weight.numel(), 1), 1)
     by_row = output is not None and output.dim() == weight.dim() and len(output) == len(weight)
     for start in range(0, len(weight), rows):
         part = slice(start, start + rows)
         score = scorer.function(weight[part].float(), gradient[part], output[part] if by_row else output)
-        if total is not None:
-            total[part].add_(score)
-        elif score.data_ptr() != gradient[part].data_ptr():
-            gradient[part].copy_(score)
+        total[part].add_(score)
 
 
 def _score_by_inputs(
     model: PreTrainedModel,
     parameters: Mapping[str, nn.Parameter],
-    batches: Iterable[tuple[Mapping[str, Any], int]],
+    each_batch: EachBatch,
     sums: RunningSums,
     scorer: Scorer,
 ) -> dict[str, Tensor]:
-    paths = list(dict.fromkeys(map(_module_of, parameters)))
-    for path in paths:  # a layer that is never called has inputs of norm 0
+    for path in dict.fromkeys(map(_module_of, parameters)):  # a layer that is never called has inputs of norm 0
         module = model.get_submodule(path)
         features = module.nx if isinstance(module, Conv1D) else module.in_features
-        sums.values.setdefault(f"{path}.squares", torch.zeros(features))
-        sums.values.setdefault(f"{path}.tokens", torch.zeros(()))
+        sums.values.setdefault(f"{path}.squares", torch.zeros(features, dtype=torch.float64))
+        sums.values.setdefault(f"{path}.tokens", torch.zeros((), dtype=torch.float64))
 
-    def observe(path: str, inputs: Tensor, output: Tensor) -> None:
-        squares = inputs.detach().float().square().reshape(-1, inputs.shape[-1])
-        sums.add(f"{path}.squares", squares.sum(0))
-        sums.add(f"{path}.tokens", torch.tensor(float(len(squares)), device=squares.device))
+    def score(pieces: list[Batch], seed: int) -> None:
+        found = []
 
-    with torch.no_grad(), _watch(model, parameters, observe):
-        for batch, _ in batches:
-            model(**batch)
-    totals = {name: value.to(next(iter(parameters.values())).device) for name, value in sums.values.items()}
-    if PartialState().num_processes > 1:
-        totals = reduce_across_processes(totals, "sum")
+        def observe(path: str, inputs: Tensor, output: Tensor) -> None:
+            squares = inputs.detach().float().square().reshape(-1, inputs.shape[-1])
+            found.append((f"{path}.squares", squares.sum(0)))
+            found.append((f"{path}.tokens", torch.tensor(float(len(squares)), device=squares.device)))
+
+        with torch.no_grad(), _watch(model, parameters, observe):
+            for piece in pieces:
+                model(**piece)
+        for name, value in found:
+            sums.add(name, value)
+
+    each_batch(score)
+    totals = sums.reduce(PartialState().device)
     scores = {}
-    for name, parameter in parameters.items():
+    for name in parameters:
         path = _module_of(name)
         bias = name.endswith(".bias")  # its input is always 1
-        norm = totals[f"{path}.tokens"].sqrt() if bias else _fit(model, name, totals[f"{path}.squares"].sqrt(), "in")
-        scores[name] = scorer.function(parameter.detach().float(), norm).cpu()
+        norm = totals[f"{path}.tokens" if bias else f"{path}.squares"].sqrt().float()
+        norm = norm if bias else _fit(model, name, norm, "in")
+        with align_module_device(model.get_submodule(path)):  # in memory, if it is offloaded
+            scores[name] = scorer.function(model.get_parameter(name).detach().float().cpu(), norm)
     return scores
 
 
@@ -168,9 +189,12 @@ class _Means:
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, Tensor] = {}
+        self.watching = True
 
-    def add(self, path: str, values: Tensor) -> None:
-        values = values.detach().reshape(-1, values.shape[-1])
+    def observe(self, path: str, inputs: Tensor, output: Tensor) -> None:
+        if not self.watching:
+            return
+        values = output.detach().reshape(-1, output.shape[-1])
         total = values.sum(0, dtype=torch.float32)
         self.sums[path] = self.sums[path] + total if path in self.sums else total
         count = torch.tensor(float(len(values)), device=total.device)

@@ -1,0 +1,186 @@
+# Copyright 2026 The optimum-camcut authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The batches to score on: how many, shared out among the processes, in pieces that fit into memory."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from contextlib import closing, contextmanager
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.data_loader import DataLoaderStateMixin
+from accelerate.utils import find_executable_batch_size, send_to_device
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, DistributedSampler
+from tqdm.auto import tqdm
+
+from .sums import RunningSums
+
+
+logger = logging.getLogger(__name__)
+
+Batch = Mapping[str, Any]
+
+
+def for_each_batch(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    seed: int,
+    sums: RunningSums,
+    score: Callable[[list[Batch], int], None],
+) -> None:
+    """Scores this process's share of the batches, from where the sums stopped.
+
+    Random numbers go by what is scored, not by who scores it: any number of processes draws the same noise and
+    dropout. A batch that does not fit into memory is scored again in pieces of half the size, and so are later ones.
+
+    Args:
+        model: whose random state to set, on all devices it is on.
+        batches: the same on every process.
+        seed (`int`): each batch has a seed made of this and its number.
+        sums (`RunningSums`): is told when a batch is done.
+        score: `(pieces of the batch, seed)`; adds its scores to the sums only when it has them all.
+
+    Raises:
+        `RuntimeError`: a single example does not fit into memory.
+        `ValueError`: there are no batches.
+    """
+    devices = {parameter.device: None for parameter in model.parameters()}
+    # Accelerate's hooks move what goes into a model that it has spread over several devices, or offloaded.
+    target = next(iter(devices)) if len(devices) == 1 and "meta" not in map(str, devices) else None
+    seeded = [device for device in devices if device.type not in ("cpu", "meta")]
+    own, current, size = _share(batches, sums), None, sys.maxsize
+
+    def halve() -> int:
+        nonlocal size
+        size = min(size, count_examples(current[1])) // 2
+        if size == 0:
+            raise RuntimeError(
+                "a single example does not fit into memory while scoring: give shorter ones, turn gradient "
+                "checkpointing on, or load the model with a device_map that offloads it"
+            )
+        logger.warning("out of memory while scoring: trying again with %d examples at once", size)
+        return size
+
+    @find_executable_batch_size(starting_batch_size=size, reduce_batch_size_fn=halve)
+    def run(batch_size: int) -> None:
+        nonlocal current
+        current = current or next(own, None)
+        while current is not None:
+            number, batch = current
+            pieces = [send_to_device(piece, target) if target else piece for piece in split(batch, batch_size)]
+            with random_state(seeded, seed * 1_000_003 + number):
+                score(pieces, seed * 1_000_003 + number)
+            sums.end_batch()
+            current = next(own, None)
+
+    with closing(own):  # an error must not leave the progress bar
+        run()
+    sums.save()
+
+
+def _share(batches: Iterable[Batch], sums: RunningSums) -> Iterator[tuple[int, Batch]]:
+    """Numbers and batches of this process that are not in the sums."""
+    state, done, number = PartialState(), sums.batches, -1
+    for number, batch in enumerate(batches):
+        if number % state.num_processes == state.process_index and number // state.num_processes >= done:
+            yield number, batch
+    if number < 0:
+        raise ValueError("the dataloader gave no batches: there is nothing to score on")
+
+
+@contextmanager
+def random_state(devices: Iterable[torch.device], seed: int) -> Iterator[None]:
+    """Torch draws by this seed; afterwards it goes on as before."""
+    devices = list(devices)
+    with torch.random.fork_rng(devices, device_type=devices[0].type if devices else "cpu"):
+        torch.manual_seed(seed)
+        yield
+
+
+def limit(
+    dataloader: Iterable[Batch], num_samples: int | None, description: str, disable_tqdm: bool
+) -> Iterator[Batch]:
+    """Yields batches until `num_samples` examples have gone by, with a progress bar on the main process.
+
+    Raises:
+        `TypeError`: a batch is not a dict of tensors.
+        `ValueError`: the loader is prepared by accelerate for several processes.
+    """
+    shared_out = isinstance(dataloader, DataLoaderStateMixin) or isinstance(
+        getattr(dataloader, "sampler", None), DistributedSampler
+    )
+    if PartialState().num_processes > 1 and shared_out:
+        raise ValueError(
+            "give every process all batches, as before `accelerator.prepare` and without a DistributedSampler: the "
+            "processes share them out themselves"
+        )
+    disable = disable_tqdm or not PartialState().is_local_main_process
+    total = num_samples
+    if isinstance(dataloader, DataLoader) and isinstance(dataloader.dataset, Sized):
+        total = min(len(dataloader.dataset), num_samples or len(dataloader.dataset))
+    elif isinstance(dataloader, list):
+        examples = sum(count_examples(batch) for batch in dataloader)
+        total = min(examples, num_samples or examples)
+    with tqdm(total=total, desc=description, unit="example", disable=disable, leave=False) as bar:
+        count = 0
+        for batch in dataloader:
+            size = count_examples(batch)
+            if size == 0:
+                continue
+            if num_samples is not None and size > num_samples - count:
+                size = num_samples - count
+                batch = take(batch, size)
+            yield batch
+            count += size
+            bar.update(size)
+            if num_samples is not None and count >= num_samples:
+                return
+
+
+def count_examples(batch: Batch) -> int:
+    """Length of the first dimension of a batch's tensors.
+
+    Raises:
+        `TypeError`: not a dict of tensors.
+    """
+    tensors = [v for v in batch.values() if isinstance(v, Tensor) and v.dim()] if isinstance(batch, Mapping) else []
+    if not tensors:
+        raise TypeError(f"expected batches that are dicts of tensors, got {type(batch).__name__}: {str(batch)[:80]}")
+    return tensors[0].shape[0]
+
+
+def take(batch: Batch, number: int, start: int = 0) -> dict[str, Any]:
+    """So many examples of a batch."""
+    return {n: v[start : start + number] if isinstance(v, Tensor) and v.dim() else v for n, v in batch.items()}
+
+
+def split(batch: Batch, size: int) -> list[dict[str, Any]]:
+    """A batch in pieces of at most `size` examples."""
+    return [take(batch, size, start) for start in range(0, count_examples(batch), size)]
+
+
+def token_mask(batch: Batch) -> Tensor | None:
+    """1.0 at real tokens, 0.0 at padding: `(sequences, tokens)`, each choice of an example a sequence. None if the
+    batch has neither a mask nor the usual inputs: then every token is real."""
+    mask = batch.get("attention_mask")
+    if mask is None and batch.get("input_ids") is not None:
+        mask = torch.ones_like(batch["input_ids"])
+    if mask is None and batch.get("inputs_embeds") is not None:
+        mask = torch.ones_like(batch["inputs_embeds"][..., 0])
+    return None if mask is None else mask.reshape(-1, mask.shape[-1]).float()
