@@ -292,7 +292,7 @@ def test_an_architecture_of_the_users_own_travels_with_its_checkpoint(python_wit
             lambda p: p["keep"]["layer.2.heads"].pop(),
             "units of 'layer.2.heads', but the model has",
         ),
-        ("pruning_plan.json", lambda p: p.update(kep={}), "unknown keys ['kep'] in a pruning plan"),
+        ("pruning_plan.json", lambda p: p.update(kep={}), "unknown PruningPlan fields ['kep']"),
         ("pruning_plan.json", lambda p: p["keep"].pop("layer.2.heads"), "the two files do not belong together"),
         ("pruning_plan.json", lambda p: p.pop("sizes"), "the two files do not belong together"),
         ("config.json", lambda c: (c.pop(RECORD), c.update(pruned_heads={"9": [0]})), "'layer.9.heads', which this"),
