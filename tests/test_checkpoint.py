@@ -281,9 +281,22 @@ def test_an_architecture_of_the_users_own_travels_with_its_checkpoint(python_wit
         ("config.json", lambda c: c[RECORD]["sizes"].pop("layer.1.neurons"), "for 'layer.1.neurons', but its weights"),
         (
             "config.json",
-            lambda c: c[RECORD]["sizes"].update({"layer.0.heads": 1}),
-            "for 'layer.0.heads', but its weigh",
+            lambda c: c[RECORD]["sizes"].update({"layer.1.neurons": 1}),
+            "records 1 units for 'layer.1.neurons', but its weigh",
         ),
+        (
+            "config.json",
+            lambda c: c[RECORD]["sizes"].update({"layer.0.heads": 1}),
+            "but config.pruned_heads leaves {'layer.0.heads': 3",
+        ),
+        ("config.json", lambda c: c["pruned_heads"].update({"0": [1, 1]}), "should map layers to lists of different"),
+        (
+            "config.json",
+            lambda c: c["pruned_heads"].update({"0": [2]}),
+            "config.json records [0, 1, 3]; the two files do not belong together",
+        ),
+        ("config.json", lambda c: c.update(architectures=["GPT2Model"]), "no class 'GPT2Model' for a 'bert' model"),
+        ("config.json", lambda c: c.update(auto_map=3), "transformers cannot read config.json of"),
         ("config.json", lambda c: c.update({RECORD: [1]}), "should hold 'sizes'"),
         ("config.json", lambda c: c.update({RECORD: None, "pruned_heads": {}}), "is no pruned checkpoint"),
         ("config.json", lambda c: c.update(architectures=["BertForNothing"]), "transformers has no class 'BertForNot"),
@@ -347,11 +360,11 @@ def test_importing_the_file_alone_gives_classes_by_name():
     assert sys.modules[cls.__module__] is modeling_camcut
 
 
-@pytest.mark.parametrize("kept", [[0, 99], [1, 1], {}, 3, None, [0, True]])
+@pytest.mark.parametrize("kept", [[0, 99], [1, 1], {}, 3, None, [0, True], [3, 1]])
 def test_recorded_heads_that_share_a_position_bias_are_checked(kept, tmp_path):
     prune_heads(tiny_model("mpnet"), {1: [0, 2]}).save_pretrained(tmp_path)
     edit_json(tmp_path / "config.json", lambda c: c[RECORD]["kept_heads"].update({"layer.1.heads": kept}))
-    with pytest.raises(ValueError, match="for 'layer.1.heads'; expected 2 different indices below 4"):
+    with pytest.raises(ValueError, match="for 'layer.1.heads'; expected 2 different indices below 4, ascending"):
         load_pruned(tmp_path)
 
 

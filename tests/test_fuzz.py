@@ -21,6 +21,7 @@ import dataclasses
 import dis
 import json
 import re
+import shutil
 from decimal import Decimal
 from pathlib import Path
 from random import Random
@@ -28,17 +29,21 @@ from random import Random
 import numpy as np
 import pytest
 import torch
+import transformers
 from models import tiny_batch, tiny_model
+from transformers import AutoConfig
 
 import optimum_camcut
-from optimum_camcut import PruningConfig, PruningPlan, apply_plan, find_groups, make_plan
+from optimum_camcut import PruningConfig, PruningPlan, apply_plan, find_groups, load_pruned, make_plan
 from optimum_camcut.config import CHOICES
+from optimum_camcut.modeling_camcut import RECORD, pruned_class
+from optimum_camcut.plan import PLAN_NAME
 from optimum_camcut.scoring import SCORERS, WEIGHT_SCORERS
 from optimum_camcut.units import IndexSet
 
 
 CONFIGS, CONFIGS_FROM_JSON, PLANS, PLANS_FROM_JSON, PLANS_ON_A_MODEL = 8000, 3000, 3000, 5000, 800
-INDEX_SETS, FILES = 2000, 1000
+INDEX_SETS, FILES, RECORDS, CHECKPOINTS, WEIGHTS = 2000, 1000, 500, 150, 150
 PACKAGE = Path(optimum_camcut.__file__).parent
 
 
@@ -363,3 +368,90 @@ def test_a_spoilt_file_is_refused(tmp_path):
         (tmp_path / name).mkdir()
         with pytest.raises(OSError, match=name):
             read(tmp_path)
+
+
+# --- checkpoints ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """Folders of pruned checkpoints of one and two layers, with their logits."""
+    small = {"hidden_size": 8, "intermediate_size": 9, "num_hidden_layers": 2, "vocab_size": 99}
+    plans = {
+        "bert": {"layer.0.heads": [0, 3], "layer.1.heads": [1], "layer.1.neurons": range(4)},
+        "mpnet": {"layer.0.heads": [0, 3], "layer.1.neurons": range(4)},
+        "gpt2": {"layer.0.attention": [], "layer.1.heads": [1, 2, 3], "layer.1.feed_forward": []},
+        "distilbert": {"layer.0.heads": [0, 2]},
+    }
+    made = {}
+    for architecture, keep in plans.items():
+        changes = small
+        if architecture == "gpt2":
+            changes = {"n_embd": 8, "n_inner": 9, "n_layer": 2}
+        if architecture == "distilbert":
+            changes = {"dim": 8, "hidden_dim": 9, "n_layers": 2}
+        folder = tmp_path_factory.mktemp(architecture)
+        model = apply_plan(tiny_model(architecture, **changes), PruningPlan(keep))
+        model.save_pretrained(folder)
+        if architecture == "distilbert":  # as transformers 4 itself wrote it
+            (folder / PLAN_NAME).unlink()
+            values = json.loads((folder / "config.json").read_text())
+            (folder / "config.json").write_text(json.dumps({k: v for k, v in values.items() if k != RECORD}))
+        made[folder] = logits(model)
+    return made
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(**tiny_batch(labels=False)).logits
+
+
+def altered_config(r, values):
+    """What a checkpoint's config records of the cut, altered."""
+    part = r.choice([(RECORD,), (RECORD, "sizes"), (RECORD, "kept_heads"), ("pruned_heads",), ("auto_map",), ()])
+    kept = {name: values[name] for name in (RECORD, "pruned_heads", "auto_map") if name in values}
+    rest = {name: value for name, value in values.items() if name not in kept}
+    return rest | altered(r, kept, part)
+
+
+def writable(values):
+    """As JSON, or None where Python would neither write nor read it."""
+    try:
+        return json.dumps(values)
+    except (ValueError, RecursionError):
+        return None
+
+
+def test_a_checkpoint_s_config_is_usable_or_refused(checkpoints, tmp_path):
+    loaded = 0
+    for number, (folder, expected) in enumerate(checkpoints.items()):
+        shutil.copytree(folder, tmp_path / folder.name)
+        values = json.loads((folder / "config.json").read_text())
+        for seed in range(number, CHECKPOINTS, len(checkpoints)):
+            text = writable(altered_config(Random(seed), values))
+            if text is not None:
+                (tmp_path / folder.name / "config.json").write_text(text)
+                model = attempt(load_pruned, tmp_path / folder.name)
+                if model is not None:
+                    assert torch.equal(logits(model), expected)
+                    loaded += 1
+    assert 0.05 < loaded / CHECKPOINTS < 0.8
+
+
+def test_the_stand_alone_classes_take_a_config_or_refuse_it(checkpoints):
+    built = 0
+    for number, folder in enumerate(checkpoints):
+        whole = AutoConfig.from_pretrained(folder)
+        model_class = pruned_class(getattr(transformers, whole.architectures[0]))
+        values = whole.to_dict()
+        for seed in range(number, RECORDS, len(checkpoints)):
+            config, changed = copy.deepcopy(whole), altered_config(Random(seed), values)
+            if writable(changed) is None:
+                continue
+            for name in (RECORD, "pruned_heads"):
+                setattr(config, name, changed.get(name))
+            model = attempt(model_class, config)
+            if model is not None:
+                assert logits(model).isfinite().all()
+                built += 1
+    assert 0.05 < built / RECORDS < 0.8
