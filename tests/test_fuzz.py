@@ -36,7 +36,7 @@ from transformers import AutoConfig
 import optimum_camcut
 from optimum_camcut import PruningConfig, PruningPlan, apply_plan, find_groups, load_pruned, make_plan
 from optimum_camcut.config import CHOICES
-from optimum_camcut.modeling_camcut import RECORD, pruned_class
+from optimum_camcut.modeling_camcut import RECORD, list_groups, pruned_class
 from optimum_camcut.plan import PLAN_NAME
 from optimum_camcut.scoring import SCORERS, WEIGHT_SCORERS
 from optimum_camcut.units import IndexSet
@@ -44,6 +44,7 @@ from optimum_camcut.units import IndexSet
 
 CONFIGS, CONFIGS_FROM_JSON, PLANS, PLANS_FROM_JSON, PLANS_ON_A_MODEL = 8000, 3000, 3000, 5000, 800
 INDEX_SETS, FILES, RECORDS, CHECKPOINTS, WEIGHTS = 2000, 1000, 500, 150, 150
+TRANSFORMERS_4 = transformers.__version__.startswith("4.")
 PACKAGE = Path(optimum_camcut.__file__).parent
 
 
@@ -195,7 +196,9 @@ def check_config(config, groups, scores):
 
 
 def test_there_are_enough_inputs_and_all_fields():
-    assert CONFIGS + CONFIGS_FROM_JSON + PLANS + PLANS_FROM_JSON + PLANS_ON_A_MODEL + INDEX_SETS + FILES >= 10_000
+    assert 20_000 <= sum(
+        (CONFIGS, CONFIGS_FROM_JSON, PLANS, PLANS_FROM_JSON, PLANS_ON_A_MODEL, INDEX_SETS, FILES, RECORDS, CHECKPOINTS)
+    )
     assert SENSIBLE.keys() == {field.name for field in dataclasses.fields(PruningConfig)}
 
 
@@ -259,7 +262,8 @@ def check_on_a_model(plan, model):
     sizes = {group.name: group.size for group in find_groups(model, ("heads", "neurons", "layers", "weights"))}
     for name, units in plan.keep.items():
         assert sizes.get(name, 0) == len(units) or sizes.get(name.replace("heads", "attention"), 0) == 0
-    assert model(**tiny_batch()).logits.isfinite().all()
+    if not TRANSFORMERS_4 or sizes.get("layer.0.heads") != 0:  # which transformers 4 cannot run
+        assert model(**tiny_batch()).logits.isfinite().all()
     return True
 
 
@@ -448,10 +452,31 @@ def test_the_stand_alone_classes_take_a_config_or_refuse_it(checkpoints):
             config, changed = copy.deepcopy(whole), altered_config(Random(seed), values)
             if writable(changed) is None:
                 continue
-            for name in (RECORD, "pruned_heads"):
-                setattr(config, name, changed.get(name))
+            setattr(config, RECORD, changed.get(RECORD))
+            if not TRANSFORMERS_4:  # which prunes by itself, before our class has a say
+                config.pruned_heads = changed.get("pruned_heads")
             model = attempt(model_class, config)
             if model is not None:
-                assert logits(model).isfinite().all()
                 built += 1
+                if not TRANSFORMERS_4 or all(group.size for group in list_groups(model)):
+                    assert logits(model).isfinite().all()
     assert 0.05 < built / RECORDS < 0.8
+
+
+def test_spoilt_weights_are_refused(checkpoints, tmp_path):
+    """Cut short, or with a changed header. Changed numbers cannot be told from others, but NaN and infinity can."""
+    folder, expected = next(iter(checkpoints.items()))
+    shutil.copytree(folder, tmp_path / "copy")
+    file = tmp_path / "copy" / "model.safetensors"
+    data = file.read_bytes()
+    header = 8 + int.from_bytes(data[:8], "little")
+    for seed in range(WEIGHTS):
+        r = Random(seed)
+        place, kind = r.randrange(header), r.randrange(3)
+        spoilt = data[:place] + bytes([data[place] ^ 1 << r.randrange(8)]) + data[place + 1 :]
+        spoilt = (spoilt, data[: r.randrange(len(data))], data[:place] + r.randbytes(3) + data[place + 3 :])[kind]
+        file.write_bytes(spoilt)
+        model = attempt(load_pruned, tmp_path / "copy")
+        assert file.read_bytes() == spoilt
+        if model is not None:
+            assert torch.equal(logits(model), expected)
