@@ -196,7 +196,7 @@ def load_pruned(
         name = names[0] if names else "missing"
         model_class = getattr(transformers, str(name), None)
         known = isinstance(model_class, type) and issubclass(model_class, PreTrainedModel)
-        if not known or not isinstance(config, model_class.config_class):
+        if not known or not isinstance(config, model_class.config_class or ()):
             raise ValueError(
                 f"transformers has no class {name!r} for a {config.model_type!r} model; pass model_class= to say what "
                 "to load it as"

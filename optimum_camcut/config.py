@@ -151,8 +151,8 @@ class PruningConfig:
         for name, default in (PAPER_NOISE if "weights" in kinds else NOISE).items():
             if getattr(self, name) is None:
                 setattr(self, name, default)
-        for name in CHOICES.keys() - {"granularity"}:
-            self._check_choice(name, (getattr(self, name),))
+        for name in CHOICES:
+            self._check_choice(name, kinds if name == "granularity" else (getattr(self, name),))
         if not isinstance(self.method, str):
             raise ValueError(f"method should be one of {', '.join(scorers_of(kinds))}; got {shown(self.method)}")
         get_scorer(self.method, kinds)
