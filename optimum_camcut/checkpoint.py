@@ -20,14 +20,14 @@ import dataclasses
 import functools
 import logging
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from huggingface_hub import HfApi
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
@@ -40,6 +40,8 @@ from .modeling_camcut import (
     ARCHITECTURES,
     RECORD,
     PrunedModel,
+    cut_groups,
+    list_blocks,
     list_groups,
     pruned_class,
     recorded_sizes,
@@ -133,10 +135,11 @@ class PrunedCheckpoint:
     def from_pretrained(cls, name_or_path: str | Path, *args: Any, **kwargs: Any) -> PreTrainedModel:
         """`PreTrainedModel.from_pretrained` for a pruned checkpoint; see `load_pruned`."""
         hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-        loaded = super().from_pretrained(name_or_path, *args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
+        with_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(name_or_path, *args, output_loading_info=True, **kwargs)
+        _check_loaded(name_or_path, model, info["missing_keys"])
         model.pruning_plan = _load_plan(name_or_path, model, hub)
-        return loaded
+        return (model, info) if with_info else model
 
 
 @functools.cache
@@ -173,13 +176,15 @@ def load_pruned(
 
     Raises:
         `ValueError`: the checkpoint is not pruned, or its recorded sizes do not fit the architecture, the plan or the
-            weights; the message names the group.
+            weights, or a file was altered or is not whole; the message names the group, or the file.
+        `OSError`: a file is missing, or cannot be read.
     """
     hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-    config = kwargs.get("config") or AutoConfig.from_pretrained(name_or_path, **hub)
+    config = kwargs.get("config") or _load_config(name_or_path, hub)
     cut = is_cut(config)
     plan = None if cut else _find(name_or_path, PLAN_NAME, hub)
-    if not cut and not any(map(is_weight, read_json(plan).get("keep") or () if plan else ())):
+    keep = read_json(plan).get("keep") if plan else None
+    if not cut and not (isinstance(keep, dict) and any(map(is_weight, keep))):
         raise ValueError(
             f"{name_or_path} is no pruned checkpoint: its config.json has neither {RECORD!r} nor 'pruned_heads', and "
             f"no {PLAN_NAME} masks weights. Load it with the from_pretrained of its transformers class."
@@ -187,12 +192,16 @@ def load_pruned(
     if cut and config.model_type not in ARCHITECTURES:
         raise modeling_camcut.unsupported_architecture(config.model_type)
     if model_class is None:
-        name = (config.architectures or ["missing"])[0]
-        model_class = getattr(transformers, name, None)
-        if model_class is None:
-            raise ValueError(f"transformers has no class {name!r}; pass model_class= to say what to load it as")
-    if cut:
-        _check_weights(name_or_path, model_class, config, hub)
+        names = config.architectures if isinstance(config.architectures, list) else []
+        name = names[0] if names else "missing"
+        model_class = getattr(transformers, str(name), None)
+        known = isinstance(model_class, type) and issubclass(model_class, PreTrainedModel)
+        if not known or not isinstance(config, model_class.config_class or ()):
+            raise ValueError(
+                f"transformers has no class {name!r} for a {config.model_type!r} model; pass model_class= to say what "
+                "to load it as"
+            )
+    _check_weights(name_or_path, model_class, config, hub, kwargs.get("ignore_mismatched_sizes", False))
     return checkpoint_class(model_class).from_pretrained(name_or_path, **kwargs)
 
 
@@ -251,17 +260,33 @@ def _find(name_or_path: str | Path, filename: str, hub: Mapping[str, Any]) -> st
     )
 
 
+def _load_config(name_or_path: str | Path, hub: Mapping[str, Any]) -> PretrainedConfig:
+    """Whatever transformers stumbles over in `config.json` is told as a fault of that file."""
+    try:
+        return AutoConfig.from_pretrained(name_or_path, **hub)
+    except OSError:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"transformers cannot read config.json of {name_or_path}: {type(error).__name__}: {error!s:.500}; restore "
+            "the file from where the model was saved"
+        ) from error
+
+
 def _load_plan(name_or_path: str | Path, model: PreTrainedModel, hub: Mapping[str, Any]) -> PruningPlan | None:
     groups = {group.name: group for group in list_groups(model)} if is_cut(model.config) else {}
     path = _find(name_or_path, PLAN_NAME, hub)
     if path is not None:
         values = read_json(path)
-        config = values.get("config")
-        kinds = config.get("granularity") or () if isinstance(config, dict) else ()
-        if isinstance(config, dict) and config.get("method") not in tuple(scorers_of(kinds)):
-            logger.warning("the method %r is not registered here; the plan loads without it", config.get("method"))
+        config = values.get("config") if isinstance(values.get("config"), dict) else {}
+        method, kinds = config.get("method"), config.get("granularity")
+        if isinstance(method, str) and method not in scorers_of(kinds if isinstance(kinds, list) else ()):
+            logger.warning("the method %r is not registered here; the plan loads without it", method)
             values["config"] = None
-        plan = PruningPlan.from_dict(values)
+        try:
+            plan = PruningPlan.from_dict(values)
+        except ValueError as error:
+            raise ValueError(f"{PLAN_NAME} of {name_or_path} holds no plan: {error}") from error
         plan = _rename_masks(plan, model)
         _check_masks(name_or_path, model, plan)
         units_of = {name: units for name, units in plan.keep.items() if not is_weight(name)}
@@ -278,13 +303,25 @@ def _load_plan(name_or_path: str | Path, model: PreTrainedModel, hub: Mapping[st
                 raise ValueError(
                     f"{PLAN_NAME} of {name_or_path} keeps {len(units)} units of {name!r}, but the model has {size}"
                 )
+        for name, kept in _recorded_heads(model.config).items():
+            if name in cut and list(plan.keep[name]) != kept:
+                raise ValueError(
+                    f"{PLAN_NAME} of {name_or_path} keeps the heads {list(plan.keep[name])} of {name!r}, but "
+                    f"config.json records {kept}; the two files do not belong together"
+                )
         return plan
     if getattr(model.config, RECORD, None) is not None:
         return None
-    keep, total = {}, model.config.num_attention_heads
-    for layer, heads in model.config.pruned_heads.items():
-        keep[f"layer.{int(layer)}.heads"] = [head for head in range(total) if head not in heads]
-    return PruningPlan(keep, dict.fromkeys(keep, total), model.config.model_type)
+    keep = _recorded_heads(model.config)
+    return PruningPlan(keep, dict.fromkeys(keep, model.config.num_attention_heads), model.config.model_type)
+
+
+def _recorded_heads(config: PretrainedConfig) -> dict[str, list[int]]:
+    """Kept heads by group, where the config records which they are."""
+    pruned, heads = getattr(config, "pruned_heads", None) or {}, range(config.num_attention_heads)
+    kept = {f"layer.{layer}.heads": [head for head in heads if head not in gone] for layer, gone in pruned.items()}
+    record = getattr(config, RECORD, None) or {}
+    return kept | (record["kept_heads"] if isinstance(record.get("kept_heads"), dict) else {})
 
 
 def _rename_masks(plan: PruningPlan, model: PreTrainedModel) -> PruningPlan:
@@ -325,18 +362,39 @@ def _check_masks(name_or_path: str | Path, model: PreTrainedModel, plan: Pruning
 
 
 def _check_weights(
-    name_or_path: str | Path, model_class: type[PreTrainedModel], config: PretrainedConfig, hub: Mapping[str, Any]
+    name_or_path: str | Path,
+    model_class: type[PreTrainedModel],
+    config: PretrainedConfig,
+    hub: Mapping[str, Any],
+    other_shapes: bool,
 ) -> None:
-    """Compares the recorded sizes with the weights before any memory is taken, to name the group that is wrong."""
+    """Compares the recorded sizes with the weights before any memory is taken, to name what is wrong."""
     uncut = copy.deepcopy(config)
     uncut.pruned_heads = {}  # transformers 4 would cut by itself, which fails without storage
     with torch.device("meta"):
         model = model_class(uncut)
-    groups = list_groups(model)
-    sizes = recorded_sizes(config, groups)
     prefix = f"{model.base_model_prefix}."
-    shapes = {key.removeprefix(prefix): shape for key, shape in _stored_shapes(name_or_path, hub)}
-    for group in groups:
+    stored = {key.removeprefix(prefix): tensor for key, *tensor in _stored_tensors(name_or_path, hub)}
+    if is_cut(config):
+        groups = list_groups(model)
+        sizes = recorded_sizes(config, groups)
+        _check_groups(name_or_path, model, sizes, {key: shape for key, (_, shape, _) in stored.items()})
+        cut_groups(model, [(group, range(sizes[group.name])) for group in groups if group.name in sizes])
+    for key, tensor in {} if other_shapes else model.state_dict().items():
+        file, shape, dtype = stored.get(key.removeprefix(prefix), (None, list(tensor.shape), "F32"))
+        if shape != list(tensor.shape) or (tensor.is_floating_point() and "F" not in dtype):
+            raise ValueError(
+                f"{file} holds {key!r} as {dtype} of shape {shape}, but config.json asks for {tensor.dtype} of shape "
+                f"{list(tensor.shape)}: the two do not belong together, or one was altered; take both anew"
+            )
+
+
+def _check_groups(
+    name_or_path: str | Path, model: PreTrainedModel, sizes: Mapping[str, int], shapes: Mapping[str, list[int]]
+) -> None:
+    """Compares the recorded sizes with what flows into the stored output projections."""
+    prefix = f"{model.base_model_prefix}."
+    for group in list_groups(model):
         first, output = (f"{group.slices[i].module}.weight".removeprefix(prefix) for i in (0, -1))
         if output not in shapes:
             continue
@@ -347,7 +405,7 @@ def _check_weights(
             continue
         else:
             axis = modeling_camcut._dimension(model.get_submodule(group.output.module), "in")
-            stored = shapes[output][axis] / group.output.width
+            stored = (*shapes[output], 0, 0)[axis] / group.output.width
         if stored != expected:
             raise ValueError(
                 f"the checkpoint {name_or_path} records {expected} units for {group.name!r}, but its weights hold "
@@ -355,14 +413,43 @@ def _check_weights(
             )
 
 
-def _stored_shapes(name_or_path: str | Path, hub: Mapping[str, Any]) -> Iterator[tuple[str, list[int]]]:
-    """Names and shapes of all tensors of a safetensors checkpoint, from the files' headers."""
-    files = [_find(name_or_path, SAFE_WEIGHTS_NAME, hub)]
-    if files[0] is None:
+def _stored_tensors(name_or_path: str | Path, hub: Mapping[str, Any]) -> Iterator[tuple[str, str, list[int], str]]:
+    """Name, file, shape and dtype of all tensors of a safetensors checkpoint, from the files' headers."""
+    files = {SAFE_WEIGHTS_NAME: _find(name_or_path, SAFE_WEIGHTS_NAME, hub)}
+    if files[SAFE_WEIGHTS_NAME] is None:
         index = _find(name_or_path, SAFE_WEIGHTS_INDEX_NAME, hub)
-        names = sorted(set(read_json(index)["weight_map"].values())) if index else []
-        files = [_find(name_or_path, name, hub) for name in names]
-    for file in files:
-        with safe_open(file, framework="pt") as tensors:
-            for key in tensors.keys():
-                yield key, tensors.get_slice(key).get_shape()
+        names = read_json(index).get("weight_map") if index else {}
+        if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+            raise ValueError(f"{index} should hold 'weight_map', tensor name -> file; take the file anew")
+        files = {name: _find(name_or_path, name, hub) for name in sorted(set(names.values()))}
+    for name, file in files.items():
+        if file is None:
+            raise ValueError(f"{name} of {name_or_path} is missing, which holds a part of the weights; add the file")
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                for key in tensors.keys():
+                    tensor = tensors.get_slice(key)
+                    yield key, file, tensor.get_shape(), tensor.get_dtype()
+        except SafetensorError as error:
+            raise ValueError(f"{file} is cut short or was altered, take it anew: {error}") from error
+
+
+def _check_loaded(name_or_path: str | Path, model: PreTrainedModel, missing: Iterable[str]) -> None:
+    """Raises `ValueError` if weights that should be in the files are not, or are no numbers.
+
+    A head, or a pooler, that a model of another class lacks starts at random, as with any `from_pretrained`.
+    """
+    if type(model).__name__ not in (model.config.architectures or ()):
+        blocks = tuple(f"{block}." for block in list_blocks(model)) if model.config.model_type in ARCHITECTURES else ()
+        missing = [name for name in missing if name.startswith(blocks)]
+    if missing:
+        raise ValueError(
+            f"the weights of {name_or_path} lack {', '.join(sorted(missing)[:5])}, which would start at random; take "
+            "the files anew from where the model was saved"
+        )
+    for name, parameter in model.named_parameters():
+        if not parameter.is_meta and not parameter.isfinite().all():
+            raise ValueError(
+                f"{name!r} of {name_or_path} holds NaN or infinity as {parameter.dtype}: the file was altered, the "
+                "training diverged, or the dtype is too narrow"
+            )

@@ -18,13 +18,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .files import read_json, write_json
-from .scoring import SCORERS, WEIGHT_SCORERS, get_scorer
+from .files import read_json, shown, write_json
+from .scoring import SCORERS, WEIGHT_SCORERS, get_scorer, scorers_of
 
 
 CONFIG_NAME = "pruning_config.json"
@@ -39,6 +39,16 @@ CHOICES = {
 }
 NOISE = {"smooth_samples": 5, "noise_std": 0.1, "noise_scale": "relative"}
 PAPER_NOISE = {"smooth_samples": 10, "noise_std": 1e-3, "noise_scale": "absolute"}
+
+
+def check_fields(cls: type, values: Any) -> None:
+    """Raises `ValueError`, listing the known ones, unless values are by the names of a dataclass's fields."""
+    known = [f.name for f in dataclasses.fields(cls)]
+    if not isinstance(values, Mapping):
+        raise ValueError(f"expected a dict with the fields of {cls.__name__}, {', '.join(known)}; got {shown(values)}")
+    unknown = sorted((name for name in values if name not in known), key=repr)
+    if unknown:
+        raise ValueError(f"unknown {cls.__name__} fields {shown(unknown)}; known fields: {', '.join(known)}")
 
 
 @dataclass
@@ -122,38 +132,42 @@ class PruningConfig:
     seed: int = field(default=0, metadata={"help": "Draws the scoring examples and the noise."})
 
     def __post_init__(self):
-        kinds = (self.granularity,) if isinstance(self.granularity, str) else self.granularity
-        if not isinstance(kinds, Iterable) or not (kinds := tuple(kinds)):
+        try:
+            kinds = (self.granularity,) if isinstance(self.granularity, str) else tuple(self.granularity)
+        except TypeError:
+            kinds = ()
+        if not kinds:
             raise ValueError(
-                f"granularity should be one or more of {CHOICES['granularity']}, got {self.granularity!r}"
+                f"granularity should be one or more of {CHOICES['granularity']}, got {shown(self.granularity)}"
+            )
+        self._check_choice("granularity", kinds)
+        if len(set(kinds)) != len(kinds):
+            raise ValueError(f"granularity should name each kind once, got {shown(kinds)}")
+        if "weights" in kinds and len(kinds) > 1:
+            raise ValueError(
+                f"granularity 'weights' stands alone, got {list(kinds)}; cut the others first, then mask what is left"
             )
         self.granularity = kinds
         for name, default in (PAPER_NOISE if "weights" in kinds else NOISE).items():
             if getattr(self, name) is None:
                 setattr(self, name, default)
-        for name, known in CHOICES.items():
-            for value in kinds if name == "granularity" else (getattr(self, name),):
-                if value not in known:
-                    raise ValueError(f"unknown {name} {value!r}; expected {' or '.join(map(repr, known))}")
-        if len(set(kinds)) != len(kinds):
-            raise ValueError(f"granularity should name each kind once, got {list(kinds)}")
-        if "weights" in kinds and len(kinds) > 1:
-            raise ValueError(
-                f"granularity 'weights' stands alone, got {list(kinds)}; cut the others first, then mask what is left"
-            )
-        get_scorer(str(self.method), kinds)
+        for name in CHOICES:
+            self._check_choice(name, kinds if name == "granularity" else (getattr(self, name),))
+        if not isinstance(self.method, str):
+            raise ValueError(f"method should be one of {', '.join(scorers_of(kinds))}; got {shown(self.method)}")
+        get_scorer(self.method, kinds)
         if (self.sparsity is None) == (self.compression is None):
             raise ValueError(
                 "give exactly one of sparsity and compression, got "
-                f"sparsity={self.sparsity} and compression={self.compression}"
+                f"sparsity={shown(self.sparsity)} and compression={shown(self.compression)}"
             )
         if self.sparsity is not None:
             self._check("sparsity", float, lambda v: 0 < v < 1, "a number between 0 and 1, both excluded")
         if self.compression is not None:
             self._check("compression", float, lambda v: v > 1, "a number above 1")
         for name in ("num_samples", "smooth_samples", "rounds", "multiple_of", "sequence_length"):
-            self._check(name, int, lambda v: v >= 1, "an integer of at least 1")
-        self._check("min_units", int, lambda v: v >= 0, "an integer of at least 0")
+            self._check(name, int, lambda v: v >= 1, "an integer of at least 1 and below 2**63")
+        self._check("min_units", int, lambda v: v >= 0, "an integer of at least 0 and below 2**63")
         self._check("seed", int, lambda v: 0 <= v < 2**32, "an integer of at least 0 and below 2**32")
         for name in ("noise_std", "dense_epochs"):
             self._check(name, float, lambda v: v >= 0, "a number of at least 0")
@@ -173,14 +187,21 @@ class PruningConfig:
         if self.distill_weight > 0 and self.recovery != "finetune":
             raise ValueError(f"distill_weight applies to recovery='finetune', got recovery={self.recovery!r}")
 
+    def _check_choice(self, name: str, values: Iterable[Any]) -> None:
+        for value in values:
+            if not isinstance(value, str) or value not in CHOICES[name]:
+                expected = " or ".join(map(repr, CHOICES[name]))
+                raise ValueError(f"unknown {name} {shown(value)}; expected {expected}")
+
     def _check(self, name: str, kind: type, valid: Any, expected: str) -> None:
         value = getattr(self, name)
         kinds = (int, float) if kind is float else kind
         right_type = isinstance(value, kinds) and (kind is bool or not isinstance(value, bool))
-        # Integers beyond the range of floats would overflow wherever they are used.
-        in_range = right_type and abs(value) <= sys.float_info.max and not math.isnan(value)
+        # Larger numbers would overflow wherever they are used.
+        largest = 2**63 - 1 if kind is int else sys.float_info.max
+        in_range = right_type and abs(value) <= largest and not math.isnan(value)
         if not in_range or not valid(value):
-            raise ValueError(f"{name} should be {expected}; got {value!r:.60}")
+            raise ValueError(f"{name} should be {expected}; got {shown(value)}")
 
     @property
     def amount(self) -> str:
@@ -198,10 +219,7 @@ class PruningConfig:
         Raises:
             `ValueError`: an unknown field, or a value out of range.
         """
-        known = [f.name for f in dataclasses.fields(cls)]
-        unknown = sorted(set(values) - set(known))
-        if unknown:
-            raise ValueError(f"unknown PruningConfig fields {unknown}; known fields: {', '.join(known)}")
+        check_fields(cls, values)
         return cls(**values)
 
     def save_pretrained(self, save_directory: str | Path) -> None:

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Writing files so that a reader sees the old content or the new, never a part."""
+"""Writing files so that a reader sees the old content or the new, never a part; reading what may be anything."""
 
 from __future__ import annotations
 
@@ -52,8 +52,16 @@ def read_json(path: str | Path) -> dict[str, Any]:
     """
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    except (ValueError, RecursionError) as error:  # also what is not UTF-8, and what Python limits
+        raise ValueError(f"{path} is not valid JSON: {error}; write it anew, or take another copy") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path} should hold a JSON object, it holds a {type(value).__name__}")
     return value
+
+
+def shown(value: Any) -> str:
+    """How an error message shows a value that may be anything: its `repr`, not too long."""
+    try:
+        return f"{value!r:.200}"
+    except (ValueError, RecursionError):  # an integer of thousands of digits, lists nested as deep
+        return f"a {type(value).__name__} too large to show"

@@ -539,26 +539,42 @@ def recorded_sizes(config: PretrainedConfig, groups: Sequence[PrunableGroup]) ->
     """Kept size of every group that the config records as cut.
 
     Raises:
-        `ValueError`: a record names an unknown group, or a size that is no integer between 0 and the group's own.
+        `ValueError`: a record names an unknown group, or a size that is no integer between 0 and the group's own, or
+            disagrees with `pruned_heads`.
     """
     known = {group.name: group for group in groups}
-    record = getattr(config, RECORD, None)
-    if record is None:  # a checkpoint that transformers 4 pruned by itself
-        pruned = getattr(config, "pruned_heads", None) or {}
-        sizes = {f"layer.{layer}.heads": config.num_attention_heads - len(set(h)) for layer, h in pruned.items() if h}
-    else:
+    record, total = getattr(config, RECORD, None), config.num_attention_heads
+    pruned = getattr(config, "pruned_heads", None) or {}
+    if not isinstance(pruned, dict) or not all(_distinct(heads, total) for heads in pruned.values()):
+        raise ValueError(
+            f"config.pruned_heads should map layers to lists of different heads below {total}; it is {pruned!r:.200}"
+        )
+    sizes = left = {f"layer.{layer}.heads": total - len(heads) for layer, heads in pruned.items() if heads}
+    if record is not None:  # else a checkpoint that transformers 4 pruned by itself
         sizes = record.get("sizes") if isinstance(record, dict) else None
     if not isinstance(sizes, dict):
-        raise ValueError(f"config.{RECORD} should hold 'sizes', a dict of group name -> kept units; it is {record!r}")
+        raise ValueError(
+            f"config.{RECORD} should hold 'sizes', a dict of group name -> kept units; it is {record!r:.200}"
+        )
     for name, size in sizes.items():
         if name not in known:
             raise ValueError(f"config.{RECORD} records a size for {name!r}, which this model lacks: {list(known)}")
         if type(size) is not int or not 0 <= size <= known[name].size:
             raise ValueError(
-                f"config.{RECORD} records {size!r} units for {name!r}; expected an integer between 0 and "
+                f"config.{RECORD} records {size!r:.99} units for {name!r}; expected an integer between 0 and "
                 f"{known[name].size}"
             )
+        if sublayer_of(name) != name and sizes.get(sublayer_of(name)) == 0:
+            raise ValueError(f"config.{RECORD} records {size} units for {name!r}, whose sub-layer it records as gone")
+    if not left.items() <= sizes.items():
+        raise ValueError(f"config.{RECORD} records {sizes}, but config.pruned_heads leaves {left}; restore the config")
     return sizes
+
+
+def _distinct(indices: Any, total: int) -> bool:
+    """Whether this is a list of different indices below a total."""
+    valid = isinstance(indices, list) and all(type(index) is int and 0 <= index < total for index in indices)
+    return valid and len(set(indices)) == len(indices)
 
 
 def shrink(model: PreTrainedModel) -> None:
@@ -570,15 +586,14 @@ def shrink(model: PreTrainedModel) -> None:
     cut_groups(model, [(groups[n], range(size)) for n, size in sizes.items() if size < groups[n].size])
     if find_architecture(model).position_bias is None:
         return
-    kept_heads = (getattr(model.config, RECORD, None) or {}).get("kept_heads")
-    total = model.config.num_attention_heads
+    recorded = (getattr(model.config, RECORD, None) or {}).get("kept_heads")
+    kept_heads, total = {}, model.config.num_attention_heads
     for name in (name for name in sizes if groups[name].kind == "heads"):
-        kept = kept_heads.get(name) if isinstance(kept_heads, dict) else None
-        valid = isinstance(kept, list) and all(type(i) is int and 0 <= i < total for i in kept)
-        if not valid or len(set(kept)) != len(kept) or len(kept) != sizes[name]:
+        kept_heads[name] = kept = recorded.get(name) if isinstance(recorded, dict) else None
+        if not _distinct(kept, total) or len(kept) != sizes[name] or kept != sorted(kept):
             raise ValueError(
-                f"config.{RECORD} records the heads {kept!r} for {name!r}; expected {sizes[name]} different indices "
-                f"below {total}"
+                f"config.{RECORD} records the heads {kept!r:.200} for {name!r}; expected {sizes[name]} different "
+                f"indices below {total}, ascending"
             )
     bind_position_bias(model, kept_heads)
 

@@ -20,7 +20,7 @@ import logging
 import math
 import operator
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .config import PruningConfig
-from .files import read_json, write_json
+from .config import PruningConfig, check_fields
+from .files import read_json, shown, write_json
 from .groups import WEIGHTS, PrunableGroup
 from .modeling_camcut import SUBLAYERS, sublayer_of
 from .scoring import get_scorer
@@ -71,29 +71,31 @@ class PruningPlan:
     num_layers: int | None = None
 
     def __post_init__(self):
-        keep = {}
-        for name, units in dict(self.keep).items():
+        for part, values in (("keep", "lists of indices"), ("sizes", "numbers of units")):
+            given = getattr(self, part)
+            if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+                raise ValueError(f"a plan should hold {part!r}, group names -> {values}; got {shown(given)}")
+        keep, sizes = dict(self.keep), dict(self.sizes)
+        for name, size in sizes.items():
+            if type(size) is not int or not 0 <= size < 2**63:
+                raise ValueError(f"a plan's size of {name!r} should be an integer of at least 0; got {shown(size)}")
+        for name, units in keep.items():
             if isinstance(units, IndexSet):
-                if self.sizes.get(name, units.size) != units.size:
-                    raise ValueError(f"the plan keeps {units!r} of {name!r}, which has size {self.sizes[name]!r}")
-                keep[name] = units
+                if sizes.setdefault(name, units.size) != units.size:
+                    raise ValueError(f"the plan keeps {units!r} of {name!r}, which has size {sizes[name]}")
                 continue
-            if not isinstance(units, Iterable):
-                raise ValueError(f"the plan should keep a list of indices of {name!r}; got {units!r}")
-            try:
-                indices = [operator.index(unit) for unit in units if not isinstance(unit, bool)]
-            except TypeError:
-                indices = []
-            units = tuple(units)
-            if len(indices) != len(units) or any(i < 0 for i in indices) or len(set(indices)) != len(indices):
-                raise ValueError(f"the plan should keep distinct indices of at least 0 of {name!r}; got {units!r:.99}")
-            units = tuple(indices)
-            size = self.sizes.get(name)
-            if size is not None and (type(size) is not int or any(unit >= size for unit in units)):
-                raise ValueError(f"the plan keeps unit {max(units, default=0)} of {name!r}, which has size {size!r}")
-            keep[name] = tuple(sorted(units))
+            keep[name] = units = _indices(name, units)
+            if units and units[-1] >= sizes.get(name, math.inf):
+                raise ValueError(f"the plan keeps unit {shown(units[-1])} of {name!r}, which has size {sizes[name]}")
         object.__setattr__(self, "keep", keep)
-        object.__setattr__(self, "sizes", dict(self.sizes))
+        object.__setattr__(self, "sizes", sizes)
+        for name, kind in (("model_type", str), ("config", PruningConfig)):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, kind):
+                raise ValueError(f"a plan's {name} should be a {kind.__name__} or None; got {shown(value)}")
+        layers = self.num_layers
+        if layers is not None and (type(layers) is not int or not 0 <= layers < 2**63):
+            raise ValueError(f"a plan's num_layers should be an integer of at least 0 or None; got {shown(layers)}")
 
     def mask(self, name: str) -> np.ndarray:
         """Bool of shape `(sizes[name],)`: True at the units of a group that are kept.
@@ -129,21 +131,12 @@ class PruningPlan:
         Raises:
             `ValueError`: an unknown key, or a value of the wrong form.
         """
-        known = [f.name for f in dataclasses.fields(cls)]
-        unknown = sorted(set(values) - set(known))
-        if unknown:
-            raise ValueError(f"unknown keys {unknown} in a pruning plan; known keys: {', '.join(known)}")
-        keep, sizes = values.get("keep"), values.get("sizes") or {}
-        if not isinstance(keep, Mapping) or not all(isinstance(u, Sequence | Mapping) for u in keep.values()):
-            raise ValueError(f"a pruning plan should hold 'keep', group name -> list of indices; got {keep!r:.200}")
-        keep = {n: IndexSet.from_dict(u) if isinstance(u, Mapping) else u for n, u in keep.items()}
-        if not isinstance(sizes, Mapping):
-            raise ValueError(f"'sizes' of a pruning plan should map group name -> number of units; got {sizes!r}")
-        config = values.get("config")
-        if config is not None and not isinstance(config, Mapping):
-            raise ValueError(f"'config' of a pruning plan should hold the fields of PruningConfig; got {config!r}")
-        config = PruningConfig.from_dict(config) if config else None
-        return cls(keep, sizes, values.get("model_type"), config, values.get("num_layers"))
+        check_fields(cls, values)
+        keep, config = values.get("keep"), values.get("config")
+        if isinstance(keep, Mapping):
+            keep = {n: IndexSet.from_dict(u) if isinstance(u, Mapping) else u for n, u in keep.items()}
+        config = None if config is None else PruningConfig.from_dict(config)
+        return cls(**{**values, "keep": keep, "config": config})
 
     def save(self, path: str | Path) -> None:
         """Writes the plan to a JSON file, or to `pruning_plan.json` in a folder."""
@@ -190,6 +183,25 @@ class PruningPlan:
     def _count(self, names: Sequence[str]) -> str:
         sizes = [self.sizes.get(name) for name in names]
         return f"{sum(len(self.keep[name]) for name in names)} / {'?' if None in sizes else sum(sizes)}"
+
+
+def _indices(name: str, units: Any) -> tuple[int, ...]:
+    """The kept units of a group as a plan stores them: plain integers, ascending.
+
+    Raises:
+        `ValueError`: an index that is negative, repeated or no integer, or no list at all.
+    """
+    try:
+        listed = units.tolist() if isinstance(units, Tensor) else list(units)
+        indices = sorted({operator.index(unit) for unit in listed if not isinstance(unit, bool)})
+        valid = len(indices) == len(listed) and all(0 <= index < 2**63 for index in indices)
+    except TypeError:
+        valid = False
+    if not valid or isinstance(units, str | bytes):
+        raise ValueError(
+            f"the plan should keep distinct indices of at least 0 and below 2**63 of {name!r}; got {shown(units)}"
+        )
+    return tuple(indices)
 
 
 def without_removed(keep: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:

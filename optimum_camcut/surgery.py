@@ -108,19 +108,20 @@ def apply_plan(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
             "score and mask the weights that are left"
         )
 
-    cut_groups(model, [(group, [group.units.index(unit) for unit in units]) for group, units in cuts])
-    zero_weights(model, masks)
-
     parts = [part for pair in SUBLAYERS.items() for part in pair[::-1]]
     names = [f"layer.{layer}.{part}" for layer in range(layers or 0) for part in parts]
     sizes = {**(before.sizes if before else {}), **{name: group.original_size for name, group in groups.items()}}
-    model.pruning_plan = PruningPlan(
+    kept = PruningPlan(
         {name: keep[name] for name in dict.fromkeys([*names, *keep]) if name in keep},
         {name: sizes.get(name, 1) for name in keep},
         model.config.model_type,
         plan.config or (before.config if before else None),
         layers,
     )
+
+    cut_groups(model, [(group, [group.units.index(unit) for unit in units]) for group, units in cuts])
+    zero_weights(model, masks)
+    model.pruning_plan = kept
     if cuts_units:
         record(model)
     model.__class__ = checkpoint_class(type(model))

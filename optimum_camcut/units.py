@@ -16,13 +16,13 @@
 from __future__ import annotations
 
 import base64
-import binascii
-import operator
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from .files import shown
 
 
 class IndexSet(Sequence[int]):
@@ -82,14 +82,18 @@ class IndexSet(Sequence[int]):
         Raises:
             `ValueError`: something else.
         """
+        size = values.get("size") if isinstance(values, Mapping) and set(values) == {"size", "bits"} else None
+        if type(size) is not int or size < 0:
+            raise ValueError(f"expected 'size' and 'bits', as IndexSet.to_dict gives; got {shown(values)}")
+        length = -(-size // 8)
         try:
-            size = operator.index(values["size"])
-            length = -(-size // 8)
             unpacker = zlib.decompressobj()
             packed = unpacker.decompress(base64.b64decode(values["bits"], validate=True), length + 1)
-        except (KeyError, TypeError, ValueError, OverflowError, binascii.Error, zlib.error) as error:
-            raise ValueError(f"expected 'size' and 'bits', as IndexSet.to_dict gives; got {error!r}") from error
-        if set(values) != {"size", "bits"} or size < 0 or len(packed) != length or not unpacker.eof:
+        except (TypeError, ValueError, OverflowError, zlib.error) as error:
+            raise ValueError(
+                f"expected 'size' and 'bits', as IndexSet.to_dict gives; got {shown(values)}: {error}"
+            ) from error
+        if len(packed) != length or not unpacker.eof:
             raise ValueError(f"a set of {size} indices should hold {length} bytes of bits, got {len(packed)}")
         bits = np.unpackbits(np.frombuffer(packed, np.uint8))
         if bits[size:].any():

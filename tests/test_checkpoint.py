@@ -29,6 +29,7 @@ import torch
 import transformers
 from huggingface_hub import HfApi, ModelCard, RepoUrl
 from models import ARCHITECTURES, CONFIGS, random_plan, tiny_batch, tiny_model
+from safetensors.torch import load_file, save_file
 from torch.nn.utils.prune import l1_unstructured
 
 from optimum_camcut import (
@@ -281,9 +282,22 @@ def test_an_architecture_of_the_users_own_travels_with_its_checkpoint(python_wit
         ("config.json", lambda c: c[RECORD]["sizes"].pop("layer.1.neurons"), "for 'layer.1.neurons', but its weights"),
         (
             "config.json",
-            lambda c: c[RECORD]["sizes"].update({"layer.0.heads": 1}),
-            "for 'layer.0.heads', but its weigh",
+            lambda c: c[RECORD]["sizes"].update({"layer.1.neurons": 1}),
+            "records 1 units for 'layer.1.neurons', but its weigh",
         ),
+        (
+            "config.json",
+            lambda c: c[RECORD]["sizes"].update({"layer.0.heads": 1}),
+            "but config.pruned_heads leaves {'layer.0.heads': 3",
+        ),
+        ("config.json", lambda c: c["pruned_heads"].update({"0": [1, 1]}), "should map layers to lists of different"),
+        (
+            "config.json",
+            lambda c: c["pruned_heads"].update({"0": [2]}),
+            "config.json records [0, 1, 3]; the two files do not belong together",
+        ),
+        ("config.json", lambda c: c.update(architectures=["GPT2Model"]), "no class 'GPT2Model' for a 'bert' model"),
+        ("config.json", lambda c: c.update(auto_map=3), "transformers cannot read config.json of"),
         ("config.json", lambda c: c.update({RECORD: [1]}), "should hold 'sizes'"),
         ("config.json", lambda c: c.update({RECORD: None, "pruned_heads": {}}), "is no pruned checkpoint"),
         ("config.json", lambda c: c.update(architectures=["BertForNothing"]), "transformers has no class 'BertForNot"),
@@ -292,7 +306,7 @@ def test_an_architecture_of_the_users_own_travels_with_its_checkpoint(python_wit
             lambda p: p["keep"]["layer.2.heads"].pop(),
             "units of 'layer.2.heads', but the model has",
         ),
-        ("pruning_plan.json", lambda p: p.update(kep={}), "unknown keys ['kep'] in a pruning plan"),
+        ("pruning_plan.json", lambda p: p.update(kep={}), "unknown PruningPlan fields ['kep']"),
         ("pruning_plan.json", lambda p: p["keep"].pop("layer.2.heads"), "the two files do not belong together"),
         ("pruning_plan.json", lambda p: p.pop("sizes"), "the two files do not belong together"),
         ("config.json", lambda c: (c.pop(RECORD), c.update(pruned_heads={"9": [0]})), "'layer.9.heads', which this"),
@@ -347,11 +361,11 @@ def test_importing_the_file_alone_gives_classes_by_name():
     assert sys.modules[cls.__module__] is modeling_camcut
 
 
-@pytest.mark.parametrize("kept", [[0, 99], [1, 1], {}, 3, None, [0, True]])
+@pytest.mark.parametrize("kept", [[0, 99], [1, 1], {}, 3, None, [0, True], [3, 1]])
 def test_recorded_heads_that_share_a_position_bias_are_checked(kept, tmp_path):
     prune_heads(tiny_model("mpnet"), {1: [0, 2]}).save_pretrained(tmp_path)
     edit_json(tmp_path / "config.json", lambda c: c[RECORD]["kept_heads"].update({"layer.1.heads": kept}))
-    with pytest.raises(ValueError, match="for 'layer.1.heads'; expected 2 different indices below 4"):
+    with pytest.raises(ValueError, match="for 'layer.1.heads'; expected 2 different indices below 4, ascending"):
         load_pruned(tmp_path)
 
 
@@ -389,3 +403,92 @@ def test_reparametrized_and_packed_weights_are_refused():
     packed.weight = torch.nn.Parameter(torch.zeros(592, 1, dtype=torch.uint8), requires_grad=False)
     with pytest.raises(ValueError, match="undo quantization before pruning"):
         prune_heads(model, {0: [1]})
+
+
+def drop(name):
+    return lambda tensors: tensors.pop(name)
+
+
+def change(name, function):
+    return lambda tensors: tensors.update({name: function(tensors[name]).contiguous()})
+
+
+DENSE, NORM = "bert.encoder.layer.1.intermediate.dense.weight", "bert.encoder.layer.0.output.LayerNorm.weight"
+
+
+@pytest.mark.parametrize(
+    ("alter", "message"),
+    [
+        (change(NORM, lambda tensor: tensor[:-1]), f"holds '{NORM}' as F32 of shape [31], but config.json asks for"),
+        (change(DENSE, lambda tensor: tensor.T), f"holds '{DENSE}' as F32 of shape [32, 37], but config.json asks"),
+        (change(NORM, lambda tensor: tensor.to(torch.int32)), f"holds '{NORM}' as I32 of shape [32], but config.json"),
+        (change(NORM, lambda tensor: tensor * float("nan")), f"'{NORM}' of "),
+        (change("classifier.bias", lambda tensor: tensor / 0), "holds NaN or infinity as torch.float32"),
+        (change("bert.encoder.layer.0.output.dense.weight", lambda tensor: tensor[0]), "but its weights hold"),
+        (drop(DENSE), "records 1 units for 'layer.1.feed_forward', but its weights hold 0"),
+        (drop(NORM), f"lack {NORM}, which would start at random; take the files anew"),
+        (drop("classifier.bias"), "lack classifier.bias, which would start at random"),
+        (drop("bert.encoder.layer.0.attention.output.dense.weight"), "lack bert.encoder.layer.0.attention.output.de"),
+        (lambda tensors: tensors.update(other=tensors.pop(NORM)), f"lack {NORM}, which would start at random"),
+    ],
+)
+def test_altered_tensors(alter, message, tmp_path):
+    apply_plan(tiny_model("bert"), PruningPlan({"layer.0.heads": [0, 2]})).save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    alter(tensors)
+    save_file(tensors, file, {"format": "pt"})
+    before = file.read_bytes()
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load_pruned(tmp_path)
+    assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize("length", [0, 4, 8, 100, 0.5, -1])
+@pytest.mark.parametrize("masked", [False, True])
+def test_weights_cut_short(masked, length, tmp_path):
+    keep = {"bert.pooler.dense.bias": range(30)} if masked else {"layer.0.heads": [0, 2]}
+    apply_plan(tiny_model("bert"), PruningPlan(keep)).save_pretrained(tmp_path)
+    data = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(data[: int(length * len(data)) if length == 0.5 else length])
+    with pytest.raises(ValueError, match="model.safetensors is cut short or was altered, take it anew"):
+        load_pruned(tmp_path)
+
+
+def test_shards_that_are_missing_or_cut_short(tmp_path):
+    pruned_model().save_pretrained(tmp_path, max_shard_size="20KB")
+    index = tmp_path / "model.safetensors.index.json"
+    shard = sorted(tmp_path.glob("*.safetensors"))[1]
+    data = shard.read_bytes()
+    shard.write_bytes(data[:-9])
+    with pytest.raises(ValueError, match=f"{shard.name} is cut short or was altered"):
+        load_pruned(tmp_path)
+    shard.unlink()
+    with pytest.raises(ValueError, match=f"{shard.name} of .* is missing, which holds a part of the weights"):
+        load_pruned(tmp_path)
+    shard.write_bytes(data)
+    load_pruned(tmp_path)
+    for text, message in (("{", "is not valid JSON"), ('{"weight_map": 3}', "should hold 'weight_map'")):
+        index.write_text(text)
+        with pytest.raises(ValueError, match=f"index.json.* {message}"):
+            load_pruned(tmp_path)
+
+
+def test_a_plan_of_another_checkpoint_with_the_same_sizes(tmp_path):
+    for name, heads in (("one", [1, 2]), ("two", [0, 3])):
+        prune_heads(tiny_model("mpnet"), {1: heads}).save_pretrained(tmp_path / name)
+    shutil.copy(tmp_path / "one" / "pruning_plan.json", tmp_path / "two")
+    with pytest.raises(
+        ValueError, match=re.escape("keeps the heads [0, 3] of 'layer.1.heads', but config.json records")
+    ):
+        load_pruned(tmp_path / "two")
+
+
+@pytest.mark.parametrize(
+    "text", ["", '{"model_type": "bert"', "\0\1", "[" * 5000, "null", '{"num_labels": ' + "9" * 5000]
+)
+def test_a_config_that_cannot_be_read(text, tmp_path):
+    pruned_model().save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises((ValueError, OSError), match="config"):
+        load_pruned(tmp_path)

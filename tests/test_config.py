@@ -18,14 +18,12 @@ import json
 import re
 
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 from models import tiny_batch, tiny_model
 from transformers import HfArgumentParser
 
 from optimum_camcut import PruningConfig, find_groups, score_groups
 from optimum_camcut.config import CHOICES
-from optimum_camcut.scoring import SCORERS, WEIGHT_SCORERS
+from optimum_camcut.scoring import SCORERS
 
 
 FIELDS = tuple(field.name for field in dataclasses.fields(PruningConfig))
@@ -102,7 +100,7 @@ def test_a_bad_value_is_named(name, value):
         ({"layer_unit": "layer"}, "unknown layer_unit 'layer'; expected 'sublayer' or 'block'"),
         ({"sparsity": 1.5}, "sparsity should be a number between 0 and 1, both excluded; got 1.5"),
         ({"compression": 1}, "compression should be a number above 1; got 1"),
-        ({"num_samples": 0}, "num_samples should be an integer of at least 1; got 0"),
+        ({"num_samples": 0}, "num_samples should be an integer of at least 1 and below 2**63; got 0"),
         ({"rewind": "yes"}, "rewind should be True or False; got 'yes'"),
         ({"shift": 10.0}, "shift should be 0 for heads and neurons: it applies to single weights; got 10.0"),
         ({"rewind": True}, "rewind=True returns to the weights before the dense epochs; set dense_epochs above 0"),
@@ -273,42 +271,3 @@ def test_the_help_explains_every_field():
     for field in dataclasses.fields(PruningConfig):
         assert f"--{field.name}" in text
         assert re.sub(r"\s+", " ", field.metadata["help"]) in text
-
-
-# --- at random ------------------------------------------------------------------------------------------------------
-
-SCALARS = (
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.sampled_from([HUGE, -HUGE])
-    | st.floats()
-    | st.text(max_size=8)
-    | st.sampled_from([*SCORERS, *(choice for choices in CHOICES.values() for choice in choices)])
-)
-VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner))
-SENSIBLE = {name: st.just(value) for name, value in {**OTHER, "granularity": ["neurons"]}.items()}
-
-
-@settings(max_examples=400, deadline=None, derandomize=True)
-@given(
-    st.fixed_dictionaries({}, optional={name: VALUES | SENSIBLE[name] for name in FIELDS})
-    | st.builds(
-        lambda base, name, value: {**base, name: value},
-        st.just({"sparsity": 0.5}),
-        st.sampled_from(FIELDS),
-        VALUES,
-    )
-)
-@example({"sparsity": 0.5, "granularity": None})
-@example({"sparsity": 0.5, "method": []})
-@example({"sparsity": HUGE})
-def test_any_json_is_a_usable_config_or_a_value_error(values):
-    try:
-        made = PruningConfig.from_dict(values)
-    except ValueError:
-        return
-    assert PruningConfig.from_dict(json.loads(json.dumps(made.to_dict(), allow_nan=False))) == made
-    assert made.method in (WEIGHT_SCORERS if made.granularity == ("weights",) else SCORERS)
-    assert made.granularity == ("weights",) or set(made.granularity) <= {"heads", "neurons", "layers"}
-    assert (made.sparsity is None) != (made.compression is None)

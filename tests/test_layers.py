@@ -465,7 +465,10 @@ def test_copies_pickles_dtypes_and_shards(tmp_path):
             lambda sizes: sizes.update({"layer.9.attention": 0}),
             "a size for 'layer.9.attention', which this model lacks",
         ),
-        (lambda sizes: sizes.update({"layer.1.heads": 2}), "a size for 'layer.1.heads', which this model lacks"),
+        (
+            lambda sizes: sizes.update({"layer.1.heads": 2}),
+            "units for 'layer.1.heads', whose sub-layer it records as gone",
+        ),
     ],
 )
 def test_records_that_do_not_fit(change, message, tmp_path):

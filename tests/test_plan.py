@@ -500,9 +500,27 @@ def test_a_plan_by_hand_needs_no_more_than_keep():
     assert random_plan(model, 0) != plan
 
 
-@pytest.mark.parametrize("units", [[-1], [0, 0], [1.0], ["1"], [True], [[0]], [None], [torch.tensor(1.0)]], ids=str)
+@pytest.mark.parametrize(
+    "units",
+    [
+        [-1],
+        [0, 0],
+        [1.0],
+        ["1"],
+        [True],
+        [[0]],
+        [None],
+        [torch.tensor(1.0)],
+        torch.tensor([True, False]),
+        "",
+        b"\x00",
+        None,
+        np.array(3),
+    ],
+    ids=str,
+)
 def test_indices_are_distinct_whole_numbers(units):
-    with pytest.raises(ValueError, match=r"the plan should keep distinct indices of at least 0 of 'layer\.0\.heads'"):
+    with pytest.raises(ValueError, match=r"the plan should keep distinct indices of at least 0 and below 2"):
         PruningPlan({"layer.0.heads": units})
 
 
@@ -511,9 +529,11 @@ def test_indices_of_other_integer_types_are_taken():
     assert PruningPlan({"a": torch.tensor([2, 0]), "b": np.array([1])}).keep == {"a": (0, 2), "b": (1,)}
 
 
-@pytest.mark.parametrize("size", [3, 0, -1, 4.0, "4"])
+@pytest.mark.parametrize("size", [3, 0, -1, 4.0, "4", True, None])
 def test_indices_are_below_the_size(size):
-    message = f"the plan keeps unit 3 of 'layer.0.heads', which has size {size!r}"
+    message = f"a plan's size of 'layer.0.heads' should be an integer of at least 0; got {size!r}"
+    if size in (0, 3):
+        message = f"the plan keeps unit 3 of 'layer.0.heads', which has size {size!r}"
     with pytest.raises(ValueError, match=re.escape(message)):
         PruningPlan({"layer.0.heads": [0, 3]}, {"layer.0.heads": size})
 
@@ -523,18 +543,21 @@ def test_indices_are_below_the_size(size):
     [
         (
             '{"keep": {}, "kept": 1, "a": 2}',
-            "unknown keys ['a', 'kept'] in a pruning plan; known keys: keep, sizes, model",
+            "unknown PruningPlan fields ['a', 'kept']; known fields: keep, sizes, model_type",
         ),
-        ('{"sizes": {}}', "a pruning plan should hold 'keep', group name -> list of indices; got None"),
-        ('{"keep": [1]}', "a pruning plan should hold 'keep', group name -> list of indices; got [1]"),
-        ('{"keep": {"layer.0.heads": 1}}', "a pruning plan should hold 'keep', group name -> list of indices"),
+        ('{"sizes": {}}', "a plan should hold 'keep', group names -> lists of indices; got None"),
+        ('{"keep": [1]}', "a plan should hold 'keep', group names -> lists of indices; got [1]"),
+        (
+            '{"keep": {"layer.0.heads": 1}}',
+            "the plan should keep distinct indices of at least 0 and below 2",
+        ),
         (
             '{"keep": {"layer.0.heads": "01"}}',
-            "the plan should keep distinct indices of at least 0 of 'layer.0.heads'",
+            "the plan should keep distinct indices of at least 0 and below 2**63 of 'layer.0.heads'",
         ),
-        ('{"keep": {}, "sizes": [1]}', "'sizes' of a pruning plan should map group name -> number of units; got [1]"),
+        ('{"keep": {}, "sizes": [1]}', "a plan should hold 'sizes', group names -> numbers of units; got [1]"),
         ('{"keep": {}, "config": {"sparsity": 2}}', "sparsity should be a number between 0 and 1"),
-        ('{"keep": {}, "config": 5}', "config"),
+        ('{"keep": {}, "config": 5}', "expected a dict with the fields of PruningConfig"),
         ('{"keep": ', "is not valid JSON"),
         ("[1]", "should hold a JSON object, it holds a list"),
     ],

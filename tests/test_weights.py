@@ -964,7 +964,10 @@ BIAS, WEIGHT = "bert.encoder.layer.0.output.dense.bias", "bert.encoder.layer.0.o
     [
         (PruningPlan({WEIGHT: [0], BIAS: [32]}), f"'{BIAS}' has no unit 32: it has 32, numbered from 0"),
         (PruningPlan({WEIGHT: [0], BIAS: [0]}, {BIAS: 31}), "the plan is for a model with 31 units in"),
-        (PruningPlan({WEIGHT: [0], BIAS: IndexSet(np.ones(33, dtype=bool))}), f"'{BIAS}' has no unit 32"),
+        (
+            PruningPlan({WEIGHT: [0], BIAS: IndexSet(np.ones(33, dtype=bool))}),
+            "the plan is for a model with 33 units in",
+        ),
         (PruningPlan({WEIGHT: [0], "classifier.weight": [0]}), "names the group 'classifier.weight'"),
         (PruningPlan({WEIGHT: [0], "bert.pooler.dense.weight": [3, 4]}), r"keeps units \[4\] .* removed already"),
         (PruningPlan({WEIGHT: [0], "layer.0.heads": [0]}), "'layer.0.heads' cannot be cut together with masking"),
