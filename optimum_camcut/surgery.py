@@ -63,10 +63,15 @@ def apply_plan(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
     Raises:
         `TypeError`: not a transformers model, or not a plan.
         `ValueError`: the plan is for another model, names a group or unit that the model lacks, keeps a unit that an
-            earlier cut removed, or cuts what has masked weights.
+            earlier cut removed, or cuts what has masked weights; or the model is offloaded.
     """
     if not isinstance(plan, PruningPlan):
         raise TypeError(f"expected a PruningPlan, got {type(plan).__name__}")
+    if any(p.is_meta for p in model.parameters()) and any(hasattr(m, "_hf_hook") for m in model.modules()):
+        raise ValueError(
+            "the model's weights are offloaded by its device_map, out of reach: save the plan, load the model whole "
+            "(on the CPU, say) and apply the plan to that"
+        )
     masks = {name: units for name, units in plan.keep.items() if is_weight(name)}
     cuts_units = len(masks) < len(plan.keep) or not masks
     kinds = [*(KINDS if cuts_units else ()), *([WEIGHTS] if masks else ())]
