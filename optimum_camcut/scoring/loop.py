@@ -38,6 +38,7 @@ from ..config import PruningConfig
 from ..groups import WEIGHTS, PrunableGroup, check_group
 from .capture import ActivationCapture
 from .noise import GaussianNoise, linear_noise
+from .processes import all_or_none
 from .registry import Scorer, get_scorer
 from .sums import RunningSums
 from .weights import score_weights
@@ -84,6 +85,7 @@ def score_groups(
 
     Raises:
         `ValueError`: no groups, no batches, labels missing, or scores that are NaN, infinite or all zero.
+        `RuntimeError`: another process failed or died.
     """
     groups = [group for group in groups if group.kind in config.granularity]
     if not groups:
@@ -105,9 +107,10 @@ def score_groups(
         dropout = model.training and WEIGHTS in config.granularity if config.dropout is None else config.dropout
         sums = _running_sums(progress_file, model, present, config, dropout)
         batches = _own_batches(model, dataloader, config, dropout, sums, disable_tqdm)
-        with scoring_mode(model, dropout), closing(batches):  # an error must not leave it in mid-batch
+        # An error must not leave the batches in the middle of one.
+        with scoring_mode(model, dropout), closing(batches), all_or_none(batches) as own:
             loss = _checked(loss_function or _model_loss, sums)
-            scores = score(model, present, batches, sums, config, scorer, loss)
+            scores = score(model, present, own, sums, config, scorer, loss)
     for group in groups:
         shape = model.get_parameter(group.name).shape if group.kind == WEIGHTS else (group.size,)
         scores.setdefault(group.name, torch.zeros(shape))
