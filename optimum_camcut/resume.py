@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ UNFINISHED = ".unfinished"  # a file in the folder of a checkpoint for as long a
 
 @contextmanager
 def marked_unfinished(checkpoint: Path, is_main_process: bool, wait: Callable[[], Any]) -> Iterator[None]:
-    """A checkpoint that is written inside this context counts as one only after it.
+    """A checkpoint that is written inside this context counts as one only after it, and goes after an error.
 
     Args:
         checkpoint: its folder, made if need be.
@@ -44,7 +44,12 @@ def marked_unfinished(checkpoint: Path, is_main_process: bool, wait: Callable[[]
         checkpoint.mkdir(parents=True, exist_ok=True)
         mark.touch()
     wait()
-    yield
+    try:
+        yield
+    except BaseException:
+        if is_main_process:
+            _remove(checkpoint)
+        raise
     wait()
     if is_main_process:
         mark.unlink()
@@ -68,7 +73,15 @@ def remove_old_checkpoints(folder: Path, limit: int | None, best: str | None) ->
     protected = {found[-1].resolve()} | ({Path(best).resolve()} if best is not None else set())
     old = [path for path in found if path.resolve() not in protected]
     for path in old[: max(len(found) - max(limit, len(protected)), 0)]:
-        shutil.rmtree(path, ignore_errors=True)
+        _remove(path)
+
+
+def _remove(checkpoint: Path) -> None:
+    """Renames it first: one that is half removed should not look like a checkpoint."""
+    removed = checkpoint.with_name(f"_removed-{checkpoint.name}")
+    with suppress(OSError):
+        checkpoint.rename(removed)
+    shutil.rmtree(removed, ignore_errors=True)
 
 
 def check_same_config(folder: Path, config: PruningConfig) -> None:

@@ -16,13 +16,14 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from ..files import replacing
 
 
 logger = logging.getLogger(__name__)
@@ -61,11 +62,13 @@ class RunningSums:
     def save(self) -> None:
         if self.path is None:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(f"{self.path.name}.partial")
         values = {name: value.detach().cpu().contiguous() for name, value in self.values.items()}
-        save_file(values, partial, metadata={"identity": self.identity, "batches": str(self.batches)})
-        os.replace(partial, self.path)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(self.path) as partial:
+                save_file(values, partial, metadata={"identity": self.identity, "batches": str(self.batches)})
+        except OSError as error:  # no reason to lose hours of scoring
+            logger.warning("scoring goes on, but would not go on from here after an interruption: %s", error)
         self._saved = time.monotonic()
 
     def _load(self, path: Path) -> None:
