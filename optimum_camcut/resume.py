@@ -32,7 +32,7 @@ UNFINISHED = ".unfinished"  # a file in the folder of a checkpoint for as long a
 
 @contextmanager
 def marked_unfinished(checkpoint: Path, is_main_process: bool, wait: Callable[[], Any]) -> Iterator[None]:
-    """A checkpoint that is written inside this context counts as one only after it, and goes after an error.
+    """A checkpoint that is written inside this context counts as one only after it. After an error its files go.
 
     Args:
         checkpoint: its folder, made if need be.
@@ -42,13 +42,21 @@ def marked_unfinished(checkpoint: Path, is_main_process: bool, wait: Callable[[]
     mark = checkpoint / UNFINISHED
     if is_main_process:
         checkpoint.mkdir(parents=True, exist_ok=True)
-        mark.touch()
+        try:
+            mark.touch()
+        except OSError:
+            with suppress(OSError):
+                checkpoint.rmdir()  # only if there is nothing in it
+            raise
     wait()
     try:
         yield
     except BaseException:
-        if is_main_process:
-            _remove(checkpoint)
+        if is_main_process:  # the mark stays: other processes may still be writing there
+            with suppress(OSError):
+                for path in checkpoint.iterdir():
+                    if path != mark:
+                        path.unlink()
         raise
     wait()
     if is_main_process:
@@ -65,6 +73,12 @@ def checkpoints(folder: Path) -> list[Path]:
     return [found[number] for number in sorted(found)]
 
 
+def remove_unfinished_checkpoints(folder: Path) -> None:
+    """Removes what saves that did not come to their end have left."""
+    for mark in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{UNFINISHED}"):
+        _remove(mark.parent)
+
+
 def remove_old_checkpoints(folder: Path, limit: int | None, best: str | None) -> None:
     """Removes the oldest checkpoints until `limit` are left; the newest and the best stay."""
     found = checkpoints(folder)
@@ -79,6 +93,7 @@ def remove_old_checkpoints(folder: Path, limit: int | None, best: str | None) ->
 def _remove(checkpoint: Path) -> None:
     """Renames it first: one that is half removed should not look like a checkpoint."""
     removed = checkpoint.with_name(f"_removed-{checkpoint.name}")
+    shutil.rmtree(removed, ignore_errors=True)
     with suppress(OSError):
         checkpoint.rename(removed)
     shutil.rmtree(removed, ignore_errors=True)

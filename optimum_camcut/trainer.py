@@ -41,7 +41,14 @@ from .groups import WEIGHTS, find_groups
 from .masking import hold_masks, masked_weights
 from .plan import PLAN_NAME, PruningPlan, check_budget, make_plan, remaining_budget
 from .rebuild import reconstruct
-from .resume import UNFINISHED, check_same_config, checkpoints, marked_unfinished, remove_old_checkpoints
+from .resume import (
+    UNFINISHED,
+    check_same_config,
+    checkpoints,
+    marked_unfinished,
+    remove_old_checkpoints,
+    remove_unfinished_checkpoints,
+)
 from .scoring import get_scorer
 from .scoring.loop import Batch, Scores, score_groups
 from .surgery import apply_plan
@@ -131,6 +138,8 @@ class CamCutTrainer(Trainer):
                 with write_errors(self._root, "Training would have nowhere to save to: choose another output_dir."):
                     if not resume_from_checkpoint:
                         self._remove_progress()
+                    for phase in phases:
+                        remove_unfinished_checkpoints(self._root / phase)
                     config.save_pretrained(self._root)
             self.accelerator.wait_for_everyone()
             output = TrainOutput(0, 0.0, {})
