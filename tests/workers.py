@@ -35,9 +35,10 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 from models import tiny_batch, tiny_model
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments, modeling_utils
 
-from optimum_camcut import CamCutTrainer, PruningConfig, find_groups, score_groups
+from optimum_camcut import CamCutTrainer, PruningConfig, find_groups, load_pruned, score_groups
+from optimum_camcut.card import write_card
 from optimum_camcut.scoring import sums
 
 
@@ -255,6 +256,60 @@ def score(granularity, method, fault, patient=False):
         print(f"{type(error).__name__}: {error}", flush=True)
         if patient and isinstance(error, ValueError):
             time.sleep(600)
+        raise SystemExit(3) from None
+
+
+def train_unprivileged(folder):
+    """Trains as a user who may not write everywhere, and prints what is worked on."""
+    if os.geteuid() == 0:
+        os.seteuid(65534)  # nobody
+    try:
+        train(folder, (1, 0, print, "a step"))
+    except OSError as error:
+        print(f"{type(error).__name__}: {error}", flush=True)
+        raise SystemExit(3) from None
+
+
+def save_model(folder, size):
+    trainer = make_trainer(folder)
+    limit_files(size)
+    trainer.save_model()
+
+
+def save_over(folder, save, size=None, kill_at=None, **kwargs):
+    """Saves a pruned model with other weights, its plan or its card over those in `folder`, on a full disk or killed
+    in the middle of writing weights, or when a file in `folder` is replaced or removed."""
+    model, moments = load_pruned(folder), []
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+
+    def watched(function, writes=False):
+        def call(*args, **kwargs):
+            path = Path(args[-1])
+            if writes or path.parent == folder:
+                moments.append(path)
+                if len(moments) == kill_at:
+                    if writes:
+                        path.write_bytes(b"half a file")
+                    die()
+            return function(*args, **kwargs)
+
+        return call
+
+    if kill_at is not None:
+        os.replace, os.unlink = watched(os.replace), watched(os.unlink)
+        modeling_utils.safe_save_file = watched(modeling_utils.safe_save_file, writes=True)
+    limit_files(size)
+    try:
+        if save == "checkpoint":
+            model.save_pretrained(folder, **kwargs)
+        elif save == "card":
+            write_card(folder, model)
+        elif save == "plan":
+            model.pruning_plan.save(folder)
+    except OSError as error:
+        print(f"{error} | {type(error.__cause__).__name__}", flush=True)
         raise SystemExit(3) from None
 
 
