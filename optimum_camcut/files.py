@@ -49,9 +49,16 @@ def write_errors(
     except WriteError as error:
         raise WriteError(error.what, error.reason, advice) from error.__cause__
     except (OSError, SafetensorError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # that is where torch.save fails
+        if not _of_disk(error):
             raise
         raise WriteError(what, error, advice) from error
+
+
+def _of_disk(error: Exception) -> bool:
+    """Whether writing failed: errors of the network are `OSError`s too, and `torch.save` gives a `RuntimeError`."""
+    if isinstance(error, OSError):
+        return error.errno is not None and not isinstance(error, ConnectionError)
+    return isinstance(error, SafetensorError) or "inline_container" in str(error)
 
 
 @contextmanager
