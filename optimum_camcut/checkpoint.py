@@ -236,7 +236,7 @@ def _replacing_checkpoint(folder: Path, variant: str | None) -> Iterator[Path]:
     Weights of an earlier save that are not replaced go.
 
     At no moment does `folder` load as a mixture of two sets of weights: shards are replaced by others of the same
-    name only while no index lists them.
+    name only while no index lists them, and a save that is killed just then leaves weights that do not load.
     """
     suffix, temporary = f".{variant}" if variant else "", folder / "_saving"
     index = SAFE_WEIGHTS_INDEX_NAME.replace(".json", f"{suffix}.json")

@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 
 
 class WriteError(OSError):
-    """What could not be written, why, and what to do."""
+    """Says what could not be written, why, and what to do."""
 
     def __init__(self, what: object, reason: object, advice: str) -> None:
         super().__init__(f"{what} could not be written: {reason}. {advice}")
@@ -51,7 +51,8 @@ def write_errors(
     except (OSError, SafetensorError, RuntimeError) as error:
         if not _of_disk(error):
             raise
-        raise WriteError(what, error, advice) from error
+        reason = f"is the disk full? ({error})" if isinstance(error, RuntimeError) else error  # torch does not say
+        raise WriteError(what, reason, advice) from error
 
 
 def _of_disk(error: Exception) -> bool:
@@ -67,7 +68,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     the disk; after an error nothing of it is left.
 
     Raises:
-        `OSError`: it could not be written.
+        `WriteError`: it could not be written.
     """
     path = Path(path)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
@@ -84,7 +85,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 def sync(path: Path) -> None:
     """Waits until a file is on the disk; some file systems tell only then that they are full."""
-    with path.open("rb") as file:
+    with path.open("r+b") as file:
         os.fsync(file.fileno())
 
 

@@ -49,7 +49,11 @@ PLACES = {
     "dense": ((1, 3, limit_files, 8192), None, f"checkpoint-4.* could not be written: .*{CHECKPOINT}"),
     "teacher": (None, (limit_files, 8192), "_teacher.safetensors could not be written: .*File too large"),
     "weights": ((2, 3, limit_files, 8192), None, f"checkpoint-4 could not be written: .*File too large.*{CHECKPOINT}"),
-    "optimizer": ((2, 3, limit_files, None), None, f"the checkpoint .*checkpoint-4 could not be .*{CHECKPOINT}"),
+    "optimizer": (
+        (2, 3, limit_files, None),
+        None,
+        f"the checkpoint .*checkpoint-4 could not .* disk full.*{CHECKPOINT}",
+    ),
 }
 
 
@@ -140,7 +144,7 @@ def test_a_full_disk_leaves_the_earlier_save_whole(save, size, saved, tmp_path):
 
 
 def test_a_killed_save_leaves_the_earlier_one_or_the_new_one(saved, tmp_path):
-    """Whenever it is killed, before and after every renaming; sharded weights are never mixed."""
+    """Killed while it writes, and before every renaming; sharded weights are never mixed."""
     for before, after in (("50GB", "50GB"), ("50GB", "40KB"), ("40KB", "50GB"), ("40KB", "40KB")):
         first = tmp_path / "first"
         old = load_pruned(saved)
@@ -161,6 +165,6 @@ def test_a_killed_save_leaves_the_earlier_one_or_the_new_one(saved, tmp_path):
                 loaded.append(None)
             shutil.rmtree(folder)
         new = loaded[-1]
-        assert len(codes) > 6 and new != digest(old) and set(loaded) <= {digest(old), new, None}
+        assert len(codes) > 3 and new != digest(old) and set(loaded) <= {digest(old), new, None}
         assert loaded == sorted(loaded, key=[digest(old), None, new].index)  # once new, it stays new
         shutil.rmtree(first)

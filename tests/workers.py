@@ -278,7 +278,7 @@ def save_model(folder, size):
 
 def save_over(folder, save, size=None, kill_at=None, **kwargs):
     """Saves a pruned model with other weights, its plan or its card over those in `folder`, on a full disk or killed
-    in the middle of writing weights, or when a file in `folder` is replaced or removed."""
+    in the middle of writing weights, or when weights in `folder` are replaced or removed."""
     model, moments = load_pruned(folder), []
     with torch.no_grad():
         for parameter in model.parameters():
@@ -287,7 +287,7 @@ def save_over(folder, save, size=None, kill_at=None, **kwargs):
     def watched(function, writes=False):
         def call(*args, **kwargs):
             path = Path(args[-1])
-            if writes or path.parent == folder:
+            if writes or (path.parent == folder and path.name.startswith("model")):
                 moments.append(path)
                 if len(moments) == kill_at:
                     if writes:
