@@ -116,7 +116,7 @@ FAILED = "RuntimeError: scoring failed in another process (number 2): see the er
 
 @pytest.mark.parametrize(("granularity", "method"), [("neurons", "smooth_cut"), ("weights", "snip")])
 def test_scoring_ends_in_all_processes_when_one_dies(granularity, method):
-    first, second, dead = (w.end(30) for w in together(3, workers.score, granularity, method, workers.die))
+    first, second, dead = (w.end() for w in together(3, workers.score, granularity, method, workers.die))
     assert dead[0] == -signal.SIGKILL
     for code, output in (first, second):
         assert code == 3 and DIED in output
@@ -125,10 +125,10 @@ def test_scoring_ends_in_all_processes_when_one_dies(granularity, method):
 @pytest.mark.parametrize(("granularity", "method"), [("heads", "taylor"), ("weights", "cam_cut")])
 def test_scoring_fails_in_all_processes_when_one_fails_and_lives_on(granularity, method):
     *others, failing = together(3, workers.score, granularity, method, workers.nan, True)
-    for code, output in (worker.end(30) for worker in others):
+    for code, output in (worker.end() for worker in others):
         assert code == 3 and FAILED in output
     failing.process.kill()  # which has been waiting since
-    code, output = failing.end(30)
+    code, output = failing.end()
     assert code == -signal.SIGKILL and "ValueError: the loss of scoring batch 5 is nan" in output
 
 
@@ -158,7 +158,7 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_training_stops_when_a_process_dies_and_goes_on_from_there(fault, two_processes, tmp_path):
     """Without a launcher, which would end the others."""
-    (code, output), (dead, _) = (worker.end(30) for worker in together(2, workers.train, tmp_path, FAULTS[fault]))
+    (code, output), (dead, _) = (worker.end() for worker in together(2, workers.train, tmp_path, FAULTS[fault]))
     assert dead == (1 if fault == "nan" else -signal.SIGKILL)
     assert code == 1 and "RuntimeError: " in output
     for worker in together(2, workers.train, tmp_path, None, True):
@@ -178,7 +178,7 @@ def test_launchers_end(launcher, fault, two_processes, tmp_path):
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": workers.PATH},
-        timeout=60,
+        timeout=120,
     )
     assert done.returncode != 0
     assert "ValueError: the loss of scoring batch 3 is nan" in done.stderr or fault != "nan", done.stderr

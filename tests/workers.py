@@ -65,7 +65,7 @@ class Worker:
             os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
         writer.close()
 
-    def end(self, seconds=60):
+    def end(self, seconds=120):
         """What it printed, and its exit code: minus the signal if one killed it."""
         output, deadline = b"", time.monotonic() + seconds
         with contextlib.suppress(EOFError):
