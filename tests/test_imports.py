@@ -42,6 +42,7 @@ ORDER = (
     "config",
     "scoring.capture",
     "scoring.noise",
+    "scoring.processes",
     "scoring.sums",
     "scoring.weights",
     "scoring.loop",
@@ -286,6 +287,7 @@ def test_scoring_methods_need_no_torch_at_import():
         if name.startswith("scoring") and name not in (
             "scoring.capture",
             "scoring.noise",
+            "scoring.processes",
             "scoring.sums",
             "scoring.weights",
             "scoring.loop",
