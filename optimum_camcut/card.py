@@ -21,12 +21,14 @@ from pathlib import Path
 from huggingface_hub import ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
+from .files import write_text
 from .groups import WEIGHTS
 from .masking import count_zeros
 from .modeling_camcut import RECORD
 from .plan import is_weight
 
 
+CARD_NAME = "README.md"
 BEGIN, END = "<!-- optimum-camcut: begin -->", "<!-- optimum-camcut: end -->"
 TAGS = ["optimum-camcut", "pruned"]
 
@@ -38,7 +40,7 @@ def write_card(folder: str | Path, model: PreTrainedModel) -> None:
         folder: of the checkpoint.
         model: with its plan as `model.pruning_plan`.
     """
-    path = Path(folder) / "README.md"
+    path = Path(folder) / CARD_NAME
     if path.exists():
         card = ModelCard.load(path)
     else:
@@ -53,7 +55,7 @@ def write_card(folder: str | Path, model: PreTrainedModel) -> None:
         card.text = pattern.sub(lambda _: section, card.text)
     else:
         card.text = f"{card.text.rstrip()}\n\n{section}\n"
-    card.save(path)
+    write_text(path, str(card))
 
 
 def pruning_section(model: PreTrainedModel) -> str:

@@ -19,8 +19,12 @@ import copy
 import dataclasses
 import functools
 import logging
+import os
+import re
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +37,8 @@ from transformers.models.auto import modeling_auto
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from . import modeling_camcut
-from .card import write_card
-from .files import read_json, write_text
+from .card import CARD_NAME, write_card
+from .files import read_json, sync, write_errors, write_text
 from .masking import masked_weights, zero_weights
 from .modeling_camcut import (
     ARCHITECTURES,
@@ -92,18 +96,23 @@ class PrunedCheckpoint:
         cut = is_cut(self.config)
         if cut:
             self.config.auto_map = auto_map(self.config)
-        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
-        if is_main_process:
-            save_directory = Path(save_directory)
+        if not is_main_process:
+            super().save_pretrained(save_directory, is_main_process=False, **kwargs)
+            return
+        save_directory = Path(save_directory)
+        with _replacing_checkpoint(save_directory, kwargs.get("variant")) as folder:
+            super().save_pretrained(folder, **kwargs)
             if cut:
-                write_text(save_directory / MODELING_NAME, modeling_source(self.config.model_type))
+                write_text(folder / MODELING_NAME, modeling_source(self.config.model_type))
             if self.pruning_plan is not None:
-                self.pruning_plan.save(save_directory / PLAN_NAME)
+                self.pruning_plan.save(folder / PLAN_NAME)
                 if self.pruning_plan.config is not None:
-                    self.pruning_plan.config.save_pretrained(save_directory)
-            write_card(save_directory, self)
-            if push_to_hub:
-                _upload(save_directory, **({"repo_id": save_directory.name} | hub))
+                    self.pruning_plan.config.save_pretrained(folder)
+            if (save_directory / CARD_NAME).exists():
+                shutil.copyfile(save_directory / CARD_NAME, folder / CARD_NAME)
+            write_card(folder, self)
+        if push_to_hub:
+            _upload(save_directory, **({"repo_id": save_directory.name} | hub))
 
     def push_to_hub(
         self,
@@ -228,6 +237,37 @@ def modeling_source(model_type: str) -> str:
     if model_type not in SHIPPED_ARCHITECTURES:
         source += f"\n\nARCHITECTURES[{model_type!r}] = {ARCHITECTURES[model_type]!r}\n"
     return source
+
+
+@contextmanager
+def _replacing_checkpoint(folder: Path, variant: str | None) -> Iterator[Path]:
+    """Gives a temporary folder in `folder`, whose files move there when all of them are written, each by one renaming.
+    Weights of an earlier save that are not replaced go.
+
+    At no moment does `folder` load as a mixture of two sets of weights: shards are replaced by others of the same
+    name only while no index lists them, and a save that is killed just then leaves weights that do not load.
+    """
+    suffix, temporary = f".{variant}" if variant else "", folder / "_saving"
+    index = SAFE_WEIGHTS_INDEX_NAME.replace(".json", f"{suffix}.json")
+    weights = re.compile(rf"model{re.escape(suffix)}(-\d{{5}}-of-\d{{5}})?\.safetensors")
+    with write_errors(folder):
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)  # of a save that was killed
+            temporary.mkdir(parents=True)
+            yield temporary
+            names = sorted(os.listdir(temporary), key=lambda name: (name == index, bool(weights.fullmatch(name))))
+            for name in names:
+                sync(temporary / name)
+            before = {name for name in os.listdir(folder) if name == index or weights.fullmatch(name)}
+            replaced = before.intersection(names)
+            if index in replaced and len(replaced) > 1:
+                (folder / index).unlink()
+            for name in names:
+                os.replace(temporary / name, folder / name)
+            for name in before.difference(names):
+                (folder / name).unlink()
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _upload(

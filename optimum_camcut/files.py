@@ -17,27 +17,82 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
+
+
+class WriteError(OSError):
+    """Says what could not be written, why, and what to do."""
+
+    def __init__(self, what: object, reason: object, advice: str) -> None:
+        super().__init__(f"{what} could not be written: {reason}. {advice}")
+        self.what, self.reason = what, reason
+        self.errno = reason.errno if isinstance(reason, OSError) else None
+
+
+@contextmanager
+def write_errors(
+    what: object, advice: str = "Make room or choose another folder; what was there before is as it was."
+) -> Iterator[None]:
+    """Turns the errors of a full disk, a read-only folder, ... into one that says what to do. Inside another, the
+    inner one says what could not be written, and the outer one what to do.
+
+    Raises:
+        `WriteError`: its cause is the original error.
+    """
+    try:
+        yield
+    except WriteError as error:
+        raise WriteError(error.what, error.reason, advice) from error.__cause__
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if not _of_disk(error):
+            raise
+        reason = f"is the disk full? ({error})" if isinstance(error, RuntimeError) else error  # torch does not say
+        raise WriteError(what, reason, advice) from error
+
+
+def _of_disk(error: Exception) -> bool:
+    """Whether writing failed: errors of the network are `OSError`s too, and `torch.save` gives a `RuntimeError`."""
+    if isinstance(error, OSError):
+        return error.errno is not None and not isinstance(error, ConnectionError)
+    return isinstance(error, SafetensorError) or "inline_container" in str(error)
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Gives a temporary path beside `path`. What is written there takes the place of `path` at the end, when it is on
+    the disk; after an error nothing of it is left.
+
+    Raises:
+        `WriteError`: it could not be written.
+    """
+    path = Path(path)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    with write_errors(path):
+        try:
+            yield partial
+            sync(partial)
+            os.replace(partial, path)
+        except BaseException:
+            with suppress(OSError):
+                partial.unlink()
+            raise
+
+
+def sync(path: Path) -> None:
+    """Waits until a file is on the disk; some file systems tell only then that they are full."""
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
 
 
 def write_text(path: str | Path, text: str) -> None:
     """Writes to a temporary file in the same folder, then renames it."""
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def write_json(path: str | Path, value: Any) -> None:

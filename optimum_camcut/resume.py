@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ UNFINISHED = ".unfinished"  # a file in the folder of a checkpoint for as long a
 
 @contextmanager
 def marked_unfinished(checkpoint: Path, is_main_process: bool, wait: Callable[[], Any]) -> Iterator[None]:
-    """A checkpoint that is written inside this context counts as one only after it.
+    """A checkpoint that is written inside this context counts as one only after it. After an error its files go.
 
     Args:
         checkpoint: its folder, made if need be.
@@ -42,9 +42,22 @@ def marked_unfinished(checkpoint: Path, is_main_process: bool, wait: Callable[[]
     mark = checkpoint / UNFINISHED
     if is_main_process:
         checkpoint.mkdir(parents=True, exist_ok=True)
-        mark.touch()
+        try:
+            mark.touch()
+        except OSError:
+            with suppress(OSError):
+                checkpoint.rmdir()  # only if there is nothing in it
+            raise
     wait()
-    yield
+    try:
+        yield
+    except BaseException:
+        if is_main_process:  # the mark stays: other processes may still be writing there
+            with suppress(OSError):
+                for path in checkpoint.iterdir():
+                    if path != mark:
+                        path.unlink()
+        raise
     wait()
     if is_main_process:
         mark.unlink()
@@ -60,6 +73,12 @@ def checkpoints(folder: Path) -> list[Path]:
     return [found[number] for number in sorted(found)]
 
 
+def remove_unfinished_checkpoints(folder: Path) -> None:
+    """Removes what saves that did not come to their end have left."""
+    for mark in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{UNFINISHED}"):
+        _remove(mark.parent)
+
+
 def remove_old_checkpoints(folder: Path, limit: int | None, best: str | None) -> None:
     """Removes the oldest checkpoints until `limit` are left; the newest and the best stay."""
     found = checkpoints(folder)
@@ -68,7 +87,16 @@ def remove_old_checkpoints(folder: Path, limit: int | None, best: str | None) ->
     protected = {found[-1].resolve()} | ({Path(best).resolve()} if best is not None else set())
     old = [path for path in found if path.resolve() not in protected]
     for path in old[: max(len(found) - max(limit, len(protected)), 0)]:
-        shutil.rmtree(path, ignore_errors=True)
+        _remove(path)
+
+
+def _remove(checkpoint: Path) -> None:
+    """Renames it first: one that is half removed should not look like a checkpoint."""
+    removed = checkpoint.with_name(f"_removed-{checkpoint.name}")
+    shutil.rmtree(removed, ignore_errors=True)
+    with suppress(OSError):
+        checkpoint.rename(removed)
+    shutil.rmtree(removed, ignore_errors=True)
 
 
 def check_same_config(folder: Path, config: PruningConfig) -> None:

@@ -36,11 +36,19 @@ from .card import write_card
 from .checkpoint import PrunedCheckpoint
 from .config import PruningConfig
 from .distillation import distillation_loss
+from .files import replacing, write_errors
 from .groups import WEIGHTS, find_groups
 from .masking import hold_masks, masked_weights
 from .plan import PLAN_NAME, PruningPlan, check_budget, make_plan, remaining_budget
 from .rebuild import reconstruct
-from .resume import UNFINISHED, check_same_config, checkpoints, marked_unfinished, remove_old_checkpoints
+from .resume import (
+    UNFINISHED,
+    check_same_config,
+    checkpoints,
+    marked_unfinished,
+    remove_old_checkpoints,
+    remove_unfinished_checkpoints,
+)
 from .scoring import get_scorer
 from .scoring.batches import Batch
 from .scoring.loop import Scores, score_groups
@@ -128,9 +136,12 @@ class CamCutTrainer(Trainer):
             self._root = Path(self.args.output_dir)
             first, checkpoint = self._phase_to_resume(resume_from_checkpoint, phases)
             if self.is_world_process_zero():
-                if not resume_from_checkpoint:
-                    self._remove_progress()
-                config.save_pretrained(self.args.output_dir)
+                with write_errors(self._root, "Training would have nowhere to save to: choose another output_dir."):
+                    if not resume_from_checkpoint:
+                        self._remove_progress()
+                    for phase in phases:
+                        remove_unfinished_checkpoints(self._root / phase)
+                    config.save_pretrained(self._root)
             self.accelerator.wait_for_everyone()
             output = TrainOutput(0, 0.0, {})
             before = find_groups(self.model, config.granularity)
@@ -263,13 +274,21 @@ class CamCutTrainer(Trainer):
         limit, main = self.args.save_total_limit, self.is_world_process_zero()
         checkpoint = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         self.args.save_total_limit = None
+        advice = "Make room, and go on from the one before with resume_from_checkpoint=True."
         try:
-            with marked_unfinished(checkpoint, main, self.accelerator.wait_for_everyone):
+            with (
+                write_errors(f"the checkpoint {checkpoint}", advice),
+                marked_unfinished(checkpoint, main, self.accelerator.wait_for_everyone),
+            ):
                 super()._save_checkpoint(model, trial)
         finally:
             self.args.save_total_limit = limit
         if main:
             remove_old_checkpoints(folder, limit, self.state.best_model_checkpoint)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        with write_errors(output_dir or self.args.output_dir, "Make room or choose another folder, and save again."):
+            super().save_model(output_dir, _internal_call)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """The card of `Trainer`, with a part on what was pruned."""
@@ -329,11 +348,11 @@ class CamCutTrainer(Trainer):
         if self.pruning_config.distill_weight > 0 and self.is_world_process_zero():
             path = self._root / TEACHER
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_model(self.dense_model, str(path.with_suffix(".partial")))
-            path.with_suffix(".partial").replace(path)
+            with replacing(path) as partial:
+                save_model(self.dense_model, str(partial))
 
     def _remove_progress(self) -> None:
-        for path in [self._root / TEACHER, *self._root.glob(f"{SCORES}*")]:
+        for path in [*self._root.glob(f"{TEACHER}*"), *self._root.glob(f"{SCORES}*")]:
             path.unlink(missing_ok=True)
 
     def _load_dense_model(self) -> None:

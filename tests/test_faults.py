@@ -15,13 +15,16 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import workers
 from models import tiny_batch, tiny_model
+from workers import together
 
 from optimum_camcut import PruningConfig, find_groups, score_groups
 from optimum_camcut.scoring import sums
@@ -103,3 +106,100 @@ def test_one_batch_with_a_nan_loss_is_named(granularity):
         score_groups(model, find_groups(model, granularity), batches, config, loss_function=loss, disable_tqdm=True)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not model.training and all(p.requires_grad and p.grad is None for p in model.parameters())
+
+
+# --- a process that fails or dies -----------------------------------------------------------------------------------
+
+DIED = "RuntimeError: another process died while scoring: see its output, and start all of them again"
+FAILED = "RuntimeError: scoring failed in another process (number 2): see the error in its output"
+
+
+@pytest.mark.parametrize(("granularity", "method"), [("neurons", "smooth_cut"), ("weights", "snip")])
+def test_scoring_ends_in_all_processes_when_one_dies(granularity, method):
+    first, second, dead = (w.end() for w in together(3, workers.score, granularity, method, workers.die))
+    assert dead[0] == -signal.SIGKILL
+    for code, output in (first, second):
+        assert code == 3 and DIED in output
+
+
+@pytest.mark.parametrize(("granularity", "method"), [("heads", "taylor"), ("weights", "cam_cut")])
+def test_scoring_fails_in_all_processes_when_one_fails_and_lives_on(granularity, method):
+    *others, failing = together(3, workers.score, granularity, method, workers.nan, True)
+    for code, output in (worker.end() for worker in others):
+        assert code == 3 and FAILED in output
+    failing.process.kill()  # which has been waiting since
+    code, output = failing.end()
+    assert code == -signal.SIGKILL and "ValueError: the loss of scoring batch 5 is nan" in output
+
+
+def last_line(output):
+    return output.strip().splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """What two processes print at the end that nobody disturbs."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    codes, outputs = zip(*[worker.end() for worker in together(2, workers.train, folder / "out")])
+    assert codes == (0, 0), outputs
+    one, other = map(last_line, outputs)
+    assert one == other and one.startswith("digest")
+    return one
+
+
+FAULTS = {
+    "scoring": ("scoring", 2, workers.die),
+    "nan": ("scoring", 2, workers.nan),
+    "dense": (1, 2, workers.die),
+    "recovery": (2, 2, workers.die),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_training_stops_when_a_process_dies_and_goes_on_from_there(fault, two_processes, tmp_path):
+    """Without a launcher, which would end the others."""
+    (code, output), (dead, _) = (worker.end() for worker in together(2, workers.train, tmp_path, FAULTS[fault]))
+    assert dead == (1 if fault == "nan" else -signal.SIGKILL)
+    assert code == 1 and "RuntimeError: " in output
+    for worker in together(2, workers.train, tmp_path, None, True):
+        code, output = worker.end()
+        assert code == 0 and last_line(output) == two_processes, output
+
+
+@pytest.mark.parametrize(("launcher", "fault"), [("accelerate", "scoring"), ("torchrun", "nan")])
+def test_launchers_end(launcher, fault, two_processes, tmp_path):
+    command = {
+        "accelerate": ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"]
+        + ["--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"],
+        "torchrun": ["torch.distributed.run", "--standalone", "--nproc_per_node=2"],
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", *command[launcher], str(FOLDER / "workers.py"), str(tmp_path), fault],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": workers.PATH},
+        timeout=120,
+    )
+    assert done.returncode != 0
+    assert "ValueError: the loss of scoring batch 3 is nan" in done.stderr or fault != "nan", done.stderr
+    for number in range(2):
+        pid = int((tmp_path / f"pid-{number}").read_text())
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    for worker in together(2, workers.train, tmp_path / "out", None, True):
+        code, output = worker.end()
+        assert code == 0 and last_line(output) == two_processes, output
+
+
+def test_only_the_main_process_writes(two_processes, tmp_path):
+    """But for the sums and the random state of each."""
+    for number, worker in enumerate(together(2, workers.train_watched, tmp_path / "out", tmp_path)):
+        code, output = worker.end()
+        assert code == 0 and last_line(output) == two_processes, output
+        written = json.loads((tmp_path / f"written-{number}").read_text())
+        if number == 0:
+            expected = {"model.safetensors", "optimizer.pt", "trainer_state.json", "pruning_plan.json", ".unfinished"}
+            assert expected | {"rng_state_0.pth", "_scores.0", "_teacher.safetensors"} <= set(written)
+        else:
+            partial = [name for name in written if name.startswith("_scores.1.") and name.endswith(".partial")]
+            assert set(written) == {"rng_state_1.pth", "_scores.1", *partial} and len(partial) == 1

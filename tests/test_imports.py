@@ -42,6 +42,7 @@ ORDER = (
     "config",
     "scoring.capture",
     "scoring.noise",
+    "scoring.processes",
     "scoring.sums",
     "scoring.batches",
     "scoring.weights",
@@ -287,6 +288,7 @@ def test_scoring_methods_need_no_torch_at_import():
         if name.startswith("scoring") and name not in (
             "scoring.capture",
             "scoring.noise",
+            "scoring.processes",
             "scoring.sums",
             "scoring.batches",
             "scoring.weights",

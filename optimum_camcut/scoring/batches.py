@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 from tqdm.auto import tqdm
 
+from .processes import all_or_none
 from .sums import RunningSums
 
 
@@ -57,7 +58,7 @@ def for_each_batch(
         score: `(pieces of the batch, seed)`; adds its scores to the sums only when it has them all.
 
     Raises:
-        `RuntimeError`: a single example does not fit into memory.
+        `RuntimeError`: a single example does not fit into memory, or another process failed.
         `ValueError`: there are no batches.
     """
     devices = {parameter.device: None for parameter in model.parameters()}
@@ -89,9 +90,9 @@ def for_each_batch(
             sums.end_batch()
             current = next(own, None)
 
-    with closing(own):  # an error must not leave the progress bar
+    with all_or_none(), closing(own):  # an error must not leave the progress bar
         run()
-    sums.save()
+        sums.save()
 
 
 def _share(batches: Iterable[Batch], sums: RunningSums) -> Iterator[tuple[int, Batch]]:

@@ -78,6 +78,7 @@ def score_groups(
 
     Raises:
         `ValueError`: no groups, no batches, labels missing, or scores that are NaN, infinite or all zero.
+        `RuntimeError`: another process failed or died.
     """
     groups = [group for group in groups if group.kind in config.granularity]
     if not groups:

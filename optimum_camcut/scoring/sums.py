@@ -16,7 +16,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from pathlib import Path
 
@@ -27,8 +26,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..files import replacing
+
 
 logger = logging.getLogger(__name__)
+
+SMALL = 2**22  # numbers that the processes add up in one go
 
 
 def widest(device: torch.device) -> torch.dtype:
@@ -74,10 +77,14 @@ class RunningSums:
         """
         if PartialState().num_processes == 1:
             return {name: value.cpu() for name, value in self.values.items()}
-        return {
-            name: reduce_across_processes(self.values[name].to(device, widest(device)), "sum").cpu()
-            for name in sorted(self.values)
-        }
+        names = sorted(self.values)
+        values = [self.values[name].to(device, widest(device)).flatten() for name in names]
+        sizes = [len(value) for value in values]
+        if sum(sizes) <= SMALL:
+            values = reduce_across_processes(torch.cat(values), "sum").split(sizes)
+        else:
+            values = reduce_across_processes(values, "sum")  # together they would need their memory twice
+        return {name: value.reshape(self.values[name].shape).cpu() for name, value in zip(names, values)}
 
     def end_batch(self) -> None:
         """Says that all of a batch is in the sums."""
@@ -88,11 +95,13 @@ class RunningSums:
     def save(self) -> None:
         if self.path is None:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(f"{self.path.name}.partial")
         values = {name: value.detach().cpu().contiguous() for name, value in self.values.items()}
-        save_file(values, partial, metadata={"identity": self.identity, "batches": str(self.batches)})
-        os.replace(partial, self.path)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(self.path) as partial:
+                save_file(values, partial, metadata={"identity": self.identity, "batches": str(self.batches)})
+        except OSError as error:  # no reason to lose hours of scoring
+            logger.warning("scoring goes on, but would not go on from here after an interruption: %s", error)
         self._saved = time.monotonic()
 
     def _load(self, path: Path) -> None:
