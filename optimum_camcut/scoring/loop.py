@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.data_loader import DataLoaderStateMixin
+from accelerate.utils import gather as gather_across_processes
 from accelerate.utils import reduce as reduce_across_processes
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
@@ -36,6 +37,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..config import PruningConfig
 from ..groups import WEIGHTS, PrunableGroup, check_group
+from ..sharding import compute_device, is_sharded, reshard, whole
 from .capture import ActivationCapture
 from .noise import GaussianNoise, linear_noise
 from .registry import Scorer, get_scorer
@@ -68,7 +70,8 @@ def score_groups(
     are.
 
     Args:
-        model (`PreTrainedModel`): not wrapped for distributed training.
+        model (`PreTrainedModel`): not wrapped for distributed training, but for `fully_shard` (FSDP2), which leaves it
+            a transformers model.
         groups (`Sequence[PrunableGroup]`): from `find_groups(model)`; those of `config.granularity` are scored.
         dataloader (`Iterable[Batch]`): dicts of tensors as the model takes them, with labels where the method needs
             a loss. Read up to `config.num_samples` examples. `magnitude` and `random` need none: pass None.
@@ -83,7 +86,8 @@ def score_groups(
             single weights, in the shape of the parameter.
 
     Raises:
-        `ValueError`: no groups, no batches, labels missing, or scores that are NaN, infinite or all zero.
+        `ValueError`: no groups, no batches, labels missing, scores that are NaN, infinite or all zero, or single
+            weights of a sharded model.
     """
     groups = [group for group in groups if group.kind in config.granularity]
     if not groups:
@@ -91,6 +95,13 @@ def score_groups(
             f"no groups of {' or '.join(config.granularity)} to score; find_groups(model, {config.granularity}) gives "
             "them"
         )
+    if is_sharded(model):
+        if WEIGHTS in config.granularity:
+            raise ValueError(
+                "single weights cannot be scored under FSDP, which averages their gradients over the processes' "
+                "batches; score them under DDP"
+            )
+        reshard(model)
     for group in groups:
         check_group(model, group)
     scorer = get_scorer(config.method, config.granularity)
@@ -158,9 +169,11 @@ def unit_weights(model: nn.Module, group: PrunableGroup) -> Tensor:
     columns = []
     for piece in group.slices:
         module = model.get_submodule(piece.module)
-        matrix = module.weight.detach()
+        matrix = whole(module.weight.detach())
         matrix = matrix if (piece.axis == "in") == isinstance(module, Conv1D) else matrix.T  # cut axis first
-        tensors = [matrix] if piece.axis == "in" or module.bias is None else [matrix, module.bias.detach()[:, None]]
+        tensors = [matrix]
+        if piece.axis == "out" and module.bias is not None:
+            tensors.append(whole(module.bias.detach())[:, None])
         for tensor in tensors:
             by_unit = tensor.reshape(piece.blocks, group.size, piece.width, -1).transpose(0, 1)
             columns.append(by_unit.reshape(group.size, -1))
@@ -204,17 +217,39 @@ def _own_batches(
     """This process's share of the batches, on the model's device, each with a seed.
 
     Seeds go by what is scored, not by who scores it: any number of processes draws the same noise and dropout.
+
+    A pass through a sharded model is a joint one. Then a process also gets batches that others still have to score
+    when it has none left or has scored that one before; what comes of these is not counted.
     """
-    state, device, index, done = PartialState(), next(model.parameters()).device, -1, sums.batches
+    state, device, index, done = PartialState(), compute_device(model), -1, sums.batches
+    together, first = is_sharded(model) and state.num_processes > 1, done
+    if together:
+        first = int(gather_across_processes(torch.tensor([done], device=device)).min())
     for index, batch in enumerate(limit(dataloader, config.num_samples, config.method, disable_tqdm)):
-        if index % state.num_processes == state.process_index and index // state.num_processes >= done:
+        turn = index // state.num_processes
+        if index % state.num_processes == state.process_index and turn >= first:
             seed = config.seed * 1_000_003 + index
-            with _random_state(device, seed) if dropout else nullcontext():
+            with (
+                _random_state(device, seed) if dropout else nullcontext(),
+                _unchanged(sums) if turn < done else nullcontext(),
+            ):
                 yield send_to_device(dict(batch), device), seed
-            sums.end_batch()
-    sums.save()
+            if turn >= done:
+                sums.end_batch()
     if index < 0:
         raise ValueError("the dataloader gave no batches: there is nothing to score on")
+    if together and turn >= first and index % state.num_processes < state.process_index:
+        with _random_state(device, 0), _unchanged(sums):
+            yield send_to_device(dict(batch), device), 0
+    sums.save()
+
+
+@contextmanager
+def _unchanged(sums: RunningSums) -> Iterator[None]:
+    """Forgets what is added to the sums inside."""
+    values = {name: value.clone() for name, value in sums.values.items()}
+    yield
+    sums.values = values
 
 
 def _running_sums(
@@ -234,7 +269,7 @@ def _running_sums(
         **{name: getattr(config, name) for name in names},
         "dropout": dropout,
         "groups": [(group.name, group.size) for group in groups],
-        "weights": sum(float(p.detach().double().sum()) for p in model.parameters()),
+        "weights": sum(float(whole(p.detach().double().sum())) for p in model.parameters()),
         "process": (state.process_index, state.num_processes),
     }
     path = Path(path)
@@ -258,7 +293,7 @@ def _score_units(
     scorer: Scorer,
     loss_function: LossFunction,
 ) -> Scores:
-    device = next(model.parameters()).device
+    device = compute_device(model)
     for name, size in [*((group.name, group.size) for group in groups), ("examples", 1)]:
         sums.values.setdefault(name, torch.zeros(size, dtype=torch.float64))
     with ActivationCapture(model, groups) as capture:
@@ -285,7 +320,7 @@ def _score_batch(
     seed: int,
 ) -> Iterator[tuple[str, Tensor]]:
     """Yields group names with the scores of one batch: `(batch, units)`."""
-    mask = token_mask(batch, next(model.parameters()).device)
+    mask = token_mask(batch, compute_device(model))
     scores: dict[str, Tensor] = {}
     means: dict[str, Tensor] = {}
 
