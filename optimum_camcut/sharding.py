@@ -21,10 +21,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+import transformers
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType
 from torch import Tensor, distributed, nn
 from transformers import PreTrainedModel
+
+from .modeling_camcut import list_blocks
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -63,6 +66,16 @@ def check_fsdp(accelerator: Accelerator, asked: bool) -> None:
             "FSDP's activation_checkpointing runs layers twice while they are scored; turn it off and use "
             "gradient_checkpointing=True of the training arguments, which is off while scoring"
         )
+
+
+def shard_by_block(accelerator: Accelerator, model: PreTrainedModel) -> None:
+    """Lets accelerate shard a model block by block, unless told which layers to take. What it would go by, the
+    `_no_split_modules` of transformers, are not there for some architectures, and in BERT's `fully_shard` fails for
+    word embeddings inside of embeddings."""
+    plugin = accelerator.state.fsdp_plugin
+    if plugin.transformer_cls_names_to_wrap is None and not is_sharded(model):
+        blocks = {type(model.get_submodule(path)).__name__ for path in list_blocks(model)}
+        plugin.transformer_cls_names_to_wrap = sorted(blocks)
 
 
 def check_whole(model: nn.Module, action: str) -> None:
@@ -144,12 +157,14 @@ def check_can_gather(model: PreTrainedModel) -> None:
 
 
 def _skeleton(model: PreTrainedModel) -> PreTrainedModel:
-    """A model of the same class, config and shapes, without storage."""
+    """A model of the same class, config and shapes, its values still to come."""
     from torch.distributed.fsdp import FSDPModule
 
     plain = next(cls for cls in type(model).__mro__ if not issubclass(cls, FSDPModule))
+    # transformers 4 cuts heads by itself as it builds, which fails without storage.
+    native = transformers.__version__.startswith("4.") and getattr(model.config, "pruned_heads", None)
     try:
-        with torch.device("meta"):
+        with torch.random.fork_rng([]), torch.device("cpu" if native else "meta"):
             built = plain(model.config)
     except TypeError as error:
         raise ValueError(

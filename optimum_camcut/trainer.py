@@ -49,6 +49,7 @@ from .sharding import (
     check_whole,
     gather,
     is_sharded,
+    shard_by_block,
     whole_checkpoints,
     whole_copy,
 )
@@ -331,6 +332,7 @@ class CamCutTrainer(Trainer):
                     "processes' batches and trains other parameters than the model's; use DDP"
                 )
             check_can_gather(self._bare_model())
+            shard_by_block(self.accelerator, self._bare_model())
         else:
             check_whole(self.model, "pruning without FSDP")
 
