@@ -56,7 +56,7 @@ def check_fsdp(accelerator: Accelerator, asked: bool) -> None:
                 "(`accelerate.state.AcceleratorState` knows it for GPUs and the like only) and would train under "
                 f"{accelerator.distributed_type.value} without a word; leave FSDP out, or use GPUs"
             )
-    elif plugin.fsdp_version != 2:
+    elif getattr(plugin, "fsdp_version", 1) != 2:  # accelerate before 1.6 does not know it
         raise ValueError(
             "FSDP 1 flattens the parameters, so that there are no heads or neurons to see; use FSDP2: "
             '`accelerate launch --use_fsdp --fsdp_version 2`, or fsdp_config={"version": 2} in the training arguments'

@@ -365,8 +365,6 @@ class CamCutTrainer(Trainer):
             self.optimizer = self.lr_scheduler = None
             self.accelerator.free_memory()
             self.model = self.model_wrapped = gather(self._bare_model())
-            # From here on every process has the weights; spreading those of the first again fails for buffers.
-            self.accelerator.state.fsdp_plugin.cpu_ram_efficient_loading = False
 
     def _scoring_loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         self._scoring = True
@@ -385,7 +383,7 @@ class CamCutTrainer(Trainer):
         """A copy of the model before its first cut; if it teaches, also on disk, for a run that is resumed."""
         if self.dense_model is not None:
             return
-        self.dense_model = copy.deepcopy(self._bare_model()).eval().requires_grad_(False)
+        self.dense_model = whole_copy(self._bare_model()).eval().requires_grad_(False)
         self._place(self.dense_model)
         if self.pruning_config.distill_weight > 0 and self.is_world_process_zero():
             path = self._root / TEACHER
@@ -403,7 +401,7 @@ class CamCutTrainer(Trainer):
             raise ValueError(
                 f"resuming a recovery that distills needs the dense model's weights, and {path} is missing"
             )
-        teacher = copy.deepcopy(self._bare_model())
+        teacher = whole_copy(self._bare_model())
         load_model(teacher, str(path))
         self.dense_model = teacher.eval().requires_grad_(False)
         self._place(self.dense_model)
@@ -419,6 +417,10 @@ class CamCutTrainer(Trainer):
         if config.recovery == "reconstruct" or config.distill_weight > 0:
             self._keep_dense_model()
         apply_plan(model, plan)
+        if self.is_fsdp_enabled:
+            # Every process has the weights now, or gets them from a checkpoint. To spread those of the first once more
+            # fails in accelerate for saved buffers, which stand-ins for removed layers have.
+            self.accelerator.state.fsdp_plugin.cpu_ram_efficient_loading = False
         # The optimizer, the scheduler and any DDP wrapper hold parameters that are gone.
         self.model = self.model_wrapped = model
         self.optimizer = self.lr_scheduler = None

@@ -205,14 +205,13 @@ def test_scores_of_shards_are_those_of_the_whole_model(tmp_path):
 # --- training -------------------------------------------------------------------------------------------------------
 
 RUNS = {
-    "plain": {"dense_epochs": 1, "distill_weight": 0.5},
-    "rewound": {
+    "taught": {"dense_epochs": 1, "distill_weight": 0.5, "rewind": True},
+    "layers": {
         "granularity": ("layers", "heads", "neurons"),
         "sparsity": 0.6,
         "min_units": 1,
         "dense_epochs": 1,
         "rounds": 2,
-        "rewind": True,
     },
     "rebuilt": {"recovery": "reconstruct", "method": "taylor"},
 }
@@ -232,8 +231,8 @@ start_fsdp_on_the_cpu()
 results = {}
 for name, changes in RUNS.items():
     model, fsdp = model_of(), {}
-    if name == "rewound":
-        # As `from_pretrained` then leaves it: only the first process has read the weights.
+    if name == "layers":
+        # As `from_pretrained` then leaves it, only the first process has read the weights.
         fsdp = {"cpu_ram_efficient_loading": True}
         if rank == 1:
             model.load_state_dict({key: torch.zeros_like(value) for key, value in model.state_dict().items()})
@@ -261,16 +260,16 @@ trainer.save_model()
 steps = {"save_strategy": "steps", "save_steps": 1}
 for kind, loop, step in (("FULL_STATE_DICT", 1, 2), ("SHARDED_STATE_DICT", 2, 2)):
     fsdp = {"state_dict_type": kind}
-    trainer = make_trainer(f"{folder}/{kind}", pruning(**RUNS["plain"]), fsdp=fsdp, **steps)
+    trainer = make_trainer(f"{folder}/{kind}", pruning(**RUNS["taught"]), fsdp=fsdp, **steps)
     trainer.add_callback(Interrupt(loop, step))
     try:
         trainer.train()
         raise AssertionError("not interrupted")
     except KeyboardInterrupt:
         pass
-    trainer = make_trainer(f"{folder}/{kind}", pruning(**RUNS["plain"]), fsdp=fsdp, **steps)
+    trainer = make_trainer(f"{folder}/{kind}", pruning(**RUNS["taught"]), fsdp=fsdp, **steps)
     trainer.train(resume_from_checkpoint=True)
-    assert same(weights(gather(trainer.model)), results["plain"]["weights"])
+    assert same(weights(gather(trainer.model)), results["taught"]["weights"])
     trainer.save_model()
 torch.save(results, f"{folder}/{rank}.pt")
 """
@@ -296,7 +295,7 @@ def test_dense_epochs_cut_and_recovery(tmp_path):
     assert one["steps"]["plan"] == make_trainer(tmp_path, pruning()).prune().to_dict()
     assert load_pruned(tmp_path / "steps").pruning_plan.to_dict() == one["steps"]["plan"]
     for kind in ("FULL_STATE_DICT", "SHARDED_STATE_DICT"):
-        assert same(weights(load_pruned(tmp_path / kind)), one["plain"]["weights"])
+        assert same(weights(load_pruned(tmp_path / kind)), one["taught"]["weights"])
 
 
 # --- what cannot be -------------------------------------------------------------------------------------------------
