@@ -146,11 +146,6 @@ def gather(model: PreTrainedModel) -> PreTrainedModel:
     return copied.train(model.training)
 
 
-def whole_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy that is whole on every process."""
-    return gather(model) if is_sharded(model) else copy.deepcopy(model)
-
-
 def check_can_gather(model: PreTrainedModel) -> None:
     """Raises `ValueError` unless `gather` will be able to build the model from its config."""
     _skeleton(model)

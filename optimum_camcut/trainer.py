@@ -51,7 +51,6 @@ from .sharding import (
     is_sharded,
     shard_by_block,
     whole_checkpoints,
-    whole_copy,
 )
 from .surgery import apply_plan
 
@@ -137,10 +136,10 @@ class CamCutTrainer(Trainer):
                 raise ValueError("train_dataset is None: there is nothing to train on")
             self._check_model()
             check_budget(find_groups(self.model, config.granularity), config)
-            initial = None
-            if config.rewind:
-                self._shard()  # until then, other processes may not have read the weights
-                initial = whole_copy(self._bare_model())
+            if self.is_fsdp_enabled and self.accelerator.state.fsdp_plugin.cpu_ram_efficient_loading:
+                self._shard()  # only the first process has read the weights: this spreads them
+            self._gather()
+            initial = copy.deepcopy(self._bare_model()) if config.rewind else None
             phases = [*([DENSE] if config.dense_epochs else []), *self._round_names()]
             self._root = Path(self.args.output_dir)
             first, checkpoint = self._phase_to_resume(resume_from_checkpoint, phases)
@@ -311,6 +310,9 @@ class CamCutTrainer(Trainer):
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """The loop of `Trainer`, with masked weights held at zero. Here the model is the one that trains, also if
         `Trainer.train` has just made it by `model_init`."""
+        if self.pruning_config is not None:
+            # accelerate tells the optimizer's parameters by their addresses, and all empty shards are at 0.
+            self._gather()
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         if masked_weights(model) and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise ValueError(
@@ -365,6 +367,9 @@ class CamCutTrainer(Trainer):
             self.optimizer = self.lr_scheduler = None
             self.accelerator.free_memory()
             self.model = self.model_wrapped = gather(self._bare_model())
+            # Every process has the weights now. To spread those of the first once more fails in accelerate for saved
+            # buffers, which stand-ins for removed layers have.
+            self.accelerator.state.fsdp_plugin.cpu_ram_efficient_loading = False
 
     def _scoring_loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         self._scoring = True
@@ -383,7 +388,7 @@ class CamCutTrainer(Trainer):
         """A copy of the model before its first cut; if it teaches, also on disk, for a run that is resumed."""
         if self.dense_model is not None:
             return
-        self.dense_model = whole_copy(self._bare_model()).eval().requires_grad_(False)
+        self.dense_model = copy.deepcopy(self._bare_model()).eval().requires_grad_(False)
         self._place(self.dense_model)
         if self.pruning_config.distill_weight > 0 and self.is_world_process_zero():
             path = self._root / TEACHER
@@ -401,7 +406,7 @@ class CamCutTrainer(Trainer):
             raise ValueError(
                 f"resuming a recovery that distills needs the dense model's weights, and {path} is missing"
             )
-        teacher = whole_copy(self._bare_model())
+        teacher = copy.deepcopy(self._bare_model())
         load_model(teacher, str(path))
         self.dense_model = teacher.eval().requires_grad_(False)
         self._place(self.dense_model)
@@ -417,10 +422,6 @@ class CamCutTrainer(Trainer):
         if config.recovery == "reconstruct" or config.distill_weight > 0:
             self._keep_dense_model()
         apply_plan(model, plan)
-        if self.is_fsdp_enabled:
-            # Every process has the weights now, or gets them from a checkpoint. To spread those of the first once more
-            # fails in accelerate for saved buffers, which stand-ins for removed layers have.
-            self.accelerator.state.fsdp_plugin.cpu_ram_efficient_loading = False
         # The optimizer, the scheduler and any DDP wrapper hold parameters that are gone.
         self.model = self.model_wrapped = model
         self.optimizer = self.lr_scheduler = None

@@ -236,7 +236,8 @@ for name, changes in RUNS.items():
         fsdp = {"cpu_ram_efficient_loading": True}
         if rank == 1:
             model.load_state_dict({key: torch.zeros_like(value) for key, value in model.state_dict().items()})
-    trainer = make_trainer(f"{folder}/{name}", pruning(**changes), model=model, fsdp=fsdp)
+            model.classifier.to("meta")
+    trainer = make_trainer(f"{folder}/{name}", pruning(**changes), model=model, fsdp=fsdp, save_strategy="epoch")
     trainer.train()
     assert is_sharded(trainer.model) and trainer.accelerator.is_fsdp2
     loss = trainer.evaluate()["eval_loss"]
@@ -249,8 +250,10 @@ for name, changes in RUNS.items():
         "loss": loss,
     }
 
-# the steps apart
-trainer = make_trainer(f"{folder}/steps", pruning(), fsdp={"auto_wrap_policy": "NO_WRAP"})
+# the steps apart; with a neuron in each layer, so that the second process has empty shards
+fsdp = {"auto_wrap_policy": "NO_WRAP"}
+model = model_of(intermediate_size=2)
+trainer = make_trainer(f"{folder}/steps", pruning(allocation="uniform"), model, fsdp, save_strategy="epoch")
 results["steps"] = {"plan": trainer.prune().to_dict()}
 trainer.evaluate()
 trainer.train()
@@ -259,7 +262,7 @@ trainer.save_model()
 # killed in the dense epoch and in the recovery, with the checkpoints of FSDP whole and in shards
 steps = {"save_strategy": "steps", "save_steps": 1}
 for kind, loop, step in (("FULL_STATE_DICT", 1, 2), ("SHARDED_STATE_DICT", 2, 2)):
-    fsdp = {"state_dict_type": kind}
+    fsdp = {"state_dict_type": kind, "cpu_ram_efficient_loading": True}
     trainer = make_trainer(f"{folder}/{kind}", pruning(**RUNS["taught"]), fsdp=fsdp, **steps)
     trainer.add_callback(Interrupt(loop, step))
     try:
@@ -292,7 +295,8 @@ def test_dense_epochs_cut_and_recovery(tmp_path):
         for key, value in expected.items():
             torch.testing.assert_close(got["weights"][key], value, rtol=1e-4, atol=1e-5, msg=f"{name} {key}")
         assert trainer.evaluate()["eval_loss"] == pytest.approx(got["loss"], rel=1e-4)
-    assert one["steps"]["plan"] == make_trainer(tmp_path, pruning()).prune().to_dict()
+    trainer = make_trainer(tmp_path, pruning(allocation="uniform"), model_of(intermediate_size=2))
+    assert one["steps"]["plan"] == trainer.prune().to_dict()
     assert load_pruned(tmp_path / "steps").pruning_plan.to_dict() == one["steps"]["plan"]
     for kind in ("FULL_STATE_DICT", "SHARDED_STATE_DICT"):
         assert same(weights(load_pruned(tmp_path / kind)), one["taught"]["weights"])
