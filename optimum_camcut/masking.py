@@ -25,6 +25,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 from transformers import PreTrainedModel
 
 from .plan import is_weight, layer_of
+from .sharding import check_whole
 from .units import mask_of
 
 
@@ -64,11 +65,12 @@ def hold_masks(model: PreTrainedModel) -> Iterator[None]:
 
     Args:
         model (`PreTrainedModel`): after `apply_plan(model, plan)` or from `load_pruned`. May be wrapped for
-            distributed training inside the context.
+            DDP inside the context.
 
     Raises:
-        `ValueError`: the model has no masks.
+        `ValueError`: the model has no masks, or is sharded.
     """
+    check_whole(model, "hold_masks")
     keep = masked_weights(model)
     if not keep:
         raise ValueError(

@@ -35,6 +35,7 @@ from .modeling_camcut import list_blocks, list_groups, sublayer_of
 from .plan import PruningPlan, is_weight, without_removed
 from .scoring.batches import Batch, limit, take, token_mask
 from .scoring.loop import scoring_mode
+from .sharding import check_whole
 
 
 logger = logging.getLogger(__name__)
@@ -79,6 +80,8 @@ def reconstruct(
         `ValueError`: the models and the plan do not belong together, no batches, or activations that are not finite;
             the weights are then as before.
     """
+    for each in (model, dense_model):
+        check_whole(each, "reconstruct")
     present, dense_groups = ({g.name: g for g in find_groups(m, KINDS)} for m in (model, dense_model))
     _check(model, dense_model, present, dense_groups, plan)
     names = list(dense_groups)

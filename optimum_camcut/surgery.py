@@ -35,6 +35,7 @@ from .modeling_camcut import (
     sublayer_of,
 )
 from .plan import PruningPlan, is_weight, without_removed
+from .sharding import check_whole
 from .units import mask_of
 
 
@@ -63,10 +64,11 @@ def apply_plan(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
     Raises:
         `TypeError`: not a transformers model, or not a plan.
         `ValueError`: the plan is for another model, names a group or unit that the model lacks, keeps a unit that an
-            earlier cut removed, or cuts what has masked weights; or the model is offloaded.
+            earlier cut removed, or cuts what has masked weights; or the model is offloaded or sharded.
     """
     if not isinstance(plan, PruningPlan):
         raise TypeError(f"expected a PruningPlan, got {type(plan).__name__}")
+    check_whole(model, "cutting")
     if any(p.is_meta for p in model.parameters()) and any(hasattr(m, "_hf_hook") for m in model.modules()):
         raise ValueError(
             "the model's weights are offloaded by its device_map, out of reach: save the plan, load the model whole "

@@ -52,6 +52,15 @@ from .resume import (
 from .scoring import get_scorer
 from .scoring.batches import Batch
 from .scoring.loop import Scores, score_groups
+from .sharding import (
+    check_can_gather,
+    check_fsdp,
+    check_whole,
+    gather,
+    is_sharded,
+    shard_by_block,
+    whole_checkpoints,
+)
 from .surgery import apply_plan
 
 
@@ -104,8 +113,13 @@ class CamCutTrainer(Trainer):
             raise ValueError(
                 "optimizers= holds on to parameters that the cut replaces; pass optimizer_cls_and_kwargs= instead"
             )
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            raise ValueError("pruning shards of a model is not supported: train under DDP, without DeepSpeed or FSDP")
+        if self.is_deepspeed_enabled:
+            raise ValueError(
+                "DeepSpeed keeps parameters of its own, which a cut does not reach. Prune under DDP or FSDP2 "
+                "(`accelerate launch --use_fsdp --fsdp_version 2`); or prune with recovery='none' and without "
+                "DeepSpeed, and then train `load_pruned(...)` with DeepSpeed and a plain `Trainer`"
+            )
+        check_fsdp(self.accelerator, asked=bool(self.args.fsdp))
         if self.model_init is None:
             self._check_model()  # what cannot be pruned fails here, not after an epoch
 
@@ -131,6 +145,9 @@ class CamCutTrainer(Trainer):
                 raise ValueError("train_dataset is None: there is nothing to train on")
             self._check_model()
             check_budget(find_groups(self.model, config.granularity), config)
+            if self.is_fsdp_enabled and self.accelerator.state.fsdp_plugin.cpu_ram_efficient_loading:
+                self._shard()  # only the first process has read the weights: this spreads them
+            self._gather()
             initial = copy.deepcopy(self._bare_model()) if config.rewind else None
             phases = [*([DENSE] if config.dense_epochs else []), *self._round_names()]
             self._root = Path(self.args.output_dir)
@@ -157,6 +174,7 @@ class CamCutTrainer(Trainer):
                         self._progress_file = self._root / f"{SCORES}{phase}"
                         self.score()
                         plan = self._plan(self._round_config(phase, before))
+                        self._gather()
                         if config.distill_weight > 0:
                             self._keep_dense_model()  # before a rewind: the teacher is the trained model
                         if initial is not None:
@@ -170,6 +188,7 @@ class CamCutTrainer(Trainer):
                     if config.recovery == "finetune":
                         output = super().train(resumed, trial, *args, **kwargs)
             self._progress_file = None
+            self._shard()
             if self.is_world_process_zero():
                 self._remove_progress()
         return output
@@ -186,6 +205,7 @@ class CamCutTrainer(Trainer):
             `ValueError`: no `pruning_config`; see also `score_groups`.
         """
         config = self._require_config()
+        self._shard()
         model = self._bare_model()
         needs_data = get_scorer(config.method, config.granularity).source != "weights"
         dropout = WEIGHTS in config.granularity if config.dropout is None else config.dropout
@@ -209,7 +229,9 @@ class CamCutTrainer(Trainer):
         config = self._require_config()
         if self.scores is None:
             self.score()
-        return self._apply(self._plan(config))
+        plan = self._apply(self._plan(config))
+        self._shard()
+        return plan
 
     def get_scoring_dataloader(self) -> DataLoader:
         """The examples to score on: those that `DataFrame.sample(num_samples, random_state=seed)` of pandas draws from
@@ -267,6 +289,16 @@ class CamCutTrainer(Trainer):
         loss = (1 - weight) * loss + weight * distilled
         return (loss, outputs) if return_outputs else loss
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """That of `Trainer`; under FSDP, the whole model whatever `state_dict_type` says."""
+        whole = self.pruning_config is not None and self.is_fsdp_enabled
+        advice = "Make room or choose another folder, and save again."
+        with (
+            write_errors(output_dir or self.args.output_dir, advice),
+            whole_checkpoints(self.accelerator) if whole else nullcontext(),
+        ):
+            super().save_model(output_dir, _internal_call)
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """That of `Trainer`, but one that is killed on the way leaves no checkpoint to resume from, and older ones go
         only when the new one is whole."""
@@ -286,10 +318,6 @@ class CamCutTrainer(Trainer):
         if main:
             remove_old_checkpoints(folder, limit, self.state.best_model_checkpoint)
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        with write_errors(output_dir or self.args.output_dir, "Make room or choose another folder, and save again."):
-            super().save_model(output_dir, _internal_call)
-
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """The card of `Trainer`, with a part on what was pruned."""
         super().create_model_card(*args, **kwargs)
@@ -302,7 +330,15 @@ class CamCutTrainer(Trainer):
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """The loop of `Trainer`, with masked weights held at zero. Here the model is the one that trains, also if
         `Trainer.train` has just made it by `model_init`."""
+        if self.pruning_config is not None:
+            # accelerate tells the optimizer's parameters by their addresses, and all empty shards are at 0.
+            self._gather()
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        if masked_weights(model) and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise ValueError(
+                "the masked weights of this model cannot be held at zero under FSDP or DeepSpeed, which train other "
+                "parameters than its own; train it under DDP"
+            )
         with hold_masks(model) if masked_weights(model) else nullcontext():
             return super()._inner_training_loop(*args, **kwargs)
 
@@ -311,6 +347,16 @@ class CamCutTrainer(Trainer):
         find_groups(self.model, self.pruning_config.granularity)
         if WEIGHTS not in self.pruning_config.granularity and masked_weights(self.model):
             raise ValueError("this model has masked weights, so nothing more can be cut in it: cut first, then mask")
+        if self.is_fsdp_enabled:
+            if WEIGHTS in self.pruning_config.granularity:
+                raise ValueError(
+                    "single weights cannot be scored and masked under FSDP, which averages gradients over the "
+                    "processes' batches and trains other parameters than the model's; use DDP"
+                )
+            check_can_gather(self._bare_model())
+            shard_by_block(self.accelerator, self._bare_model())
+        else:
+            check_whole(self.model, "pruning without FSDP")
 
     def _require_config(self) -> PruningConfig:
         if self.pruning_config is None:
@@ -326,6 +372,24 @@ class CamCutTrainer(Trainer):
             del model.__dict__["forward"]  # now bound to the model, as the class's own is
             model.__dict__.pop("_is_accelerate_prepared", None)  # or the next phase would train without it
         return model
+
+    def _shard(self) -> None:
+        """Under FSDP, shards the model if it is whole, as `Trainer` does when it starts to train."""
+        if self.is_fsdp_enabled and not is_sharded(self.model):
+            # accelerate shards a model only together with an optimizer; `Trainer` drops this one when it trains.
+            stand_in = torch.optim.SGD(self.model.parameters())
+            self.model, _ = self.accelerator.prepare(self.model, stand_in)
+            self.model_wrapped = self.model
+
+    def _gather(self) -> None:
+        """Makes the model whole again if FSDP has sharded it."""
+        if is_sharded(self.model):
+            self.optimizer = self.lr_scheduler = None
+            self.accelerator.free_memory()
+            self.model = self.model_wrapped = gather(self._bare_model())
+            # Every process has the weights now. To spread those of the first once more fails in accelerate for saved
+            # buffers, which stand-ins for removed layers have.
+            self.accelerator.state.fsdp_plugin.cpu_ram_efficient_loading = False
 
     def _scoring_loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         self._scoring = True
@@ -345,6 +409,7 @@ class CamCutTrainer(Trainer):
         if self.dense_model is not None:
             return
         self.dense_model = copy.deepcopy(self._bare_model()).eval().requires_grad_(False)
+        self._place(self.dense_model)
         if self.pruning_config.distill_weight > 0 and self.is_world_process_zero():
             path = self._root / TEACHER
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -364,8 +429,15 @@ class CamCutTrainer(Trainer):
         teacher = copy.deepcopy(self._bare_model())
         load_model(teacher, str(path))
         self.dense_model = teacher.eval().requires_grad_(False)
+        self._place(self.dense_model)
+
+    def _place(self, model: PreTrainedModel) -> None:
+        """Under FSDP, moves a whole model to where it will compute; elsewhere it is there."""
+        if self.is_fsdp_enabled:
+            self._move_model_to_device(model, self.args.device)
 
     def _apply(self, plan: PruningPlan) -> PruningPlan:
+        self._gather()
         config, model = self.pruning_config, self._bare_model()
         if config.recovery == "reconstruct" or config.distill_weight > 0:
             self._keep_dense_model()
@@ -378,6 +450,7 @@ class CamCutTrainer(Trainer):
         return self.pruning_plan
 
     def _reconstruct(self) -> None:
+        self._place(self.model)
         reconstruct(
             self.model,
             self.dense_model,

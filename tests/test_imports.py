@@ -40,6 +40,7 @@ ORDER = (
     "scoring.smooth_cut",
     "scoring",
     "config",
+    "sharding",
     "scoring.capture",
     "scoring.noise",
     "scoring.processes",

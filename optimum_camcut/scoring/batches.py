@@ -18,17 +18,18 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.data_loader import DataLoaderStateMixin
-from accelerate.utils import find_executable_batch_size, send_to_device
+from accelerate.utils import find_executable_batch_size, gather, send_to_device
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 from tqdm.auto import tqdm
 
+from ..sharding import is_sharded
 from .processes import all_or_none
 from .sums import RunningSums
 
@@ -50,6 +51,9 @@ def for_each_batch(
     Random numbers go by what is scored, not by who scores it: any number of processes draws the same noise and
     dropout. A batch that does not fit into memory is scored again in pieces of half the size, and so are later ones.
 
+    A pass through a sharded model is a joint one. Then a process also gets batches that others still have to score
+    when it has none left or has scored that one before; what comes of these is not counted.
+
     Args:
         model: whose random state to set, on all devices it is on.
         batches: the same on every process.
@@ -61,14 +65,17 @@ def for_each_batch(
         `RuntimeError`: a single example does not fit into memory, or another process failed.
         `ValueError`: there are no batches.
     """
-    devices = {parameter.device: None for parameter in model.parameters()}
+    joint = is_sharded(model)
+    devices = [PartialState().device] if joint else list(dict.fromkeys(p.device for p in model.parameters()))
     # Accelerate's hooks move what goes into a model that it has spread over several devices, or offloaded.
-    target = next(iter(devices)) if len(devices) == 1 and "meta" not in map(str, devices) else None
+    target = devices[0] if len(devices) == 1 and devices[0].type != "meta" else None
     seeded = [device for device in devices if device.type not in ("cpu", "meta")]
-    own, current, size = _share(batches, sums), None, sys.maxsize
+    own, current, size = _share(batches, sums, joint and PartialState().num_processes > 1), None, sys.maxsize
 
     def halve() -> int:
         nonlocal size
+        if joint:
+            raise RuntimeError("out of memory while scoring a model that is sharded by FSDP: give smaller batches")
         size = min(size, count_examples(current[1])) // 2
         if size == 0:
             raise RuntimeError(
@@ -83,11 +90,12 @@ def for_each_batch(
         nonlocal current
         current = current or next(own, None)
         while current is not None:
-            number, batch = current
+            number, batch, counts = current
             pieces = [send_to_device(piece, target) if target else piece for piece in split(batch, batch_size)]
-            with random_state(seeded, seed * 1_000_003 + number):
+            with random_state(seeded, seed * 1_000_003 + number), nullcontext() if counts else _unchanged(sums):
                 score(pieces, seed * 1_000_003 + number)
-            sums.end_batch()
+            if counts:
+                sums.end_batch()
             current = next(own, None)
 
     with all_or_none(), closing(own):  # an error must not leave the progress bar
@@ -95,14 +103,27 @@ def for_each_batch(
         sums.save()
 
 
-def _share(batches: Iterable[Batch], sums: RunningSums) -> Iterator[tuple[int, Batch]]:
-    """Numbers and batches of this process that are not in the sums."""
+def _share(batches: Iterable[Batch], sums: RunningSums, together: bool) -> Iterator[tuple[int, Batch, bool]]:
+    """The batches of this process that are not in the sums, with their numbers and whether they count. `together`, all
+    processes get as many."""
     state, done, number = PartialState(), sums.batches, -1
+    first = int(gather(torch.tensor([done], device=state.device)).min()) if together else done
     for number, batch in enumerate(batches):
-        if number % state.num_processes == state.process_index and number // state.num_processes >= done:
-            yield number, batch
+        turn, owner = divmod(number, state.num_processes)
+        if owner == state.process_index and turn >= first:
+            yield number, batch, turn >= done
     if number < 0:
         raise ValueError("the dataloader gave no batches: there is nothing to score on")
+    if together and turn >= first and owner < state.process_index:
+        yield number, batch, False
+
+
+@contextmanager
+def _unchanged(sums: RunningSums) -> Iterator[None]:
+    """Forgets what is added to the sums inside."""
+    values = {name: value.clone() for name, value in sums.values.items()}
+    yield
+    sums.values = values
 
 
 @contextmanager

@@ -33,6 +33,7 @@ from transformers.pytorch_utils import Conv1D
 from ..config import PruningConfig
 from ..groups import WEIGHTS, PrunableGroup, check_group
 from ..modeling_camcut import ARCHITECTURES
+from ..sharding import is_sharded, reshard, whole
 from .batches import Batch, count_examples, for_each_batch, limit, token_mask
 from .capture import ActivationCapture
 from .noise import GaussianNoise, linear_noise
@@ -62,7 +63,8 @@ def score_groups(
     are.
 
     Args:
-        model (`PreTrainedModel`): not wrapped for distributed training.
+        model (`PreTrainedModel`): not wrapped for distributed training, but for `fully_shard` (FSDP2), which leaves it
+            a transformers model.
         groups (`Sequence[PrunableGroup]`): from `find_groups(model)`; those of `config.granularity` are scored.
         dataloader (`Iterable[Batch]`): dicts of tensors as the model takes them, with labels where the method needs
             a loss. Read up to `config.num_samples` examples. `magnitude` and `random` need none: pass None.
@@ -77,7 +79,9 @@ def score_groups(
             single weights, in the shape of the parameter.
 
     Raises:
-        `ValueError`: no groups, no batches, labels missing, or scores that are NaN, infinite or all zero.
+        `RuntimeError`: a single example does not fit into memory, or another process failed.
+        `ValueError`: no groups, no batches, labels missing, scores that are NaN, infinite or all zero, or single
+            weights of a sharded or offloaded model.
         `RuntimeError`: another process failed or died.
     """
     groups = [group for group in groups if group.kind in config.granularity]
@@ -86,6 +90,20 @@ def score_groups(
             f"no groups of {' or '.join(config.granularity)} to score; find_groups(model, {config.granularity}) gives "
             "them"
         )
+    if is_sharded(model):
+        if WEIGHTS in config.granularity:
+            raise ValueError(
+                "single weights cannot be scored under FSDP, which averages their gradients over the processes' "
+                "batches; score them under DDP"
+            )
+        reshard(model)
+    if is_sharded(model):
+        if WEIGHTS in config.granularity:
+            raise ValueError(
+                "single weights cannot be scored under FSDP, which averages their gradients over the processes' "
+                "batches; score them under DDP"
+            )
+        reshard(model)
     for group in groups:
         check_group(model, group)
     scorer = get_scorer(config.method, config.granularity)
@@ -156,10 +174,10 @@ def unit_weights(model: nn.Module, group: PrunableGroup) -> Tensor:
     for piece in group.slices:
         module = model.get_submodule(piece.module)
         with align_module_device(module):  # in memory, if it is offloaded
-            matrix = module.weight.detach()
+            matrix = whole(module.weight.detach())
             matrix = matrix if (piece.axis == "in") == isinstance(module, Conv1D) else matrix.T  # cut axis first
             biased = piece.axis == "out" and module.bias is not None
-            for tensor in [matrix, *([module.bias.detach()[:, None]] if biased else [])]:
+            for tensor in [matrix, *([whole(module.bias.detach())[:, None]] if biased else [])]:
                 by_unit = tensor.reshape(piece.blocks, group.size, piece.width, -1).transpose(0, 1)
                 columns.append(by_unit.reshape(group.size, -1).float().cpu())
     return torch.cat(columns, dim=1)
@@ -211,7 +229,7 @@ def _running_sums(
         **{name: getattr(config, name) for name in names},
         "dropout": dropout,
         "groups": [(group.name, group.size) for group in groups],
-        "weights": sum(float(p.detach().double().sum()) for p in model.parameters()),
+        "weights": sum(float(whole(p.detach().double().sum())) for p in model.parameters()),
         "process": (state.process_index, state.num_processes),
     }
     path = Path(path)
