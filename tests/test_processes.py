@@ -28,6 +28,7 @@ from workers import together
 
 from optimum_camcut import CamCutTrainer, PruningConfig, find_groups, make_plan, score_groups
 from optimum_camcut.scoring import SCORERS, WEIGHT_SCORERS
+from optimum_camcut.scoring.sums import RunningSums
 
 
 LENGTHS = {"uneven": (4, 4, 3, 5, 4, 2, 1), "fewer than processes": (3,)}  # examples in each batch
@@ -124,3 +125,21 @@ def test_the_methods_differ(results):
         assert len(set(of_units)) >= len(of_units) - 1  # taylor and fisher agree on one batch
         of_weights = [json.dumps(plans[f"{length} {name_of(case)}"]) for case in CASES if case[0] == ("weights",)]
         assert len(set(of_weights)) == len(of_weights)
+
+
+@pytest.mark.parametrize(("compact", "bits"), [(False, 50), (True, 27)])
+def test_the_order_of_the_additions_hardly_matters(compact, bits):
+    """So that processes which add up in another order rank single weights the same."""
+    batches = list(torch.rand(64, 300, 70) ** 8)  # of many magnitudes
+    exact, sums = sum(batch.double() for batch in batches), []
+    for order in (batches, batches[::-1], batches[::2] + batches[1::2]):
+        running = RunningSums()
+        for batch in order:
+            rows = [slice(0, 100), slice(100, 300)]
+            running.add_rows("w", batch, [(each, batch[each].clone()) for each in rows], compact)
+        total = running.values["w"].double() + running.values.get("w.lost", torch.zeros(())).double()
+        torch.testing.assert_close(total, exact, rtol=2.0**-bits, atol=0)
+        sums.append(running.reduce_rows(torch.device("cpu"))["w"])
+    torch.testing.assert_close(sums[0], exact.float(), rtol=2**-23, atol=0)
+    assert (sums[0] != sums[1]).double().mean() < 0.1  # rounded to float32, most are the same bits
+    assert (sum(batches) != sum(batches[::-1])).double().mean() > 0.5  # as plain float32 is not

@@ -75,7 +75,7 @@ def score_weights(
             "gradients are kept: load the model whole, over several devices if need be, or score units"
         )
     for name, parameter in parameters.items():
-        sums.on(name, parameter)  # first of all, so that what comes and goes leaves no gaps in the memory
+        sums.add_rows(name, parameter, (), scorer.smooth)  # before all else, so that it leaves no gaps in memory
     passes = config.smooth_samples if scorer.smooth else 1
 
     def score(pieces: list[Batch], seed: int) -> None:
@@ -105,30 +105,31 @@ def score_weights(
             output = None
             if scorer.output:
                 output = _fit(model, name, config.shift + outputs.mean(_module_of(name)), "out")
-            _add_score(sums.on(name, parameter), scorer, parameter.detach(), parameter.grad, output)
+            scores = _scores(scorer, parameter.detach(), parameter.grad, output)
+            # Memory is scarce where gradients stay from pass to pass, and time where there is but one pass.
+            sums.add_rows(name, parameter, scores, compact=scorer.smooth)
             if not scorer.smooth:
                 parameter.grad = None
 
     with _gradients_of(parameters.values()):
         each_batch(score)
-    totals = sums.reduce(PartialState().device)
-    return {name: totals[name].float() for name in parameters}
+    totals = sums.reduce_rows(PartialState().device)
+    return {name: totals[name] for name in parameters}
 
 
 def _noise(model: PreTrainedModel, config: PruningConfig, noise: GaussianNoise) -> AbstractContextManager[None]:
     return linear_noise(model.base_model, config.noise_std, config.noise_scale == "relative", noise)
 
 
-def _add_score(total: Tensor, scorer: Scorer, weight: Tensor, gradient: Tensor, output: Tensor | None) -> None:
-    """Adds one batch's scores of a parameter, a few rows at a time: what fits into the processor's cache is read from
+def _scores(scorer: Scorer, weight: Tensor, gradient: Tensor, output: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
+    """One batch's scores of a parameter, a few rows at a time: what fits into the processor's cache is read from
     memory once, not once an operation."""
     gradient = gradient.float()
     rows = max(CHUNK * len(weight) // max(weight.numel(), 1), 1)
     by_row = output is not None and output.dim() == weight.dim() and len(output) == len(weight)
     for start in range(0, len(weight), rows):
         part = slice(start, start + rows)
-        score = scorer.function(weight[part].float(), gradient[part], output[part] if by_row else output)
-        total[part].add_(score)
+        yield part, scorer.function(weight[part].float(), gradient[part], output[part] if by_row else output)
 
 
 def _score_by_inputs(
