@@ -28,6 +28,7 @@ import torch
 from huggingface_hub import ModelCard, ModelCardData, constants, hf_hub_download
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers import PreTrainedModel
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from .files import write_text
 from .groups import WEIGHTS
@@ -165,6 +166,8 @@ def _comparison(model: PreTrainedModel, metrics: Metrics) -> list[str]:
 
 def _costs(model: PreTrainedModel) -> list[tuple[str, float | None, float, str]]:
     """Rows of name, dense, pruned and format. The dense model is built from the config, without storage."""
+    if is_deepspeed_zero3_enabled():  # the parameters are elsewhere
+        return []
     config = copy.deepcopy(model.config)
     setattr(config, RECORD, None)
     config.pruned_heads = {}
