@@ -24,6 +24,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
+import huggingface_hub
 import pytest
 import torch
 import transformers
@@ -63,7 +64,7 @@ def client(environment):
             for name, value in environment.items():
                 patch.setenv(name, value)
             executor.submit(torch.set_num_threads, 1).result()  # the process starts here
-        yield lambda function, *args, **kwargs: executor.submit(function, *args, **kwargs).result()
+        yield lambda *args, **kwargs: executor.submit(call, *args, **kwargs).result()
 
 
 @pytest.fixture(autouse=True)
@@ -76,8 +77,16 @@ def a_hub_that_works(request):
 # --- in the other process -------------------------------------------------------------------------------------------
 
 
-def push(repo_id, seed=1, save=None, **kwargs):
-    return str(pruned_model(seed=seed, **(save or {})).push_to_hub(repo_id, **kwargs))
+def call(function, *args, **kwargs):
+    """Some errors of the client cannot be sent to another process."""
+    try:
+        return function(*args, **kwargs)
+    except Exception as error:
+        raise RuntimeError(f"{type(error).__name__}: {error}") from None
+
+
+def push(repo_id, seed=1, **kwargs):
+    return str(pruned_model(seed=seed).push_to_hub(repo_id, **kwargs))
 
 
 def push_without_patience(*args, **kwargs):
@@ -85,8 +94,6 @@ def push_without_patience(*args, **kwargs):
     sleep, time.sleep = time.sleep, lambda seconds: None
     try:
         push(*args, **kwargs)
-    except Exception as error:
-        return type(error).__name__
     finally:
         time.sleep = sleep
 
@@ -98,8 +105,9 @@ def load(repo_id, **kwargs):
 def push_with(method, repo_id, folder):
     model = pruned_model()
     if method == "save_pretrained":
-        return model.save_pretrained(folder, push_to_hub=True, repo_id=repo_id)
-    return model.push_to_hub(repo_id)
+        model.save_pretrained(folder, push_to_hub=True, repo_id=repo_id)
+    else:
+        model.push_to_hub(repo_id)
 
 
 def push_config(*args, **kwargs):
@@ -111,8 +119,10 @@ def load_config(*args, **kwargs):
     return PruningConfig.from_pretrained(*args, **kwargs)
 
 
-def validate(repo_id, **kwargs):
-    ModelCard.load(repo_id, **kwargs).validate()
+def validate(repo_id):
+    card = ModelCard.load(repo_id)
+    if not huggingface_hub.__version__.startswith("0."):  # those ask huggingface.co, whatever HF_ENDPOINT says
+        card.validate()
 
 
 def run_card(text):
@@ -146,7 +156,7 @@ def accuracy(prediction):
 
 def train_and_push(folder, repo_id, **changes):
     changes = {"push_to_hub": True, "hub_model_id": repo_id, "hub_always_push": True, **changes}
-    trainer = make_trainer(folder, pruning(dense_epochs=1), compute_metrics=accuracy, **changes)
+    trainer = make_trainer(folder, pruning(method="magnitude", dense_epochs=1), compute_metrics=accuracy, **changes)
     trainer.train()
     measured = trainer.evaluate()
     trainer._finish_current_push()
@@ -213,7 +223,10 @@ def test_a_connection_that_breaks(fault, seed, hub, client):
     repository = hub.repositories[name]
     before = dict(repository.names)
     hub.drop = fault
-    assert client(push_without_patience, name, seed) is not None
+    with pytest.raises(
+        RuntimeError, match="while uploading 'model.safetensors'" if fault == "upload" else "disconn|reset|aborted"
+    ):
+        client(push_without_patience, name, seed)
     if fault == "answer":
         assert len(repository.commits) == 3
     else:
@@ -227,7 +240,8 @@ def test_a_connection_that_breaks(fault, seed, hub, client):
 
 def test_a_connection_that_breaks_in_the_first_push(hub, client):
     hub.drop = "upload"
-    assert client(push_without_patience, "user/new", 14) is not None
+    with pytest.raises(RuntimeError, match="while uploading 'model.safetensors'"):
+        client(push_without_patience, "user/new", 14)
     repository = hub.repositories["user/new"]
     assert set(repository.commits[repository.names["main"]]["tree"]) == {".gitattributes"}
 
@@ -260,7 +274,7 @@ def test_a_config_is_pushed(hub, client):
     for repo_id, revision in (("user/config", "branch"), ("user/config", main), ("user/open", "refs/pr/1")):
         config = client(load_config, repo_id, revision=revision)
         assert config == PruningConfig(method="taylor", sparsity=0.25)
-    with pytest.raises(Exception, match="(?i)not found"):
+    with pytest.raises(RuntimeError, match="RepositoryNotFoundError"):
         client(load_config, "user/config", token=False)
 
 
@@ -368,7 +382,7 @@ def test_a_card_that_is_not_valid_is_not_pushed(hub, client):
     tree = repository.commits[repository.names["main"]]["tree"]
     bad = {**tree, "README.md": (b"---\nlicense: Apache 2\n---\n", False)}
     oid = repository.commit("main", repository.names["main"], "Bad", bad)
-    with pytest.raises(ValueError, match='"license" with value "Apache 2" is not valid'):
+    with pytest.raises(RuntimeError, match='ValueError: .*\n.*"license" with value "Apache 2" is not valid'):
         client(push, "user/bad", 2)
     assert repository.names["main"] == oid
 
@@ -433,7 +447,7 @@ def test_metrics_are_those_of_these_weights(tmp_path):
         found = re.search(r"\| accuracy \| (.*?) \| (.*?) \|", (tmp_path / "README.md").read_text())
         return found and found.groups()
 
-    trainer = make_trainer(tmp_path, pruning(), compute_metrics=accuracy)
+    trainer = make_trainer(tmp_path, pruning(method="magnitude"), compute_metrics=accuracy)
     dense = f"{trainer.evaluate()['eval_accuracy']:.4g}"
     trainer.train()
     assert row(trainer) == (dense, "not measured")
@@ -443,7 +457,7 @@ def test_metrics_are_those_of_these_weights(tmp_path):
     assert row(trainer) == (dense, pruned)
     trainer.train()
     assert row(trainer) == (dense, "not measured")
-    trainer = make_trainer(tmp_path / "b", pruning(dense_epochs=1), compute_metrics=accuracy)
+    trainer = make_trainer(tmp_path / "b", pruning(method="magnitude", dense_epochs=1), compute_metrics=accuracy)
     trainer.evaluate()
     trainer.train()  # the dense epochs come after the measurement
     assert trainer._dense_metrics == {}
@@ -452,7 +466,7 @@ def test_metrics_are_those_of_these_weights(tmp_path):
 def test_the_best_model_has_its_own_metrics(tmp_path):
     best = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": True}
     each = {"eval_strategy": "epoch", "save_strategy": "epoch", "num_train_epochs": 3}
-    trainer = make_trainer(tmp_path, pruning(), compute_metrics=accuracy, **best, **each)
+    trainer = make_trainer(tmp_path, pruning(method="magnitude"), compute_metrics=accuracy, **best, **each)
     trainer.train()
     assert trainer.state.best_global_step == 6 and trainer.state.global_step == 18
     known = trainer._fresh_metrics()
