@@ -323,6 +323,17 @@ def test_every_save_is_whole(strategy, hub, client, tmp_path):
         assert {f"last-checkpoint/{name}" for name in [*FILES, "optimizer.pt", "trainer_state.json"]} <= set(tree)
 
 
+def test_checkpoints_are_pushed_when_they_are_whole(monkeypatch, tmp_path):
+    """The upload runs in the background: a mark that goes in the meantime may be found or not."""
+    seen = []
+    record = lambda self, folder: seen.append(os.listdir(folder))  # noqa: E731
+    monkeypatch.setattr(transformers.Trainer, "_push_from_checkpoint", record)
+    trainer = make_trainer(tmp_path, pruning(method="magnitude"), save_strategy="epoch", num_train_epochs=2)
+    trainer.args.push_to_hub, trainer.push_in_progress = True, None
+    trainer.train()
+    assert len(seen) == 2 and all("optimizer.pt" in names and ".unfinished" not in names for names in seen)
+
+
 # --- the card -------------------------------------------------------------------------------------------------------
 
 
@@ -364,6 +375,7 @@ def test_the_licence_is_that_of_the_base_model(hub, client, tmp_path):
     for found in client(push_of, "user/base", "user/of-base", tmp_path / "one"):
         assert found["base_model"] == "user/base" and found["license"] == "other"
         assert found["license_name"] == "my-own" and found["license_link"] == f"{hub.url}/user/base/blob/main/LICENSE"
+    assert hub.requests.count("HEAD /user/base/resolve/main/README.md") == 1  # and not at every save
     client(validate, "user/of-base")
     (tmp_path / "base" / "README.md").write_text("---\nlicense: apache-2.0\nbase_model: user/base\n---\n")
     for found in client(push_of, str(tmp_path / "base"), "user/of-folder", tmp_path / "two"):
@@ -457,6 +469,15 @@ def test_metrics_are_those_of_these_weights(tmp_path):
     assert row(trainer) == (dense, pruned)
     trainer.train()
     assert row(trainer) == (dense, "not measured")
+
+    class Stop(transformers.TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = state.global_step == 3
+
+    steps = {"eval_strategy": "steps", "eval_steps": 2, "callbacks": [Stop()]}
+    trainer = make_trainer(tmp_path, pruning(method="magnitude"), compute_metrics=accuracy, **steps)
+    trainer.train()
+    assert "eval_accuracy" in str(trainer.state.log_history) and row(trainer) is None
     trainer = make_trainer(tmp_path / "b", pruning(method="magnitude", dense_epochs=1), compute_metrics=accuracy)
     trainer.evaluate()
     trainer.train()  # the dense epochs come after the measurement
