@@ -267,7 +267,13 @@ def main() -> None:
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
     if training_args.push_to_hub:
-        trainer.push_to_hub()
+        trainer.push_to_hub(
+            language="en",
+            tasks="text-classification",
+            dataset=f"GLUE {data_args.task_name.upper()}",
+            dataset_tags="nyu-mll/glue",
+            dataset_args=data_args.task_name,
+        )
 
 
 if __name__ == "__main__":

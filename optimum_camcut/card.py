@@ -11,45 +11,75 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The model card of a pruned checkpoint: what was cut, and how to load it."""
+"""The model card of a pruned checkpoint: where it comes from, what was cut, what that gives, and how to load it."""
 
 from __future__ import annotations
 
+import copy
+import functools
+import logging
+import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+import torch
+from huggingface_hub import ModelCard, ModelCardData, constants, hf_hub_download
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers import PreTrainedModel
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from .files import write_text
 from .groups import WEIGHTS
 from .masking import count_zeros
-from .modeling_camcut import RECORD
-from .plan import is_weight
+from .modeling_camcut import RECORD, list_groups
+from .plan import is_weight, layer_of
 
+
+logger = logging.getLogger(__name__)
 
 CARD_NAME = "README.md"
 BEGIN, END = "<!-- optimum-camcut: begin -->", "<!-- optimum-camcut: end -->"
 TAGS = ["optimum-camcut", "pruned"]
+LICENSE = ("license", "license_name", "license_link")
+WIDEST = 32  # characters of a figure
+TOKENS = 128  # of the sequence that FLOPs are counted for
+SPEED = ("_runtime", "_per_second", "_time", "epoch")  # what a trainer gives beside the metrics
+
+Metrics = Mapping[str, Mapping[str, float]]
 
 
-def write_card(folder: str | Path, model: PreTrainedModel) -> None:
-    """Writes `README.md`, or brings the part about pruning in an existing one up to date; the rest stays.
+def write_card(
+    folder: str | Path,
+    model: PreTrainedModel,
+    location: str | None = None,
+    revision: str | None = None,
+    metrics: Metrics | None = None,
+) -> None:
+    """Writes `README.md`, or brings the part about pruning in an existing one up to date; the rest stays. Metadata
+    that are there stay, too.
 
     Args:
         folder: of the checkpoint.
         model: with its plan as `model.pruning_plan`.
+        location: the id or the folder that it will be loaded from. Default: the name of `folder`.
+        revision: the branch, if it is not the main one.
+        metrics: of the evaluation, by their names, of the `"dense"` and of the `"pruned"` model; of either only if it
+            was measured.
     """
-    path = Path(folder) / CARD_NAME
+    path, metrics = Path(folder) / CARD_NAME, metrics or {}
     if path.exists():
         card = ModelCard.load(path)
     else:
         card = ModelCard.from_template(
             ModelCardData(library_name="transformers"), template_str="---\n{{ card_data }}\n---\n"
         )
-        card.text = f"\n# Pruned {type(model).__name__}\n"
-    card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *TAGS]))
-    section = f"{BEGIN}\n{pruning_section(model)}\n{END}"
+        card.text = f"\n# Pruned {_name(model)}\n"
+    location = location or Path(folder).resolve().name
+    _complete(card.data, model, location, metrics.get("pruned", {}))
+    arguments = f'"{location}"' + (f', revision="{revision}"' if revision not in (None, "main") else "")
+    section = f"{BEGIN}\n{pruning_section(model, arguments, metrics)}\n{END}"
     pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
     if pattern.search(card.text):
         card.text = pattern.sub(lambda _: section, card.text)
@@ -58,8 +88,52 @@ def write_card(folder: str | Path, model: PreTrainedModel) -> None:
     write_text(path, str(card))
 
 
-def pruning_section(model: PreTrainedModel) -> str:
-    """Markdown: method and size, how to load it, and a table of what is kept."""
+def _complete(data: ModelCardData, model: PreTrainedModel, location: str, metrics: Mapping[str, float]) -> None:
+    """Adds what is known to the metadata, and takes the licence over from the base model."""
+    data.tags = list(dict.fromkeys([*(data.tags or []), *TAGS]))
+    names = [name.removeprefix("eval_") for name in _results(metrics) if not name.endswith("loss")]
+    if names and data.metrics is None:
+        data.metrics = names
+    base, found = _base_model(model.config._name_or_path)
+    if base is not None and base != location and data.base_model is None:
+        data.base_model = base
+    if data.license is None:
+        for name in LICENSE:
+            data[name] = found.get(name)
+
+
+def _base_model(name: str) -> tuple[str | None, Mapping[str, Any]]:
+    """The id of the model that this one was made of, and the metadata of its card. Of a model in a folder, which has
+    no id, the id of its own base model."""
+    if os.path.isdir(name):
+        path = Path(name) / CARD_NAME
+        data = _metadata(path) if path.exists() else {}
+        return data.get("base_model"), data
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None, {}
+    return name, _hub_metadata(name)
+
+
+@functools.cache  # also that there are none: a run saves many times
+def _hub_metadata(repo_id: str) -> Mapping[str, Any]:
+    try:
+        data = _metadata(hf_hub_download(repo_id, CARD_NAME, etag_timeout=3))
+    except Exception as error:  # a model can be saved whatever the network says
+        logger.info("the licence of %s cannot be looked up: %s", repo_id, error)
+        return {}
+    if isinstance(data.get("license_link"), str) and "://" not in data["license_link"]:
+        data["license_link"] = f"{constants.ENDPOINT}/{repo_id}/blob/main/{data['license_link']}"
+    return data
+
+
+def _metadata(path: str | Path) -> dict[str, Any]:
+    return ModelCard.load(path, ignore_metadata_errors=True).data.to_dict()
+
+
+def pruning_section(model: PreTrainedModel, arguments: str, metrics: Metrics) -> str:
+    """Markdown: method and size, dense against pruned, how to load it, and a table of what is kept."""
     plan, lines = model.pruning_plan, ["## Pruning", ""]
     if plan is not None and plan.config is not None:
         config, kinds = plan.config, " and ".join(plan.config.granularity)
@@ -67,15 +141,63 @@ def pruning_section(model: PreTrainedModel) -> str:
         recipe += f", `rounds={config.rounds}`" if config.rounds > 1 else ""
         recipe += f", `dense_epochs={config.dense_epochs}`, `rewind=True`" if config.rewind else ""
         lines += [f"{kinds.capitalize()} were scored with `{config.method}` and removed at {recipe}.", ""]
+    lines += _comparison(model, metrics)
     zeros = count_zeros(model)
     if zeros:
         lines += _masks(model, zeros)
-    if getattr(model.config, RECORD, None) is not None:
-        lines += _loading(model)
-    table = [row for row in plan.table() if row[1] != WEIGHTS] if plan is not None else []
-    if table:
-        lines += ["", "| layer | kind | kept |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in table)]
-    return "\n".join(lines)
+    lines += _loading(model, arguments)
+    return "\n".join([*lines, *_kept(model)])
+
+
+def _comparison(model: PreTrainedModel, metrics: Metrics) -> list[str]:
+    """A table of dense against pruned."""
+    rows = _costs(model) if _is_cut(model) else []
+    dense, pruned = (_results(metrics.get(which, {})) for which in ("dense", "pruned"))
+    rows += [(name.removeprefix("eval_"), dense.get(name), pruned.get(name), "{:.4g}") for name in {**dense, **pruned}]
+    if not rows:
+        return []
+    lines = ["| | dense | pruned | pruned / dense |", "|---|---:|---:|---:|"]
+    for name, before, after, style in rows:
+        cells = ["not measured" if value is None else style.format(value) for value in (before, after)]
+        ratio = f"{after / before:.2f}" if before and after is not None else ""
+        lines.append(f"| {name} | {' | '.join(cells)} | {ratio} |")
+    return [*lines, ""]
+
+
+def _costs(model: PreTrainedModel) -> list[tuple[str, float | None, float, str]]:
+    """Rows of name, dense, pruned and format. The dense model is built from the config, without storage."""
+    if is_deepspeed_zero3_enabled():  # the parameters are elsewhere
+        return []
+    config = copy.deepcopy(model.config)
+    setattr(config, RECORD, None)
+    config.pruned_heads = {}
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    megabytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()) / 1e6
+    try:
+        with torch.random.fork_rng([]), torch.device("meta"):
+            dense = type(model)(config)
+    except TypeError:  # a class of the user's own that takes more than a config
+        return [("parameters", None, parameters, "{:,}"), ("size of the weights (MB)", None, megabytes, "{:,.1f}")]
+    before = sum(parameter.numel() for parameter in dense.parameters())
+    rows = [("parameters", before, parameters, "{:,}")]
+    if len({layer_of(group.name) for group in list_groups(dense)}) == config.num_hidden_layers:  # none runs repeatedly
+        flops = (_flops(each) / 1e9 for each in (dense, model))
+        rows.append((f"FLOPs of the layers, 1 x {TOKENS} tokens (G)", *flops, "{:.3g}"))
+    return [*rows, ("size of the weights (MB)", megabytes * before / parameters, megabytes, "{:,.1f}")]
+
+
+def _flops(model: PreTrainedModel) -> int:
+    """Of the matrix products in attention and feed-forward layers, for one sequence; a multiplication and an addition
+    are two."""
+    groups = [group for group in list_groups(model) if group.kind != "layers"]
+    return sum(g.size * (g.unit_flops + g.unit_flops_per_position * TOKENS) for g in groups) * TOKENS
+
+
+def _results(metrics: Mapping[str, float]) -> dict[str, float]:
+    """What a trainer's evaluation says of quality."""
+    return {
+        name: value for name, value in metrics.items() if isinstance(value, int | float) and not name.endswith(SPEED)
+    }
 
 
 def _masks(model: PreTrainedModel, zeros: dict[str, int]) -> list[str]:
@@ -85,7 +207,7 @@ def _masks(model: PreTrainedModel, zeros: dict[str, int]) -> list[str]:
     return [
         f"{masked:,} single weights of its linear layers are masked: they are exactly zero. Of {parameters:,} "
         f"parameters {parameters - masked:,} are kept, a compression of {parameters / (parameters - masked):.2f}. "
-        + ("" if getattr(model.config, RECORD, None) is not None else "It is a plain transformers checkpoint. ")
+        + ("" if _is_cut(model) else "It is a plain transformers checkpoint. ")
         + "`optimum_camcut.load_pruned` also reads the masks, which `CamCutTrainer` then keeps.",
         "",
         "| layer | weights kept | exact zeros |",
@@ -95,25 +217,62 @@ def _masks(model: PreTrainedModel, zeros: dict[str, int]) -> list[str]:
     ]
 
 
-def _loading(model: PreTrainedModel) -> list[str]:
-    name, parameters = type(model).__name__, sum(parameter.numel() for parameter in model.parameters())
+def _loading(model: PreTrainedModel, arguments: str) -> list[str]:
+    name, cut = _name(model), _is_cut(model)
+    lines = ["```python", "# with optimum-camcut", "from optimum_camcut import load_pruned"]
+    lines += [f"model = load_pruned({arguments})", "", "# with nothing but torch and transformers"]
+    if not cut:
+        return [
+            *lines,
+            f"from transformers import {name}",
+            f"model = {name}.from_pretrained({arguments})",
+            "```",
+        ]
+    auto = _auto_class(model)
     return [
-        f"This checkpoint has {parameters:,} parameters; layers differ in size, so it loads in one of two ways:",
+        "Layers differ in size, so this checkpoint loads in one of two ways:",
         "",
-        "```python",
-        f"# with nothing but torch and transformers: {_auto_class(model)} runs modeling_camcut.py of this repository",
-        f"from transformers import {_auto_class(model)}",
-        f'model = {_auto_class(model)}.from_pretrained("path-or-id", trust_remote_code=True)',
-        "",
-        "# with optimum-camcut, without remote code",
-        "from optimum_camcut import load_pruned",
-        'model = load_pruned("path-or-id")',
+        *lines,
+        f"from transformers import {auto}",
+        f"model = {auto}.from_pretrained({arguments}, trust_remote_code=True)",
         "```",
         "",
-        f"A plain `{name}.from_pretrained` fails with a size mismatch; never pass `ignore_mismatched_sizes`.",
+        "The second runs `modeling_camcut.py` of this repository. A plain "
+        f"`{name}.from_pretrained` fails with a size mismatch; never pass `ignore_mismatched_sizes`.",
     ]
+
+
+def _kept(model: PreTrainedModel) -> list[str]:
+    """A table with a figure of the heads, neurons and sub-layers that every layer kept."""
+    plan = model.pruning_plan
+    names = [name for name in plan.keep if not is_weight(name)] if plan is not None else []
+    if not names:
+        return []
+    lines = ["", f"What is kept, █, and what was removed, ░; up to {WIDEST} units stand one by one.", ""]
+    lines += ["| layer | kind | kept | |", "|---|---|---|---|"]
+    for name in names:
+        units, size = plan.keep[name], plan.sizes.get(name)
+        figure = "" if size is None else f"`{_figure(set(units), size)}`"
+        kind, size = name.rpartition(".")[2], "?" if size is None else size
+        lines.append(f"| {layer_of(name)} | {kind} | {len(units)} / {size} | {figure} |")
+    return lines
+
+
+def _figure(kept: set[int], size: int) -> str:
+    if size > WIDEST:
+        full = round(WIDEST * len(kept) / size)
+        return "█" * full + "░" * (WIDEST - full)
+    return "".join("█" if unit in kept else "░" for unit in range(size))
+
+
+def _is_cut(model: PreTrainedModel) -> bool:
+    return getattr(model.config, RECORD, None) is not None
+
+
+def _name(model: PreTrainedModel) -> str:
+    return type(model).__name__.removeprefix("FSDP")  # a class that torch makes
 
 
 def _auto_class(model: PreTrainedModel) -> str:
     targets = {target.rpartition(".")[2]: auto for auto, target in (model.config.auto_map or {}).items()}
-    return targets.get(type(model).__name__, "AutoModel")
+    return next((targets[cls.__name__] for cls in type(model).__mro__ if cls.__name__ in targets), "AutoModel")

@@ -30,7 +30,6 @@ from typing import Any
 
 import torch
 import transformers
-from huggingface_hub import HfApi
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
@@ -39,6 +38,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 from . import modeling_camcut
 from .card import CARD_NAME, write_card
 from .files import read_json, sync, write_errors, write_text
+from .hub import fetch, make_repo, push
 from .masking import masked_weights, zero_weights
 from .modeling_camcut import (
     ARCHITECTURES,
@@ -78,7 +78,8 @@ class PrunedCheckpoint:
         Args:
             save_directory: folder to write to, made if need be.
             is_main_process: False on all processes but one; those write nothing.
-            push_to_hub: also upload the folder's files, to `repo_id` or a repository named like the folder.
+            push_to_hub: also upload the folder's files, but not its subfolders, in one commit to `repo_id` or a
+                repository named like the folder.
             kwargs: passed on to transformers; with `push_to_hub`, also `repo_id`, `token`, `private`,
                 `commit_message`, `revision` and `create_pr`.
         """
@@ -110,9 +111,9 @@ class PrunedCheckpoint:
                     self.pruning_plan.config.save_pretrained(folder)
             if (save_directory / CARD_NAME).exists():
                 shutil.copyfile(save_directory / CARD_NAME, folder / CARD_NAME)
-            write_card(folder, self)
+            write_card(folder, self, location=save_directory.name)
         if push_to_hub:
-            _upload(save_directory, **({"repo_id": save_directory.name} | hub))
+            _upload(self, save_directory, kwargs.get("variant"), **({"repo_id": save_directory.name} | hub))
 
     def push_to_hub(
         self,
@@ -125,15 +126,21 @@ class PrunedCheckpoint:
         create_pr: bool = False,
         **kwargs: Any,
     ) -> str:
-        """Uploads everything that `save_pretrained` writes, in one commit, and returns the commit's address.
+        """Uploads everything that `save_pretrained` writes, in one commit, and returns the commit's address. The part
+        on pruning is added to the card that the repository has.
 
         Args:
             repo_id: `"user/name"`; made if need be.
+            revision: branch to push to; made if need be.
             kwargs: passed to `save_pretrained` (`max_shard_size`, ...).
         """
+        repo_id = make_repo(repo_id, private, token, revision, create_pr)
         with tempfile.TemporaryDirectory() as folder:
+            fetch(Path(folder), CARD_NAME, repo_id, token, None if create_pr else revision)
             self.save_pretrained(folder, **kwargs)
-            return _upload(folder, repo_id, commit_message, private, token, revision, create_pr)
+            return _upload(
+                self, folder, kwargs.get("variant"), repo_id, commit_message, private, token, revision, create_pr
+            )
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles and copies go by the class below, since the pruned one is made on demand."""
@@ -239,6 +246,12 @@ def modeling_source(model_type: str) -> str:
     return source
 
 
+def _weights_files(variant: str | None) -> re.Pattern:
+    """Names of the files that hold weights, and of their index."""
+    suffix = re.escape(f".{variant}") if variant else ""
+    return re.compile(rf"model{suffix}(-\d{{5}}-of-\d{{5}})?\.safetensors|model\.safetensors\.index{suffix}\.json")
+
+
 @contextmanager
 def _replacing_checkpoint(folder: Path, variant: str | None) -> Iterator[Path]:
     """Gives a temporary folder in `folder`, whose files move there when all of them are written, each by one renaming.
@@ -247,9 +260,8 @@ def _replacing_checkpoint(folder: Path, variant: str | None) -> Iterator[Path]:
     At no moment does `folder` load as a mixture of two sets of weights: shards are replaced by others of the same
     name only while no index lists them, and a save that is killed just then leaves weights that do not load.
     """
-    suffix, temporary = f".{variant}" if variant else "", folder / "_saving"
-    index = SAFE_WEIGHTS_INDEX_NAME.replace(".json", f"{suffix}.json")
-    weights = re.compile(rf"model{re.escape(suffix)}(-\d{{5}}-of-\d{{5}})?\.safetensors")
+    temporary, weights = folder / "_saving", _weights_files(variant)
+    index = SAFE_WEIGHTS_INDEX_NAME.replace(".json", f".{variant}.json" if variant else ".json")
     with write_errors(folder):
         try:
             shutil.rmtree(temporary, ignore_errors=True)  # of a save that was killed
@@ -258,7 +270,7 @@ def _replacing_checkpoint(folder: Path, variant: str | None) -> Iterator[Path]:
             names = sorted(os.listdir(temporary), key=lambda name: (name == index, bool(weights.fullmatch(name))))
             for name in names:
                 sync(temporary / name)
-            before = {name for name in os.listdir(folder) if name == index or weights.fullmatch(name)}
+            before = {name for name in os.listdir(folder) if weights.fullmatch(name)}
             replaced = before.intersection(names)
             if index in replaced and len(replaced) > 1:
                 (folder / index).unlink()
@@ -271,7 +283,9 @@ def _replacing_checkpoint(folder: Path, variant: str | None) -> Iterator[Path]:
 
 
 def _upload(
+    model: PreTrainedModel,
     folder: str | Path,
+    variant: str | None,
     repo_id: str,
     commit_message: str | None = None,
     private: bool | None = None,
@@ -279,15 +293,10 @@ def _upload(
     revision: str | None = None,
     create_pr: bool = False,
 ) -> str:
-    api = HfApi(token=token)
-    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    return api.upload_folder(
-        repo_id=repo_id,
-        folder_path=folder,
-        commit_message=commit_message or "Upload pruned model",
-        revision=revision,
-        create_pr=create_pr,
-    )
+    repo_id = make_repo(repo_id, private, token, revision, create_pr)
+    write_card(folder, model, location=repo_id, revision=None if create_pr else revision)
+    message = commit_message or "Upload pruned model"
+    return push(folder, repo_id, message, token, revision, create_pr, replaced=_weights_files(variant))
 
 
 def _find(name_or_path: str | Path, filename: str, hub: Mapping[str, Any]) -> str | None:

@@ -18,12 +18,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
+import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .files import read_json, shown, write_json
+from .hub import make_repo, push
 from .scoring import SCORERS, WEIGHT_SCORERS, get_scorer, scorers_of
 
 
@@ -226,6 +228,31 @@ class PruningConfig:
         """Writes `pruning_config.json` into a folder, made if need be."""
         Path(save_directory).mkdir(parents=True, exist_ok=True)
         write_json(Path(save_directory) / CONFIG_NAME, self.to_dict())
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: bool | str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+    ) -> str:
+        """Uploads `pruning_config.json` and returns the commit's address.
+
+        Args:
+            repo_id: `"user/name"`; made if need be.
+            commit_message: default: "Upload pruning config".
+            private: whether a repository that is made is private.
+            token: default: the one that `hf auth login` stored.
+            revision: branch to push to; made if need be.
+            create_pr: open a pull request in place of a commit.
+        """
+        repo_id = make_repo(repo_id, private, token, revision, create_pr)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return push(folder, repo_id, commit_message or "Upload pruning config", token, revision, create_pr)
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, **hub_kwargs: Any) -> PruningConfig:

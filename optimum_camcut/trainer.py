@@ -18,6 +18,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -29,12 +30,12 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedModel, Trainer, set_seed
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, TrainOutput
 from transformers.utils import is_datasets_available
 
 from .card import write_card
-from .checkpoint import PrunedCheckpoint
-from .config import PruningConfig
+from .checkpoint import MODELING_NAME, PrunedCheckpoint
+from .config import CONFIG_NAME, PruningConfig
 from .distillation import distillation_loss
 from .files import replacing, write_errors
 from .groups import WEIGHTS, find_groups
@@ -105,6 +106,8 @@ class CamCutTrainer(Trainer):
         self.pruning_plan: PruningPlan | None = None
         self.dense_model: PreTrainedModel | None = None
         self._scoring = False
+        self._measured: tuple[int, dict[str, float]] = (0, {})  # the last evaluation, and the step it was at
+        self._dense_metrics: dict[str, float] = {}
         self._progress_file: Path | None = None  # only inside `train`, which can be resumed
         self._root = Path(self.args.output_dir)
         if pruning_config is None:
@@ -138,6 +141,7 @@ class CamCutTrainer(Trainer):
             return super().train(resume_from_checkpoint, trial, *args, **kwargs)
         if trial is not None:  # every trial of a search prunes a model of its own
             self.pruning_plan = self.scores = self.dense_model = None
+            self._dense_metrics = {}
         with self._one_model(trial):
             if self.pruning_plan is not None:
                 return super().train(resume_from_checkpoint, trial, *args, **kwargs)
@@ -289,6 +293,19 @@ class CamCutTrainer(Trainer):
         loss = (1 - weight) * loss + weight * distilled
         return (loss, outputs) if return_outputs else loss
 
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """That of `Trainer`; the model card tells what it gives for the trainer's own `eval_dataset`."""
+        metrics = super().evaluate(eval_dataset, *args, **kwargs)
+        if eval_dataset is None or eval_dataset is self.eval_dataset:
+            self._measured = (self.state.global_step, dict(metrics))
+        return metrics
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        best = [entry for entry in self.state.log_history if entry.get("step") == self.state.best_global_step]
+        metrics = {name: value for entry in best for name, value in entry.items() if name.startswith("eval_")}
+        self._measured = (self.state.global_step, metrics)
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """That of `Trainer`; under FSDP, the whole model whatever `state_dict_type` says."""
         whole = self.pruning_config is not None and self.is_fsdp_enabled
@@ -298,6 +315,7 @@ class CamCutTrainer(Trainer):
             whole_checkpoints(self.accelerator) if whole else nullcontext(),
         ):
             super().save_model(output_dir, _internal_call)
+            self._write_card(output_dir or self.args.output_dir)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """That of `Trainer`, but one that is killed on the way leaves no checkpoint to resume from, and older ones go
@@ -315,15 +333,29 @@ class CamCutTrainer(Trainer):
                 super()._save_checkpoint(model, trial)
         finally:
             self.args.save_total_limit = limit
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(checkpoint))
         if main:
             remove_old_checkpoints(folder, limit, self.state.best_model_checkpoint)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """That of `Trainer`, which copies what it pushes from the checkpoint to `output_dir`, with the files of a
+        pruned model. It waits until the checkpoint is whole."""
+        checkpoint = Path(checkpoint_folder)
+        if not self.is_world_process_zero() or (checkpoint / UNFINISHED).exists():
+            return
+        busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        if self.args.hub_strategy != HubStrategy.END and (self.args.hub_always_push or not busy):
+            for name in (PLAN_NAME, CONFIG_NAME, MODELING_NAME):
+                if (checkpoint / name).exists():
+                    shutil.copy(checkpoint / name, self.args.output_dir)
+            self._write_card(self.args.output_dir)
+        super()._push_from_checkpoint(checkpoint_folder)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """The card of `Trainer`, with a part on what was pruned."""
         super().create_model_card(*args, **kwargs)
-        model = self.accelerator.unwrap_model(self.model)
-        if self.is_world_process_zero() and isinstance(model, PrunedCheckpoint):
-            write_card(self.args.output_dir, model)
+        self._write_card(self.args.output_dir)
 
     # ------------------------------------------------------------------------------------------------------ details
 
@@ -333,6 +365,7 @@ class CamCutTrainer(Trainer):
         if self.pruning_config is not None:
             # accelerate tells the optimizer's parameters by their addresses, and all empty shards are at 0.
             self._gather()
+        self._measured = (0, {})
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         if masked_weights(model) and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise ValueError(
@@ -341,6 +374,18 @@ class CamCutTrainer(Trainer):
             )
         with hold_masks(model) if masked_weights(model) else nullcontext():
             return super()._inner_training_loop(*args, **kwargs)
+
+    def _write_card(self, folder: str) -> None:
+        """Brings the part on pruning up to date, if the model is pruned. Metrics of other weights are left out."""
+        model = self.accelerator.unwrap_model(self.model)
+        if self.is_world_process_zero() and isinstance(model, PrunedCheckpoint):
+            metrics = {"dense": self._dense_metrics, "pruned": self._fresh_metrics()}
+            write_card(folder, model, self.hub_model_id, self.args.hub_revision, metrics)
+
+    def _fresh_metrics(self) -> dict[str, float]:
+        """What was measured of the weights as they are."""
+        step, metrics = self._measured
+        return metrics if step == self.state.global_step else {}
 
     def _check_model(self) -> None:
         """Raises `ValueError` if the model cannot be pruned as the config says, for reasons that show at once."""
@@ -441,6 +486,9 @@ class CamCutTrainer(Trainer):
         config, model = self.pruning_config, self._bare_model()
         if config.recovery == "reconstruct" or config.distill_weight > 0:
             self._keep_dense_model()
+        if getattr(model, "pruning_plan", None) is None:
+            self._dense_metrics = self._fresh_metrics()
+        self._measured = (0, {})
         apply_plan(model, plan)
         # The optimizer, the scheduler and any DDP wrapper hold parameters that are gone.
         self.model = self.model_wrapped = model

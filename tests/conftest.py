@@ -12,6 +12,9 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 import os
+import subprocess
+import sysconfig
+import venv
 from pathlib import Path
 
 import pytest
@@ -48,3 +51,19 @@ def model_path(tmp_path_factory):
     config = tiny_config("bert", vocab_size=len(vocabulary), max_position_embeddings=64, num_labels=2)
     AutoModel.from_config(config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def python_without_package(tmp_path_factory):
+    """An environment with the same libraries and without this package: `.pth` files are not read from a folder that a
+    `.pth` file adds, so an editable install stays behind."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, with_pip=False)
+    python = folder / "bin" / "python"
+    site = subprocess.run(
+        [python, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"], capture_output=True, text=True
+    )
+    (tmp_path_factory.getbasetemp() / site.stdout.strip() / "libraries.pth").write_text(
+        sysconfig.get_paths()["purelib"] + "\n"
+    )
+    return python

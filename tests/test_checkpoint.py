@@ -20,14 +20,12 @@ import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 import textwrap
-import venv
 
 import pytest
 import torch
 import transformers
-from huggingface_hub import HfApi, ModelCard, RepoUrl
+from huggingface_hub import ModelCard
 from models import ARCHITECTURES, CONFIGS, random_plan, tiny_batch, tiny_model
 from safetensors.torch import load_file, save_file
 from torch.nn.utils.prune import l1_unstructured
@@ -64,22 +62,6 @@ def edit_json(path, change):
     value = json.loads(path.read_text())
     change(value)
     path.write_text(json.dumps(value))
-
-
-@pytest.fixture(scope="session")
-def python_without_package(tmp_path_factory):
-    """An environment with the same libraries and without this package: `.pth` files are not read from a folder that a
-    `.pth` file adds, so an editable install stays behind."""
-    folder = tmp_path_factory.mktemp("environment")
-    venv.create(folder, with_pip=False)
-    python = folder / "bin" / "python"
-    site = subprocess.run(
-        [python, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"], capture_output=True, text=True
-    )
-    (tmp_path_factory.getbasetemp() / site.stdout.strip() / "libraries.pth").write_text(
-        sysconfig.get_paths()["purelib"] + "\n"
-    )
-    return python
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -331,24 +313,6 @@ def test_a_model_that_lost_its_plan_is_not_cut_further(tmp_path):
     model = load_pruned(tmp_path)
     with pytest.raises(ValueError, match="load it with `optimum_camcut.load_pruned`"):
         find_groups(model)
-
-
-def test_push_to_hub_uploads_what_save_pretrained_writes(monkeypatch, tmp_path):
-    def create_repo(self, repo_id, **kwargs):
-        return RepoUrl(f"https://huggingface.co/{repo_id}")
-
-    def upload_folder(self, *, repo_id, folder_path, **kwargs):
-        shutil.copytree(folder_path, tmp_path / repo_id)
-        return f"commit to {repo_id}"
-
-    monkeypatch.setattr(HfApi, "create_repo", create_repo)
-    monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
-    model = pruned_model()
-    assert model.push_to_hub("user/one") == "commit to user/one"
-    model.save_pretrained(tmp_path / "local", push_to_hub=True, repo_id="user/two")
-    for folder in ("user/one", "user/two", "local"):
-        assert {path.name for path in (tmp_path / folder).iterdir()} >= FILES
-        assert torch.equal(logits(load_pruned(tmp_path / folder)), logits(model))
 
 
 def test_importing_the_file_alone_gives_classes_by_name():
