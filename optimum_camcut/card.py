@@ -72,6 +72,8 @@ def pruning_section(model: PreTrainedModel) -> str:
         lines += _masks(model, zeros)
     if getattr(model.config, RECORD, None) is not None:
         lines += _loading(model)
+    elif not zeros:
+        lines += _plain(model)
     table = [row for row in plan.table() if row[1] != WEIGHTS] if plan is not None else []
     if table:
         lines += ["", "| layer | kind | kept |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in table)]
@@ -111,6 +113,15 @@ def _loading(model: PreTrainedModel) -> list[str]:
         "```",
         "",
         f"A plain `{name}.from_pretrained` fails with a size mismatch; never pass `ignore_mismatched_sizes`.",
+    ]
+
+
+def _plain(model: PreTrainedModel) -> list[str]:
+    name, parameters = type(model).__name__, sum(parameter.numel() for parameter in model.parameters())
+    return [
+        f"This is a plain transformers checkpoint of {parameters:,} parameters: all its layers have the same size, "
+        f'as its config says. `{name}.from_pretrained("path-or-id")` loads it with no extra code, and so does '
+        "whatever reads such models. `optimum_camcut.load_pruned` also reads which units were kept, to prune further.",
     ]
 
 

@@ -23,7 +23,16 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from .modeling_camcut import RECORD, PrunableGroup, Slice, count_units, linear_map, list_groups
+from .modeling_camcut import (
+    RECORD,
+    PrunableGroup,
+    Slice,
+    count_units,
+    kept_heads,
+    linear_map,
+    list_blocks,
+    list_groups,
+)
 
 
 __all__ = ["PrunableGroup", "Slice", "check_group", "find_groups"]
@@ -70,13 +79,16 @@ def find_groups(model: PreTrainedModel, kinds: Sequence[str] = ("heads", "neuron
             "this model is pruned, but which units it kept is not known to it; load it with "
             "`optimum_camcut.load_pruned`, which reads its pruning_plan.json"
         )
-    if plan is not None:
-        groups = [
-            dataclasses.replace(group, units=plan.keep[group.name], original_size=plan.sizes[group.name])
-            if group.name in plan.keep
-            else group
-            for group in groups
-        ]
+    keep, sizes = (plan.keep, plan.sizes) if plan is not None else ({}, {})
+    if plan is None and getattr(model.config, "pruned_heads", None) and groups:  # by transformers 4 itself
+        keep = kept_heads(model.config, len(list_blocks(model)))
+        sizes = dict.fromkeys(keep, model.config.num_attention_heads)
+    groups = [
+        dataclasses.replace(group, units=tuple(keep[group.name]), original_size=sizes[group.name])
+        if group.name in keep
+        else group
+        for group in groups
+    ]
     groups = [group for group in groups if group.kind in kinds]
     return groups + _weight_groups(model, plan) if WEIGHTS in kinds else groups
 

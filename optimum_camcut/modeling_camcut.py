@@ -78,6 +78,8 @@ class Architecture:
         position_bias (`str`, *optional*): path of the attention module whose forward takes a `position_bias` with one
             map per head of the uncut model, shared by all layers. It is cut on the way in.
         native_pruned_heads (`bool`): transformers 4 itself loads `config.pruned_heads` for this architecture.
+        config_fields (`Mapping[str, tuple[str, ...]]`): kind of unit -> the fields of the config that say how many
+            every layer has: the number itself, then others that grow with it. What they express needs no record.
     """
 
     layers: str
@@ -89,6 +91,7 @@ class Architecture:
     bypass: tuple[Mapping[str, str], Mapping[str, str]] | None = None
     position_bias: str | None = None
     native_pruned_heads: bool = False
+    config_fields: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 _BERT = Architecture(
@@ -104,6 +107,7 @@ _BERT = Architecture(
     attributes={"attention.self.num_attention_heads": UNIT, "attention.self.all_head_size": HEAD},
     bypass=({"attention": "input pair"}, {"intermediate": "input", "output": "residual"}),
     native_pruned_heads=True,
+    config_fields={"neurons": ("intermediate_size",)},
 )
 
 # One entry per `model_type`. To add an architecture, add an entry (README, "Adding an architecture").
@@ -129,6 +133,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             {"ffn": "zeros", "output_layer_norm": "input"},
         ),
         native_pruned_heads=True,
+        config_fields={"neurons": ("hidden_dim",)},
     ),
     "albert": Architecture(
         layers="encoder.albert_layer_groups.{}.albert_layers.{}",
@@ -145,6 +150,8 @@ ARCHITECTURES: dict[str, Architecture] = {
             {"attention": "input pair"},
             {"ffn": "input", "activation": "input", "ffn_output": "zeros", "full_layer_layer_norm": "input"},
         ),
+        native_pruned_heads=True,
+        config_fields={"neurons": ("intermediate_size",)},
     ),
     "mpnet": Architecture(
         layers="encoder.layer.{}",
@@ -159,6 +166,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         attributes={"attention.attn.num_attention_heads": UNIT, "attention.attn.all_head_size": HEAD},
         bypass=({"attention": "input pair"}, {"intermediate": "input", "output": "residual"}),
         position_bias="attention.attn",
+        config_fields={"neurons": ("intermediate_size",)},
     ),
     "gpt2": Architecture(
         layers="h.{}",
@@ -168,6 +176,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         attributes={"attn.num_heads": UNIT, "attn.split_size": HEAD},
         bypass=({"ln_1": "input", "attn": "zeros pair"}, {"ln_2": "input", "mlp": "zeros"}),
         native_pruned_heads=True,
+        config_fields={"neurons": ("n_inner",)},
     ),
     "llama": Architecture(
         layers="layers.{}",
@@ -184,6 +193,10 @@ ARCHITECTURES: dict[str, Architecture] = {
             {"input_layernorm": "input", "self_attn": "zeros pair"},
             {"post_attention_layernorm": "input", "mlp": "zeros"},
         ),
+        config_fields={
+            "heads": ("num_key_value_heads", "num_attention_heads"),
+            "neurons": ("intermediate_size",),
+        },
     ),
 }
 
@@ -535,6 +548,32 @@ def _select_position_bias(module: nn.Module, args: tuple, kwargs: dict) -> tuple
     return (), values
 
 
+def pruned_heads(config: PretrainedConfig, layers: int) -> dict[str, list[int]]:
+    """Removed heads by group, from `config.pruned_heads`. As in transformers 4, layers may be counted from the end.
+
+    Raises:
+        `ValueError`: it is not what transformers 4 writes.
+    """
+    pruned, total, removed = getattr(config, "pruned_heads", None) or {}, config.num_attention_heads, {}
+    if not isinstance(pruned, dict) or not all(_distinct(heads, total) for heads in pruned.values()):
+        raise ValueError(
+            f"config.pruned_heads should map layers to lists of different heads below {total}; it is {pruned!r:.200}"
+        )
+    for layer, heads in pruned.items():
+        layer = layers + int(layer) if re.fullmatch("-[0-9]{1,9}", str(layer)) else layer
+        removed[f"layer.{layer}.heads"] = sorted({*removed.get(f"layer.{layer}.heads", ()), *heads})
+    return {name: heads for name, heads in removed.items() if heads}
+
+
+def kept_heads(config: PretrainedConfig, layers: int) -> dict[str, list[int]]:
+    """Kept heads by group, where the config records which they are."""
+    removed, heads = pruned_heads(config, layers), range(config.num_attention_heads)
+    record = getattr(config, RECORD, None)
+    recorded = record.get("kept_heads") if isinstance(record, dict) else None
+    kept = {name: [head for head in heads if head not in gone] for name, gone in removed.items()}
+    return kept | (recorded if isinstance(recorded, dict) else {})
+
+
 def recorded_sizes(config: PretrainedConfig, groups: Sequence[PrunableGroup]) -> dict[str, int]:
     """Kept size of every group that the config records as cut.
 
@@ -543,13 +582,9 @@ def recorded_sizes(config: PretrainedConfig, groups: Sequence[PrunableGroup]) ->
             disagrees with `pruned_heads`.
     """
     known = {group.name: group for group in groups}
-    record, total = getattr(config, RECORD, None), config.num_attention_heads
-    pruned = getattr(config, "pruned_heads", None) or {}
-    if not isinstance(pruned, dict) or not all(_distinct(heads, total) for heads in pruned.values()):
-        raise ValueError(
-            f"config.pruned_heads should map layers to lists of different heads below {total}; it is {pruned!r:.200}"
-        )
-    sizes = left = {f"layer.{layer}.heads": total - len(heads) for layer, heads in pruned.items() if heads}
+    record, layers = getattr(config, RECORD, None), int(groups[-1].name.split(".")[1]) + 1
+    removed = pruned_heads(config, layers)
+    sizes = left = {name: config.num_attention_heads - len(heads) for name, heads in removed.items()}
     if record is not None:  # else a checkpoint that transformers 4 pruned by itself
         sizes = record.get("sizes") if isinstance(record, dict) else None
     if not isinstance(sizes, dict):
@@ -584,18 +619,20 @@ def shrink(model: PreTrainedModel) -> None:
     groups = {group.name: group for group in list_groups(model)}
     sizes = recorded_sizes(model.config, list(groups.values()))
     cut_groups(model, [(groups[n], range(size)) for n, size in sizes.items() if size < groups[n].size])
+    if getattr(model.config, "pruned_heads", None):  # JSON has made strings of the numbers
+        removed = pruned_heads(model.config, len(list_blocks(model)))
+        model.config.pruned_heads = {int(name.split(".")[1]): heads for name, heads in removed.items()}
     if find_architecture(model).position_bias is None:
         return
-    recorded = (getattr(model.config, RECORD, None) or {}).get("kept_heads")
-    kept_heads, total = {}, model.config.num_attention_heads
-    for name in (name for name in sizes if groups[name].kind == "heads"):
-        kept_heads[name] = kept = recorded.get(name) if isinstance(recorded, dict) else None
+    recorded, total = kept_heads(model.config, len(list_blocks(model))), model.config.num_attention_heads
+    kept_of = {name: recorded.get(name) for name in sizes if groups[name].kind == "heads"}
+    for name, kept in kept_of.items():
         if not _distinct(kept, total) or len(kept) != sizes[name] or kept != sorted(kept):
             raise ValueError(
                 f"config.{RECORD} records the heads {kept!r:.200} for {name!r}; expected {sizes[name]} different "
                 f"indices below {total}, ascending"
             )
-    bind_position_bias(model, kept_heads)
+    bind_position_bias(model, kept_of)
 
 
 class PrunedModel:

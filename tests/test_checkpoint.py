@@ -299,7 +299,11 @@ def test_an_architecture_of_the_users_own_travels_with_its_checkpoint(python_wit
         ("config.json", lambda c: c.update(architectures=["GPT2Model"]), "no class 'GPT2Model' for a 'bert' model"),
         ("config.json", lambda c: c.update(auto_map=3), "transformers cannot read config.json of"),
         ("config.json", lambda c: c.update({RECORD: [1]}), "should hold 'sizes'"),
-        ("config.json", lambda c: c.update({RECORD: None, "pruned_heads": {}}), "is no pruned checkpoint"),
+        (
+            "config.json",
+            lambda c: c.update({RECORD: None, "pruned_heads": {}}),
+            "but config.json asks for torch.float32",
+        ),
         ("config.json", lambda c: c.update(architectures=["BertForNothing"]), "transformers has no class 'BertForNot"),
         (
             "pruning_plan.json",
@@ -322,6 +326,12 @@ def test_files_that_do_not_fit(file, change, message, tmp_path):
     model.save_pretrained(tmp_path)
     edit_json(tmp_path / file, change)
     with pytest.raises(ValueError, match=re.escape(message)):
+        load_pruned(tmp_path)
+
+
+def test_a_checkpoint_that_is_not_pruned(tmp_path):
+    tiny_model("bert").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is no pruned checkpoint: .* and there is no pruning_plan.json"):
         load_pruned(tmp_path)
 
 
