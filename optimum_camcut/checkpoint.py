@@ -88,6 +88,11 @@ class PrunedCheckpoint:
             kwargs: passed on to transformers; with `push_to_hub`, also `repo_id`, `token`, `private`,
                 `commit_message`, `revision` and `create_pr`.
         """
+        if not kwargs.get("safe_serialization", True):
+            raise ValueError(
+                "safe_serialization=False (save_safetensors=False of the training arguments) would write pickles; "
+                "pruned models are written and read as safetensors only, so leave it out"
+            )
         hub = {}
         if push_to_hub:
             names = ("repo_id", "commit_message", "private", "revision", "create_pr")
@@ -154,6 +159,7 @@ class PrunedCheckpoint:
         """`PreTrainedModel.from_pretrained` for a pruned checkpoint; see `load_pruned`."""
         hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
         with_info = kwargs.pop("output_loading_info", False)
+        kwargs["use_safetensors"] = True  # other files are pickles
         model, info = super().from_pretrained(name_or_path, *args, output_loading_info=True, **kwargs)
         _check_loaded(name_or_path, model, info["missing_keys"])
         model.pruning_plan = _load_plan(name_or_path, model, hub)
@@ -195,7 +201,7 @@ def load_pruned(
     Raises:
         `ValueError`: the checkpoint is not pruned, or its recorded sizes do not fit the architecture, the plan or the
             weights, or a file was altered or is not whole; the message names the group, or the file.
-        `OSError`: a file is missing, or cannot be read.
+        `OSError`: a file is missing, or cannot be read; of weights, only safetensors are.
     """
     hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
     config = kwargs.get("config") or _load_config(name_or_path, hub)

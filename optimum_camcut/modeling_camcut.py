@@ -224,7 +224,7 @@ class Slice:
 
 
 @dataclass(frozen=True)
-class PrunableGroup:
+class Group:
     """Units that can be cut one by one, and everything that goes with each of them.
 
     Args:
@@ -233,16 +233,7 @@ class PrunableGroup:
         size (`int`): number of units now.
         slices (`tuple[Slice, ...]`): the linear maps involved; the last is the output projection, whose input is
             where activations are observed. None for `"weights"`: the group is the parameter of its name.
-        residual (`str`): path of a module whose input is the residual stream that the output is added to.
         attributes (`Mapping[str, int]`): path of a module attribute -> amount per unit, kept true by a cut.
-        units (`Sequence[int]`): index of each present unit in the uncut model. Default: `0 ... size - 1`.
-        original_size (`int`): number of units in the uncut model. Default: `size`.
-        unit_parameters (`int`): parameters that go with one unit.
-        unit_flops (`int`): FLOPs per token that go with one unit, less the part that grows with the sequence.
-        unit_flops_per_position (`int`): that part, per token and position attended to.
-        model_parameters (`int`): parameters of the whole model now, each counted once.
-        model_type (`str`): of the model's config.
-        num_layers (`int`): blocks of the model.
         bypass (`Mapping[str, str]`): of a sub-layer, path of each module that goes with it -> what stands in for it.
     """
 
@@ -251,22 +242,7 @@ class PrunableGroup:
     size: int
     slices: tuple[Slice, ...]
     attributes: Mapping[str, int] = field(default_factory=dict)
-    units: Sequence[int] = None
-    original_size: int = None
-    residual: str = None
-    unit_parameters: int = 1
-    unit_flops: int = 1
-    unit_flops_per_position: int = 0
-    model_parameters: int = None
-    model_type: str = None
-    num_layers: int = None
     bypass: Mapping[str, str] = field(default_factory=dict)
-
-    def __post_init__(self):
-        if self.units is None:
-            object.__setattr__(self, "units", tuple(range(self.size)))
-        if self.original_size is None:
-            object.__setattr__(self, "original_size", self.size)
 
     @property
     def output(self) -> Slice:
@@ -347,7 +323,7 @@ def list_blocks(model: PreTrainedModel) -> list[str]:
     return paths
 
 
-def list_groups(model: PreTrainedModel) -> list[PrunableGroup]:
+def list_groups(model: PreTrainedModel) -> list[Group]:
     """Every group of the model at its present size, in the order of the layers: attention, its heads, feed-forward,
     its neurons. A sub-layer that was removed has size 0, and no group of heads or neurons.
 
@@ -361,60 +337,27 @@ def list_groups(model: PreTrainedModel) -> list[PrunableGroup]:
     )
     widths = {UNIT: 1, HEAD: head, QUERIES: head * queries}
 
-    model_parameters = sum(p.numel() for p in model.parameters())
-
     groups = []
-    blocks = list_blocks(model)
-    for layer, block in enumerate(blocks):
-        block += "."
-        for number, (kind, cuts, attributes) in enumerate(
-            (
-                ("heads", architecture.heads, architecture.attributes),
-                ("neurons", architecture.neurons, architecture.neuron_attributes),
-            )
-        ):
-            whole = f"layer.{layer}.{SUBLAYERS[kind]}"
-            facts = {"model_parameters": model_parameters, "model_type": config.model_type, "num_layers": len(blocks)}
-            bypass = {block + path: gives for path, gives in (architecture.bypass or ({}, {}))[number].items()}
-            gone = [_removed(model.get_submodule(path)) for path in bypass]
-            if bypass and all(gone):
-                groups.append(PrunableGroup(whole, "layers", 0, (), original_size=1, **facts))
+    kinds = (
+        ("heads", architecture.heads, architecture.attributes),
+        ("neurons", architecture.neurons, architecture.neuron_attributes),
+    )
+    for layer, block in enumerate(list_blocks(model)):
+        for number, (kind, cuts, attributes) in enumerate(kinds):
+            name = f"layer.{layer}.{kind}"
+            bypass = {f"{block}.{path}": gives for path, gives in (architecture.bypass or ({}, {}))[number].items()}
+            if bypass and all(_removed(model.get_submodule(path)) for path in bypass):
+                groups.append(Group(sublayer_of(name), "layers", 0, ()))
                 continue
-            slices = tuple(Slice(block + cut.module, cut.axis, widths[cut.width], cut.blocks) for cut in cuts)
-            weights = sum(linear_map(model, s.module).weight.numel() for s in slices)
-            biases = [linear_map(model, s.module).bias for s in slices if s.axis == "out"]
+            slices = tuple(Slice(f"{block}.{cut.module}", cut.axis, widths[cut.width], cut.blocks) for cut in cuts)
+            for piece in slices:
+                linear_map(model, piece.module)  # raises if it is not plain
             size = count_units(model, slices[-1])
-            biases = sum(bias.numel() for bias in biases if bias is not None)
-            facts |= {"residual": block + architecture.residual[number]}
             if bypass:
-                groups.append(
-                    PrunableGroup(
-                        name=whole,
-                        kind="layers",
-                        size=1,
-                        slices=tuple(replace(s, width=s.width * size) for s in slices),
-                        unit_parameters=sum(
-                            p.numel() for path in bypass for p in model.get_submodule(path).parameters()
-                        ),
-                        unit_flops=2 * weights,
-                        unit_flops_per_position=4 * slices[-1].width * size if kind == "heads" else 0,
-                        bypass=bypass,
-                        **facts,
-                    )
-                )
-            groups.append(
-                PrunableGroup(
-                    name=f"layer.{layer}.{kind}",
-                    kind=kind,
-                    size=size,
-                    slices=slices,
-                    attributes={block + name: widths[width] for name, width in attributes.items()},
-                    unit_parameters=(weights + biases) // max(size, 1),
-                    unit_flops=2 * weights // max(size, 1),
-                    unit_flops_per_position=4 * slices[-1].width if kind == "heads" else 0,
-                    **facts,
-                )
-            )
+                whole = tuple(replace(piece, width=piece.width * size) for piece in slices)
+                groups.append(Group(sublayer_of(name), "layers", 1, whole, bypass=bypass))
+            counted = {f"{block}.{path}": widths[width] for path, width in attributes.items()}
+            groups.append(Group(name, kind, size, slices, counted))
     return groups
 
 
@@ -454,7 +397,7 @@ def count_units(model: nn.Module, output: Slice) -> int:
     return features // output.width if output.width else int(features == 0)  # a sub-layer with no units left
 
 
-def cut_groups(model: PreTrainedModel, keep: Sequence[tuple[PrunableGroup, Sequence[int]]]) -> None:
+def cut_groups(model: PreTrainedModel, keep: Sequence[tuple[Group, Sequence[int]]]) -> None:
     """Cuts groups down to the given positions, in place: all of them, or none if anything fails. A sub-layer of which
     nothing is kept becomes an identity.
 
@@ -495,7 +438,7 @@ def cut_groups(model: PreTrainedModel, keep: Sequence[tuple[PrunableGroup, Seque
         _number_caches(model)
 
 
-def _stand_ins(model: PreTrainedModel, group: PrunableGroup) -> dict[str, Bypass]:
+def _stand_ins(model: PreTrainedModel, group: Group) -> dict[str, Bypass]:
     """What takes the place of each module of a sub-layer: path -> stand-in."""
     if getattr(model.config, "scale_attn_by_inverse_layer_idx", False) and transformers.__version__.startswith("4."):
         raise ValueError(
@@ -574,7 +517,7 @@ def kept_heads(config: PretrainedConfig, layers: int) -> dict[str, list[int]]:
     return kept | (recorded if isinstance(recorded, dict) else {})
 
 
-def recorded_sizes(config: PretrainedConfig, groups: Sequence[PrunableGroup]) -> dict[str, int]:
+def recorded_sizes(config: PretrainedConfig, groups: Sequence[Group]) -> dict[str, int]:
     """Kept size of every group that the config records as cut.
 
     Raises:
