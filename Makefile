@@ -2,6 +2,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+VENV4 := .venv-transformers4
+BIN4 := $(VENV4)/bin
+INSTALLED4 := $(VENV4)/.installed
 CHECKED := optimum_camcut tests examples
 
 # Idle threads sleep: by default they spin, which on shared cores makes training several times slower.
@@ -16,9 +19,14 @@ help:  ## Show this help
 demo: $(INSTALLED)  ## Fine-tune, prune and recover a real model; print dense against pruned
 	$(BIN)/python examples/demo.py
 
-# Two workers with one thread each: torch would otherwise start a thread per core in every worker.
-test: style  ## Check the style, then run all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+# What loads, cuts and trains; transformers 4 has a pruning of its own to compare with.
+TESTS4 := versions plain_shapes surgery checkpoint layers imports trainer
+
+# Two workers with one thread each: torch would otherwise start a thread per core in every worker. Either environment
+# starts the Python of the other one, to exchange checkpoints.
+test: style $(INSTALLED4)  ## Check the style, run all tests, then those of loading and cutting with transformers 4
+	OMP_NUM_THREADS=1 CAMCUT_OTHER_PYTHON=$(abspath $(BIN4))/python $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 CAMCUT_OTHER_PYTHON=$(abspath $(BIN))/python $(BIN4)/python -m pytest -n 2 $(TESTS4:%=tests/test_%.py)
 
 test-faults: $(INSTALLED)  ## Kill training at 20 points of each kind of run, resume, compare
 	OMP_NUM_THREADS=1 $(BIN)/python tests/kill_and_resume.py --kills 20
@@ -27,11 +35,18 @@ style: $(INSTALLED)  ## Check the style with ruff
 	$(BIN)/ruff check $(CHECKED)
 	$(BIN)/ruff format --check $(CHECKED)
 
-clean:  ## Remove the environment, the fetched model and all outputs
-	rm -rf $(VENV) .cache outputs build *.egg-info .pytest_cache .ruff_cache .hypothesis
+clean:  ## Remove the environments, the fetched model and all outputs
+	rm -rf $(VENV) $(VENV4) .cache outputs build *.egg-info .pytest_cache .ruff_cache .hypothesis
 
 # The stamp is written last, so that an interrupted installation starts again.
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -c constraints.txt -e ".[tests,examples]"
+	@touch $@
+
+# torch first and by itself, so that no resolver looks at another one.
+$(INSTALLED4): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV4)
+	$(BIN4)/python -m pip install -c constraints.txt torch
+	$(BIN4)/python -m pip install -c constraints.txt -e ".[tests]" "transformers>=4.57,<5"
 	@touch $@

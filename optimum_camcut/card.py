@@ -27,13 +27,13 @@ from typing import Any
 import torch
 from huggingface_hub import ModelCard, ModelCardData, constants, hf_hub_download
 from huggingface_hub.utils import HFValidationError, validate_repo_id
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from .files import write_text
-from .groups import WEIGHTS
+from .groups import WEIGHTS, find_groups
 from .masking import count_zeros
-from .modeling_camcut import RECORD, list_groups
+from .modeling_camcut import ARCHITECTURES, RECORD
 from .plan import is_weight, layer_of
 
 
@@ -145,7 +145,10 @@ def pruning_section(model: PreTrainedModel, arguments: str, metrics: Metrics) ->
     zeros = count_zeros(model)
     if zeros:
         lines += _masks(model, zeros)
-    lines += _loading(model, arguments)
+    if _is_cut(model) and getattr(model.config, RECORD, None) is None:
+        lines += _plain(model)
+    else:
+        lines += _loading(model, arguments)
     return "\n".join([*lines, *_kept(model)])
 
 
@@ -168,9 +171,7 @@ def _costs(model: PreTrainedModel) -> list[tuple[str, float | None, float, str]]
     """Rows of name, dense, pruned and format. The dense model is built from the config, without storage."""
     if is_deepspeed_zero3_enabled():  # the parameters are elsewhere
         return []
-    config = copy.deepcopy(model.config)
-    setattr(config, RECORD, None)
-    config.pruned_heads = {}
+    config = _dense_config(model)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     megabytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()) / 1e6
     try:
@@ -180,16 +181,31 @@ def _costs(model: PreTrainedModel) -> list[tuple[str, float | None, float, str]]
         return [("parameters", None, parameters, "{:,}"), ("size of the weights (MB)", None, megabytes, "{:,.1f}")]
     before = sum(parameter.numel() for parameter in dense.parameters())
     rows = [("parameters", before, parameters, "{:,}")]
-    if len({layer_of(group.name) for group in list_groups(dense)}) == config.num_hidden_layers:  # none runs repeatedly
+    if len({layer_of(group.name) for group in find_groups(dense)}) == config.num_hidden_layers:  # none runs repeatedly
         flops = (_flops(each) / 1e9 for each in (dense, model))
         rows.append((f"FLOPs of the layers, 1 x {TOKENS} tokens (G)", *flops, "{:.3g}"))
     return [*rows, ("size of the weights (MB)", megabytes * before / parameters, megabytes, "{:,.1f}")]
 
 
+def _dense_config(model: PreTrainedModel) -> PretrainedConfig:
+    """The config of the model before it was cut."""
+    config, plan = copy.deepcopy(model.config), model.pruning_plan
+    setattr(config, RECORD, None)
+    config.pruned_heads = {}
+    for kind, (field, *others) in ARCHITECTURES[config.model_type].config_fields.items():
+        sizes = plan.sizes if plan is not None else {}
+        before, size = next((sizes[n] for n in sizes if n.endswith(f".{kind}")), None), getattr(config, field)
+        if before is not None and size is not None and before != size:  # a plain checkpoint has its own size there
+            for other in others:
+                setattr(config, other, getattr(config, other) * before // size)
+            setattr(config, field, before)
+    return config
+
+
 def _flops(model: PreTrainedModel) -> int:
     """Of the matrix products in attention and feed-forward layers, for one sequence; a multiplication and an addition
     are two."""
-    groups = [group for group in list_groups(model) if group.kind != "layers"]
+    groups = find_groups(model)
     return sum(g.size * (g.unit_flops + g.unit_flops_per_position * TOKENS) for g in groups) * TOKENS
 
 
@@ -266,11 +282,23 @@ def _figure(kept: set[int], size: int) -> str:
 
 
 def _is_cut(model: PreTrainedModel) -> bool:
-    return getattr(model.config, RECORD, None) is not None
+    plan = model.pruning_plan
+    named = [name for name in plan.keep if not is_weight(name)] if plan is not None else []
+    sized = any(len(plan.keep[name]) < plan.sizes.get(name, 0) for name in named)
+    return getattr(model.config, RECORD, None) is not None or sized
 
 
 def _name(model: PreTrainedModel) -> str:
     return type(model).__name__.removeprefix("FSDP")  # a class that torch makes
+
+
+def _plain(model: PreTrainedModel) -> list[str]:
+    name, parameters = type(model).__name__, sum(parameter.numel() for parameter in model.parameters())
+    return [
+        f"This is a plain transformers checkpoint of {parameters:,} parameters: all its layers have the same size, "
+        f'as its config says. `{name}.from_pretrained("path-or-id")` loads it with no extra code, and so does '
+        "whatever reads such models. `optimum_camcut.load_pruned` also reads which units were kept, to prune further.",
+    ]
 
 
 def _auto_class(model: PreTrainedModel) -> str:

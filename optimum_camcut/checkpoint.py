@@ -45,6 +45,7 @@ from .modeling_camcut import (
     RECORD,
     PrunedModel,
     cut_groups,
+    kept_heads,
     list_blocks,
     list_groups,
     pruned_class,
@@ -60,6 +61,11 @@ logger = logging.getLogger(__name__)
 
 MODELING_NAME = "modeling_camcut.py"
 SHIPPED_ARCHITECTURES = frozenset(ARCHITECTURES)
+KINDS_OF_CHECKPOINT = {
+    False: "a plain checkpoint, which from_pretrained loads with no extra code",
+    True: "a pruned checkpoint, whose layers are smaller than its config's own fields can say; load it with "
+    "load_pruned, or with trust_remote_code=True",
+}
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
@@ -72,8 +78,8 @@ class PrunedCheckpoint:
         self, save_directory: str | Path, is_main_process: bool = True, push_to_hub: bool = False, **kwargs: Any
     ) -> None:
         """`PreTrainedModel.save_pretrained`, which also writes `pruning_plan.json`, `pruning_config.json`, a model
-        card, and `modeling_camcut.py` unless only single weights are masked. The weights are those of the pruned
-        model.
+        card, and `modeling_camcut.py` unless the config's own fields describe the model. The weights are those of the
+        pruned model.
 
         Args:
             save_directory: folder to write to, made if need be.
@@ -83,6 +89,11 @@ class PrunedCheckpoint:
             kwargs: passed on to transformers; with `push_to_hub`, also `repo_id`, `token`, `private`,
                 `commit_message`, `revision` and `create_pr`.
         """
+        if not kwargs.get("safe_serialization", True):
+            raise ValueError(
+                "safe_serialization=False (save_safetensors=False of the training arguments) would write pickles; "
+                "pruned models are written and read as safetensors only, so leave it out"
+            )
         hub = {}
         if push_to_hub:
             names = ("repo_id", "commit_message", "private", "revision", "create_pr")
@@ -105,6 +116,7 @@ class PrunedCheckpoint:
             super().save_pretrained(folder, **kwargs)
             if cut:
                 write_text(folder / MODELING_NAME, modeling_source(self.config.model_type))
+            logger.info("writing %s: %s", save_directory, KINDS_OF_CHECKPOINT[cut])
             if self.pruning_plan is not None:
                 self.pruning_plan.save(folder / PLAN_NAME)
                 if self.pruning_plan.config is not None:
@@ -112,6 +124,8 @@ class PrunedCheckpoint:
             if (save_directory / CARD_NAME).exists():
                 shutil.copyfile(save_directory / CARD_NAME, folder / CARD_NAME)
             write_card(folder, self, location=save_directory.name)
+        if not cut:
+            (save_directory / MODELING_NAME).unlink(missing_ok=True)  # of an earlier save, which needed it
         if push_to_hub:
             _upload(self, save_directory, kwargs.get("variant"), **({"repo_id": save_directory.name} | hub))
 
@@ -152,6 +166,7 @@ class PrunedCheckpoint:
         """`PreTrainedModel.from_pretrained` for a pruned checkpoint; see `load_pruned`."""
         hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
         with_info = kwargs.pop("output_loading_info", False)
+        kwargs["use_safetensors"] = True  # other files are pickles
         model, info = super().from_pretrained(name_or_path, *args, output_loading_info=True, **kwargs)
         _check_loaded(name_or_path, model, info["missing_keys"])
         model.pruning_plan = _load_plan(name_or_path, model, hub)
@@ -179,8 +194,8 @@ def load_pruned(
 ) -> PreTrainedModel:
     """Loads a pruned checkpoint as the transformers class it was saved from.
 
-    Also loads checkpoints whose heads were pruned by transformers 4 itself, and those with masked weights, which are
-    plain checkpoints; loaded here they also have their plan, and training keeps the masks.
+    Also loads checkpoints whose heads were pruned by transformers 4 itself, and the plain ones of models that were cut
+    evenly or masked; loaded here they also have their plan, which training and further cuts go by.
 
     Args:
         name_or_path: a folder, or the id of a Hub repository.
@@ -193,17 +208,16 @@ def load_pruned(
     Raises:
         `ValueError`: the checkpoint is not pruned, or its recorded sizes do not fit the architecture, the plan or the
             weights, or a file was altered or is not whole; the message names the group, or the file.
-        `OSError`: a file is missing, or cannot be read.
+        `OSError`: a file is missing, or cannot be read; of weights, only safetensors are.
     """
     hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
     config = kwargs.get("config") or _load_config(name_or_path, hub)
     cut = is_cut(config)
     plan = None if cut else _find(name_or_path, PLAN_NAME, hub)
-    keep = read_json(plan).get("keep") if plan else None
-    if not cut and not (isinstance(keep, dict) and any(map(is_weight, keep))):
+    if not cut and plan is None:
         raise ValueError(
             f"{name_or_path} is no pruned checkpoint: its config.json has neither {RECORD!r} nor 'pruned_heads', and "
-            f"no {PLAN_NAME} masks weights. Load it with the from_pretrained of its transformers class."
+            f"there is no {PLAN_NAME}. Load it with the from_pretrained of its transformers class."
         )
     if cut and config.model_type not in ARCHITECTURES:
         raise modeling_camcut.unsupported_architecture(config.model_type)
@@ -222,8 +236,29 @@ def load_pruned(
 
 
 def is_cut(config: PretrainedConfig) -> bool:
-    """Whether the config is of a model that is physically smaller than its class."""
+    """Whether the config is of a model that is physically smaller than its class builds it."""
     return getattr(config, RECORD, None) is not None or bool(getattr(config, "pruned_heads", None))
+
+
+def plain_shape(config: PretrainedConfig, plan: PruningPlan) -> dict[str, int] | None:
+    """Units of each kind that all layers have after a cut, if fields of the config can say so: else None.
+
+    Args:
+        config: of the model; its fields may be those of before or of after the cut.
+        plan: with sizes, and the number of layers.
+    """
+    fields, shape = ARCHITECTURES[config.model_type].config_fields, {}
+    cut = {n: len(units) for n, units in plan.keep.items() if not is_weight(n) and len(units) < plan.sizes[n]}
+    for kind in {name.rpartition(".")[2] for name in cut}:
+        sizes = {cut.get(f"layer.{layer}.{kind}") for layer in range(plan.num_layers or 0)}
+        shape[kind] = sizes.pop() if len(sizes) == 1 and kind in fields else None
+        if not shape[kind]:
+            return None
+    if "heads" in shape:  # the head size has a field of its own, and transformers 5 wants whole fractions all the same
+        heads = shape["heads"] * config.num_attention_heads // getattr(config, fields["heads"][0])
+        if not getattr(config, "head_dim", None) or config.hidden_size % heads:
+            return None
+    return shape
 
 
 def auto_map(config: PretrainedConfig) -> dict[str, str]:
@@ -323,7 +358,6 @@ def _load_config(name_or_path: str | Path, hub: Mapping[str, Any]) -> Pretrained
 
 
 def _load_plan(name_or_path: str | Path, model: PreTrainedModel, hub: Mapping[str, Any]) -> PruningPlan | None:
-    groups = {group.name: group for group in list_groups(model)} if is_cut(model.config) else {}
     path = _find(name_or_path, PLAN_NAME, hub)
     if path is not None:
         values = read_json(path)
@@ -339,9 +373,12 @@ def _load_plan(name_or_path: str | Path, model: PreTrainedModel, hub: Mapping[st
         plan = _rename_masks(plan, model)
         _check_masks(name_or_path, model, plan)
         units_of = {name: units for name, units in plan.keep.items() if not is_weight(name)}
+        groups = {g.name: g for g in list_groups(model)} if units_of or is_cut(model.config) else {}
         cut = {name for name, units in units_of.items() if len(units) < plan.sizes.get(name, -1)}
-        recorded = recorded_sizes(model.config, list(groups.values()))
-        if cut != set(recorded) or set(plan.keep) - set(plan.sizes):
+        recorded = set(recorded_sizes(model.config, list(groups.values()))) if is_cut(model.config) else set()
+        sized = not set(plan.keep) - set(plan.sizes)
+        plain = sized and groups and not is_cut(model.config) and plain_shape(model.config, plan) is not None
+        if not sized or not (plain or cut == recorded):
             raise ValueError(
                 f"{PLAN_NAME} of {name_or_path} cuts the groups {sorted(cut)}, but config.json records "
                 f"{sorted(recorded)}; the two files do not belong together"
@@ -352,25 +389,24 @@ def _load_plan(name_or_path: str | Path, model: PreTrainedModel, hub: Mapping[st
                 raise ValueError(
                     f"{PLAN_NAME} of {name_or_path} keeps {len(units)} units of {name!r}, but the model has {size}"
                 )
-        for name, kept in _recorded_heads(model.config).items():
+        for name, kept in kept_heads(model.config, len(list_blocks(model))).items() if is_cut(model.config) else ():
             if name in cut and list(plan.keep[name]) != kept:
                 raise ValueError(
                     f"{PLAN_NAME} of {name_or_path} keeps the heads {list(plan.keep[name])} of {name!r}, but "
                     f"config.json records {kept}; the two files do not belong together"
                 )
         return plan
-    if getattr(model.config, RECORD, None) is not None:
-        return None
-    keep = _recorded_heads(model.config)
-    return PruningPlan(keep, dict.fromkeys(keep, model.config.num_attention_heads), model.config.model_type)
+    return plan_of(model)
 
 
-def _recorded_heads(config: PretrainedConfig) -> dict[str, list[int]]:
-    """Kept heads by group, where the config records which they are."""
-    pruned, heads = getattr(config, "pruned_heads", None) or {}, range(config.num_attention_heads)
-    kept = {f"layer.{layer}.heads": [head for head in heads if head not in gone] for layer, gone in pruned.items()}
-    record = getattr(config, RECORD, None) or {}
-    return kept | (record["kept_heads"] if isinstance(record.get("kept_heads"), dict) else {})
+def plan_of(model: PreTrainedModel) -> PruningPlan | None:
+    """What was cut or masked in a model: its plan, or what transformers 4 itself has cut. None if that is nothing, or
+    if the plan was lost."""
+    plan, config = getattr(model, "pruning_plan", None), model.config
+    if plan is not None or getattr(config, RECORD, None) is not None or not getattr(config, "pruned_heads", None):
+        return plan
+    keep = kept_heads(config, len(list_blocks(model)))
+    return PruningPlan(keep, dict.fromkeys(keep, config.num_attention_heads), config.model_type)
 
 
 def _rename_masks(plan: PruningPlan, model: PreTrainedModel) -> PruningPlan:

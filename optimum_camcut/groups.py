@@ -17,19 +17,63 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from .modeling_camcut import RECORD, PrunableGroup, Slice, count_units, linear_map, list_groups
+from .modeling_camcut import (
+    RECORD,
+    Group,
+    Slice,
+    count_units,
+    find_architecture,
+    kept_heads,
+    linear_map,
+    list_blocks,
+    list_groups,
+)
 
 
 __all__ = ["PrunableGroup", "Slice", "check_group", "find_groups"]
 
 KINDS = ("heads", "neurons", "layers")
 WEIGHTS = "weights"
+
+
+@dataclass(frozen=True)
+class PrunableGroup(Group):
+    """A group with what is needed to score it and to plan: what its units cost, and where they come from.
+
+    Args:
+        units (`Sequence[int]`): index of each present unit in the uncut model. Default: `0 ... size - 1`.
+        original_size (`int`): number of units in the uncut model. Default: `size`.
+        residual (`str`): path of a module whose input is the residual stream that the output is added to.
+        unit_parameters (`int`): parameters that go with one unit.
+        unit_flops (`int`): FLOPs per token that go with one unit, less the part that grows with the sequence.
+        unit_flops_per_position (`int`): that part, per token and position attended to.
+        model_parameters (`int`): parameters of the whole model now, each counted once.
+        model_type (`str`): of the model's config.
+        num_layers (`int`): blocks of the model.
+    """
+
+    units: Sequence[int] = None
+    original_size: int = None
+    residual: str = None
+    unit_parameters: int = 1
+    unit_flops: int = 1
+    unit_flops_per_position: int = 0
+    model_parameters: int = None
+    model_type: str = None
+    num_layers: int = None
+
+    def __post_init__(self):
+        if self.units is None:
+            object.__setattr__(self, "units", tuple(range(self.size)))
+        if self.original_size is None:
+            object.__setattr__(self, "original_size", self.size)
 
 
 def find_groups(model: PreTrainedModel, kinds: Sequence[str] = ("heads", "neurons")) -> list[PrunableGroup]:
@@ -62,23 +106,57 @@ def find_groups(model: PreTrainedModel, kinds: Sequence[str] = ("heads", "neuron
     if not isinstance(model, PreTrainedModel):
         hint = "; pass the model inside it (`model.module`)" if isinstance(model, nn.Module) else ""
         raise TypeError(f"expected a transformers PreTrainedModel, got {type(model).__name__}{hint}")
-    groups = list_groups(model) if set(kinds) - {WEIGHTS} else []
-    groups = [group for group in groups if group.size or group.kind != "layers"]
+    groups = _unit_groups(model) if set(kinds) - {WEIGHTS} else []
     plan = getattr(model, "pruning_plan", None)
     if plan is None and getattr(model.config, RECORD, None) is not None:
         raise ValueError(
             "this model is pruned, but which units it kept is not known to it; load it with "
             "`optimum_camcut.load_pruned`, which reads its pruning_plan.json"
         )
-    if plan is not None:
-        groups = [
-            dataclasses.replace(group, units=plan.keep[group.name], original_size=plan.sizes[group.name])
-            if group.name in plan.keep
-            else group
-            for group in groups
-        ]
+    keep, sizes = (plan.keep, plan.sizes) if plan is not None else ({}, {})
+    if plan is None and getattr(model.config, "pruned_heads", None) and groups:  # by transformers 4 itself
+        keep = kept_heads(model.config, len(list_blocks(model)))
+        sizes = dict.fromkeys(keep, model.config.num_attention_heads)
+    groups = [
+        dataclasses.replace(group, units=tuple(keep[group.name]), original_size=sizes[group.name])
+        if group.name in keep
+        else group
+        for group in groups
+    ]
     groups = [group for group in groups if group.kind in kinds]
     return groups + _weight_groups(model, plan) if WEIGHTS in kinds else groups
+
+
+def _unit_groups(model: PreTrainedModel) -> list[PrunableGroup]:
+    """Sub-layers that are there, heads and neurons, with their costs."""
+    residual, blocks, groups = find_architecture(model).residual, list_blocks(model), []
+    facts = {
+        "model_parameters": sum(p.numel() for p in model.parameters()),
+        "model_type": model.config.model_type,
+        "num_layers": len(blocks),
+    }
+    for group in list_groups(model):
+        if not group.slices:
+            continue
+        attention = group.name.endswith((".heads", ".attention"))
+        maps = [linear_map(model, piece.module) for piece in group.slices]
+        weights = sum(m.weight.numel() for m in maps)
+        if group.bypass:
+            parts = [p for path in group.bypass for p in model.get_submodule(path).parameters()]
+        else:
+            parts = [m.weight for m in maps]
+            parts += [m.bias for m, piece in zip(maps, group.slices) if piece.axis == "out" and m.bias is not None]
+        groups.append(
+            PrunableGroup(
+                **vars(group),
+                residual=f"{blocks[int(group.name.split('.')[1])]}.{residual[not attention]}",
+                unit_parameters=sum(p.numel() for p in parts) // max(group.size, 1),
+                unit_flops=2 * weights // max(group.size, 1),
+                unit_flops_per_position=4 * group.output.width if attention else 0,
+                **facts,
+            )
+        )
+    return groups
 
 
 def _weight_groups(model: PreTrainedModel, plan: Any) -> list[PrunableGroup]:

@@ -78,6 +78,8 @@ class Architecture:
         position_bias (`str`, *optional*): path of the attention module whose forward takes a `position_bias` with one
             map per head of the uncut model, shared by all layers. It is cut on the way in.
         native_pruned_heads (`bool`): transformers 4 itself loads `config.pruned_heads` for this architecture.
+        config_fields (`Mapping[str, tuple[str, ...]]`): kind of unit -> the fields of the config that say how many
+            every layer has: the number itself, then others that grow with it. What they express needs no record.
     """
 
     layers: str
@@ -89,6 +91,7 @@ class Architecture:
     bypass: tuple[Mapping[str, str], Mapping[str, str]] | None = None
     position_bias: str | None = None
     native_pruned_heads: bool = False
+    config_fields: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 _BERT = Architecture(
@@ -104,6 +107,7 @@ _BERT = Architecture(
     attributes={"attention.self.num_attention_heads": UNIT, "attention.self.all_head_size": HEAD},
     bypass=({"attention": "input pair"}, {"intermediate": "input", "output": "residual"}),
     native_pruned_heads=True,
+    config_fields={"neurons": ("intermediate_size",)},
 )
 
 # One entry per `model_type`. To add an architecture, add an entry (README, "Adding an architecture").
@@ -129,6 +133,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             {"ffn": "zeros", "output_layer_norm": "input"},
         ),
         native_pruned_heads=True,
+        config_fields={"neurons": ("hidden_dim",)},
     ),
     "albert": Architecture(
         layers="encoder.albert_layer_groups.{}.albert_layers.{}",
@@ -145,6 +150,8 @@ ARCHITECTURES: dict[str, Architecture] = {
             {"attention": "input pair"},
             {"ffn": "input", "activation": "input", "ffn_output": "zeros", "full_layer_layer_norm": "input"},
         ),
+        native_pruned_heads=True,
+        config_fields={"neurons": ("intermediate_size",)},
     ),
     "mpnet": Architecture(
         layers="encoder.layer.{}",
@@ -159,6 +166,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         attributes={"attention.attn.num_attention_heads": UNIT, "attention.attn.all_head_size": HEAD},
         bypass=({"attention": "input pair"}, {"intermediate": "input", "output": "residual"}),
         position_bias="attention.attn",
+        config_fields={"neurons": ("intermediate_size",)},
     ),
     "gpt2": Architecture(
         layers="h.{}",
@@ -168,6 +176,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         attributes={"attn.num_heads": UNIT, "attn.split_size": HEAD},
         bypass=({"ln_1": "input", "attn": "zeros pair"}, {"ln_2": "input", "mlp": "zeros"}),
         native_pruned_heads=True,
+        config_fields={"neurons": ("n_inner",)},
     ),
     "llama": Architecture(
         layers="layers.{}",
@@ -184,6 +193,10 @@ ARCHITECTURES: dict[str, Architecture] = {
             {"input_layernorm": "input", "self_attn": "zeros pair"},
             {"post_attention_layernorm": "input", "mlp": "zeros"},
         ),
+        config_fields={
+            "heads": ("num_key_value_heads", "num_attention_heads"),
+            "neurons": ("intermediate_size",),
+        },
     ),
 }
 
@@ -211,7 +224,7 @@ class Slice:
 
 
 @dataclass(frozen=True)
-class PrunableGroup:
+class Group:
     """Units that can be cut one by one, and everything that goes with each of them.
 
     Args:
@@ -220,16 +233,7 @@ class PrunableGroup:
         size (`int`): number of units now.
         slices (`tuple[Slice, ...]`): the linear maps involved; the last is the output projection, whose input is
             where activations are observed. None for `"weights"`: the group is the parameter of its name.
-        residual (`str`): path of a module whose input is the residual stream that the output is added to.
         attributes (`Mapping[str, int]`): path of a module attribute -> amount per unit, kept true by a cut.
-        units (`Sequence[int]`): index of each present unit in the uncut model. Default: `0 ... size - 1`.
-        original_size (`int`): number of units in the uncut model. Default: `size`.
-        unit_parameters (`int`): parameters that go with one unit.
-        unit_flops (`int`): FLOPs per token that go with one unit, less the part that grows with the sequence.
-        unit_flops_per_position (`int`): that part, per token and position attended to.
-        model_parameters (`int`): parameters of the whole model now, each counted once.
-        model_type (`str`): of the model's config.
-        num_layers (`int`): blocks of the model.
         bypass (`Mapping[str, str]`): of a sub-layer, path of each module that goes with it -> what stands in for it.
     """
 
@@ -238,22 +242,7 @@ class PrunableGroup:
     size: int
     slices: tuple[Slice, ...]
     attributes: Mapping[str, int] = field(default_factory=dict)
-    units: Sequence[int] = None
-    original_size: int = None
-    residual: str = None
-    unit_parameters: int = 1
-    unit_flops: int = 1
-    unit_flops_per_position: int = 0
-    model_parameters: int = None
-    model_type: str = None
-    num_layers: int = None
     bypass: Mapping[str, str] = field(default_factory=dict)
-
-    def __post_init__(self):
-        if self.units is None:
-            object.__setattr__(self, "units", tuple(range(self.size)))
-        if self.original_size is None:
-            object.__setattr__(self, "original_size", self.size)
 
     @property
     def output(self) -> Slice:
@@ -334,7 +323,7 @@ def list_blocks(model: PreTrainedModel) -> list[str]:
     return paths
 
 
-def list_groups(model: PreTrainedModel) -> list[PrunableGroup]:
+def list_groups(model: PreTrainedModel) -> list[Group]:
     """Every group of the model at its present size, in the order of the layers: attention, its heads, feed-forward,
     its neurons. A sub-layer that was removed has size 0, and no group of heads or neurons.
 
@@ -348,60 +337,27 @@ def list_groups(model: PreTrainedModel) -> list[PrunableGroup]:
     )
     widths = {UNIT: 1, HEAD: head, QUERIES: head * queries}
 
-    model_parameters = sum(p.numel() for p in model.parameters())
-
     groups = []
-    blocks = list_blocks(model)
-    for layer, block in enumerate(blocks):
-        block += "."
-        for number, (kind, cuts, attributes) in enumerate(
-            (
-                ("heads", architecture.heads, architecture.attributes),
-                ("neurons", architecture.neurons, architecture.neuron_attributes),
-            )
-        ):
-            whole = f"layer.{layer}.{SUBLAYERS[kind]}"
-            facts = {"model_parameters": model_parameters, "model_type": config.model_type, "num_layers": len(blocks)}
-            bypass = {block + path: gives for path, gives in (architecture.bypass or ({}, {}))[number].items()}
-            gone = [_removed(model.get_submodule(path)) for path in bypass]
-            if bypass and all(gone):
-                groups.append(PrunableGroup(whole, "layers", 0, (), original_size=1, **facts))
+    kinds = (
+        ("heads", architecture.heads, architecture.attributes),
+        ("neurons", architecture.neurons, architecture.neuron_attributes),
+    )
+    for layer, block in enumerate(list_blocks(model)):
+        for number, (kind, cuts, attributes) in enumerate(kinds):
+            name = f"layer.{layer}.{kind}"
+            bypass = {f"{block}.{path}": gives for path, gives in (architecture.bypass or ({}, {}))[number].items()}
+            if bypass and all(_removed(model.get_submodule(path)) for path in bypass):
+                groups.append(Group(sublayer_of(name), "layers", 0, ()))
                 continue
-            slices = tuple(Slice(block + cut.module, cut.axis, widths[cut.width], cut.blocks) for cut in cuts)
-            weights = sum(linear_map(model, s.module).weight.numel() for s in slices)
-            biases = [linear_map(model, s.module).bias for s in slices if s.axis == "out"]
+            slices = tuple(Slice(f"{block}.{cut.module}", cut.axis, widths[cut.width], cut.blocks) for cut in cuts)
+            for piece in slices:
+                linear_map(model, piece.module)  # raises if it is not plain
             size = count_units(model, slices[-1])
-            biases = sum(bias.numel() for bias in biases if bias is not None)
-            facts |= {"residual": block + architecture.residual[number]}
             if bypass:
-                groups.append(
-                    PrunableGroup(
-                        name=whole,
-                        kind="layers",
-                        size=1,
-                        slices=tuple(replace(s, width=s.width * size) for s in slices),
-                        unit_parameters=sum(
-                            p.numel() for path in bypass for p in model.get_submodule(path).parameters()
-                        ),
-                        unit_flops=2 * weights,
-                        unit_flops_per_position=4 * slices[-1].width * size if kind == "heads" else 0,
-                        bypass=bypass,
-                        **facts,
-                    )
-                )
-            groups.append(
-                PrunableGroup(
-                    name=f"layer.{layer}.{kind}",
-                    kind=kind,
-                    size=size,
-                    slices=slices,
-                    attributes={block + name: widths[width] for name, width in attributes.items()},
-                    unit_parameters=(weights + biases) // max(size, 1),
-                    unit_flops=2 * weights // max(size, 1),
-                    unit_flops_per_position=4 * slices[-1].width if kind == "heads" else 0,
-                    **facts,
-                )
-            )
+                whole = tuple(replace(piece, width=piece.width * size) for piece in slices)
+                groups.append(Group(sublayer_of(name), "layers", 1, whole, bypass=bypass))
+            counted = {f"{block}.{path}": widths[width] for path, width in attributes.items()}
+            groups.append(Group(name, kind, size, slices, counted))
     return groups
 
 
@@ -441,7 +397,7 @@ def count_units(model: nn.Module, output: Slice) -> int:
     return features // output.width if output.width else int(features == 0)  # a sub-layer with no units left
 
 
-def cut_groups(model: PreTrainedModel, keep: Sequence[tuple[PrunableGroup, Sequence[int]]]) -> None:
+def cut_groups(model: PreTrainedModel, keep: Sequence[tuple[Group, Sequence[int]]]) -> None:
     """Cuts groups down to the given positions, in place: all of them, or none if anything fails. A sub-layer of which
     nothing is kept becomes an identity.
 
@@ -482,7 +438,7 @@ def cut_groups(model: PreTrainedModel, keep: Sequence[tuple[PrunableGroup, Seque
         _number_caches(model)
 
 
-def _stand_ins(model: PreTrainedModel, group: PrunableGroup) -> dict[str, Bypass]:
+def _stand_ins(model: PreTrainedModel, group: Group) -> dict[str, Bypass]:
     """What takes the place of each module of a sub-layer: path -> stand-in."""
     if getattr(model.config, "scale_attn_by_inverse_layer_idx", False) and transformers.__version__.startswith("4."):
         raise ValueError(
@@ -535,7 +491,33 @@ def _select_position_bias(module: nn.Module, args: tuple, kwargs: dict) -> tuple
     return (), values
 
 
-def recorded_sizes(config: PretrainedConfig, groups: Sequence[PrunableGroup]) -> dict[str, int]:
+def pruned_heads(config: PretrainedConfig, layers: int) -> dict[str, list[int]]:
+    """Removed heads by group, from `config.pruned_heads`. As in transformers 4, layers may be counted from the end.
+
+    Raises:
+        `ValueError`: it is not what transformers 4 writes.
+    """
+    pruned, total, removed = getattr(config, "pruned_heads", None) or {}, config.num_attention_heads, {}
+    if not isinstance(pruned, dict) or not all(_distinct(heads, total) for heads in pruned.values()):
+        raise ValueError(
+            f"config.pruned_heads should map layers to lists of different heads below {total}; it is {pruned!r:.200}"
+        )
+    for layer, heads in pruned.items():
+        layer = layers + int(layer) if re.fullmatch("-[0-9]{1,9}", str(layer)) else layer
+        removed[f"layer.{layer}.heads"] = sorted({*removed.get(f"layer.{layer}.heads", ()), *heads})
+    return {name: heads for name, heads in removed.items() if heads}
+
+
+def kept_heads(config: PretrainedConfig, layers: int) -> dict[str, list[int]]:
+    """Kept heads by group, where the config records which they are."""
+    removed, heads = pruned_heads(config, layers), range(config.num_attention_heads)
+    record = getattr(config, RECORD, None)
+    recorded = record.get("kept_heads") if isinstance(record, dict) else None
+    kept = {name: [head for head in heads if head not in gone] for name, gone in removed.items()}
+    return kept | (recorded if isinstance(recorded, dict) else {})
+
+
+def recorded_sizes(config: PretrainedConfig, groups: Sequence[Group]) -> dict[str, int]:
     """Kept size of every group that the config records as cut.
 
     Raises:
@@ -543,13 +525,9 @@ def recorded_sizes(config: PretrainedConfig, groups: Sequence[PrunableGroup]) ->
             disagrees with `pruned_heads`.
     """
     known = {group.name: group for group in groups}
-    record, total = getattr(config, RECORD, None), config.num_attention_heads
-    pruned = getattr(config, "pruned_heads", None) or {}
-    if not isinstance(pruned, dict) or not all(_distinct(heads, total) for heads in pruned.values()):
-        raise ValueError(
-            f"config.pruned_heads should map layers to lists of different heads below {total}; it is {pruned!r:.200}"
-        )
-    sizes = left = {f"layer.{layer}.heads": total - len(heads) for layer, heads in pruned.items() if heads}
+    record, layers = getattr(config, RECORD, None), int(groups[-1].name.split(".")[1]) + 1
+    removed = pruned_heads(config, layers)
+    sizes = left = {name: config.num_attention_heads - len(heads) for name, heads in removed.items()}
     if record is not None:  # else a checkpoint that transformers 4 pruned by itself
         sizes = record.get("sizes") if isinstance(record, dict) else None
     if not isinstance(sizes, dict):
@@ -584,18 +562,20 @@ def shrink(model: PreTrainedModel) -> None:
     groups = {group.name: group for group in list_groups(model)}
     sizes = recorded_sizes(model.config, list(groups.values()))
     cut_groups(model, [(groups[n], range(size)) for n, size in sizes.items() if size < groups[n].size])
+    if getattr(model.config, "pruned_heads", None):  # JSON has made strings of the numbers
+        removed = pruned_heads(model.config, len(list_blocks(model)))
+        model.config.pruned_heads = {int(name.split(".")[1]): heads for name, heads in removed.items()}
     if find_architecture(model).position_bias is None:
         return
-    recorded = (getattr(model.config, RECORD, None) or {}).get("kept_heads")
-    kept_heads, total = {}, model.config.num_attention_heads
-    for name in (name for name in sizes if groups[name].kind == "heads"):
-        kept_heads[name] = kept = recorded.get(name) if isinstance(recorded, dict) else None
+    recorded, total = kept_heads(model.config, len(list_blocks(model))), model.config.num_attention_heads
+    kept_of = {name: recorded.get(name) for name in sizes if groups[name].kind == "heads"}
+    for name, kept in kept_of.items():
         if not _distinct(kept, total) or len(kept) != sizes[name] or kept != sorted(kept):
             raise ValueError(
                 f"config.{RECORD} records the heads {kept!r:.200} for {name!r}; expected {sizes[name]} different "
                 f"indices below {total}, ascending"
             )
-    bind_position_bias(model, kept_heads)
+    bind_position_bias(model, kept_of)
 
 
 class PrunedModel:

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping
 
 from transformers import PreTrainedModel
 
-from .checkpoint import checkpoint_class
+from .checkpoint import checkpoint_class, plain_shape, plan_of
 from .groups import KINDS, WEIGHTS, find_groups
 from .masking import zero_weights
 from .modeling_camcut import (
@@ -51,8 +51,8 @@ def apply_plan(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
     zero in place, where `CamCutTrainer` keeps them, and `hold_masks` around a training loop of your own.
 
     The model's class becomes a subclass of the same name whose `save_pretrained` also writes the plan. A cut model is
-    read by `load_pruned` and by `from_pretrained(..., trust_remote_code=True)`; one with masked weights is a plain
-    checkpoint.
+    read by `load_pruned` and by `from_pretrained(..., trust_remote_code=True)`; one with masked weights, or whose
+    layers all have the same size in numbers that its config has a field for, is a plain checkpoint.
 
     Args:
         model (`PreTrainedModel`): of a supported architecture, not wrapped; pruned before or not.
@@ -105,7 +105,7 @@ def apply_plan(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
             raise ValueError(
                 f"the plan keeps units {gone.nonzero()[0].tolist()[:10]} of {name!r}, which were removed already"
             )
-    before = getattr(model, "pruning_plan", None)
+    before = plan_of(model)
     keep = without_removed({**(before.keep if before else {}), **plan.keep})
     cuts = [(groups[n], keep[n]) for n in plan.keep if n in groups and n in keep and n not in masks]
     cuts = [(group, units) for group, units in cuts if units != group.units]
@@ -137,7 +137,11 @@ def apply_plan(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
 
 
 def record(model: PreTrainedModel) -> None:
-    """Writes the kept sizes into a config that is the model's own, and tells layers that need them the indices."""
+    """Writes the kept sizes into a config that is the model's own, and tells layers that need them the indices.
+
+    The sizes go into the config's own fields if these can express them, and then the config is an ordinary one; else
+    into a record beside fields that are those of the uncut model.
+    """
     old, new = model.config, copy.deepcopy(model.config)
     for module in model.modules():
         if module.__dict__.get("config") is old:
@@ -148,7 +152,19 @@ def record(model: PreTrainedModel) -> None:
     entry = {"sizes": {name: len(plan.keep[name]) for name in cut}}
     if architecture.position_bias is not None:
         entry["kept_heads"] = heads
-    setattr(new, RECORD, entry)
+    shape = plain_shape(new, plan)
+    for kind, (field, *others) in architecture.config_fields.items():
+        uncut = next((plan.sizes[name] for name in plan.keep if name.endswith(f".{kind}")), None)
+        before, size = getattr(new, field) or uncut, (shape or {}).get(kind, uncut)
+        if size != before and size is not None:
+            for other in others:
+                setattr(new, other, getattr(new, other) * size // before)
+            setattr(new, field, size)
+    if shape is None:
+        setattr(new, RECORD, entry)
+    elif getattr(new, RECORD, None) is not None:
+        delattr(new, RECORD)
+        new.__dict__.pop("auto_map", None)
     if architecture.native_pruned_heads:
         new.pruned_heads = {int(name.split(".")[1]): list(plan.removed(name)) for name in heads}
     bind_position_bias(model, heads)
@@ -160,28 +176,27 @@ def prune_heads(model: PreTrainedModel, heads_to_prune: Mapping[int, Iterable[in
     Args:
         model (`PreTrainedModel`): see `apply_plan`.
         heads_to_prune (`Mapping[int, Iterable[int]]`): layer -> heads to remove, numbered as in the uncut model. In
-            llama a head is a key-value head with all its queries.
+            llama a head is a key-value head with all its queries. Layers may be counted from the end, and heads that
+            were removed before are passed over.
 
     Returns:
         `PreTrainedModel`: the same object.
 
     Raises:
-        `ValueError`: a layer or head that the model lacks, or a head or attention that was removed already.
+        `ValueError`: a layer or head that the model lacks, or attention that was removed already.
     """
     groups = {int(group.name.split(".")[1]): group for group in find_groups(model, kinds=("heads",))}
     layers = range(len(list_blocks(model)))
-    keep = {}
+    keep: dict[str, list[int]] = {}
     for layer, heads in heads_to_prune.items():
-        if layer not in layers:
+        if layer not in layers and layer not in range(-len(layers), 0):
             raise ValueError(f"the model has no layer {layer!r}; its layers are {list(layers)}")
+        layer = layers[layer]
         if layer not in groups:
             raise ValueError(f"the attention of layer {layer} was removed already, with all its heads")
         group, heads = groups[layer], set(heads)
         lacking = sorted(heads - set(range(group.original_size)))
         if lacking:
             raise ValueError(f"layer {layer} has no heads {lacking}: it has {group.original_size}, numbered from 0")
-        gone = sorted(heads - set(group.units))
-        if gone:
-            raise ValueError(f"the heads {gone} of layer {layer} were removed already")
-        keep[group.name] = [unit for unit in group.units if unit not in heads]
+        keep[group.name] = [unit for unit in keep.get(group.name, group.units) if unit not in heads]
     return apply_plan(model, PruningPlan(keep))

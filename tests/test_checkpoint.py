@@ -281,7 +281,11 @@ def test_an_architecture_of_the_users_own_travels_with_its_checkpoint(python_wit
         ("config.json", lambda c: c.update(architectures=["GPT2Model"]), "no class 'GPT2Model' for a 'bert' model"),
         ("config.json", lambda c: c.update(auto_map=3), "transformers cannot read config.json of"),
         ("config.json", lambda c: c.update({RECORD: [1]}), "should hold 'sizes'"),
-        ("config.json", lambda c: c.update({RECORD: None, "pruned_heads": {}}), "is no pruned checkpoint"),
+        (
+            "config.json",
+            lambda c: c.update({RECORD: None, "pruned_heads": {}}),
+            "but config.json asks for torch.float32",
+        ),
         ("config.json", lambda c: c.update(architectures=["BertForNothing"]), "transformers has no class 'BertForNot"),
         (
             "pruning_plan.json",
@@ -304,6 +308,12 @@ def test_files_that_do_not_fit(file, change, message, tmp_path):
     model.save_pretrained(tmp_path)
     edit_json(tmp_path / file, change)
     with pytest.raises(ValueError, match=re.escape(message)):
+        load_pruned(tmp_path)
+
+
+def test_a_checkpoint_that_is_not_pruned(tmp_path):
+    tiny_model("bert").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is no pruned checkpoint: .* and there is no pruning_plan.json"):
         load_pruned(tmp_path)
 
 
@@ -355,6 +365,72 @@ def test_a_model_loaded_by_the_auto_class_keeps_its_plan_when_saved_again(tmp_pa
     auto = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "one", trust_remote_code=True)
     auto.save_pretrained(tmp_path / "two")
     assert load_pruned(tmp_path / "two").pruning_plan == model.pruning_plan
+
+
+def test_pickles_are_neither_written_nor_read(monkeypatch, tmp_path):
+    """Saving, loading and saving again with every way to pickle taken away."""
+    plans = ({"layer.0.heads": [1, 2]}, {f"layer.{layer}.neurons": range(9) for layer in range(3)})
+    models = [apply_plan(tiny_model("bert"), PruningPlan(keep)) for keep in plans]
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("a pickle was written or read")
+
+    with monkeypatch.context() as context:
+        for module, name in ((torch, "save"), (torch, "load"), (pickle, "dump"), (pickle, "load")):
+            context.setattr(module, name, refuse)
+        for name in ("Pickler", "Unpickler", "dumps", "loads"):
+            context.setattr(pickle, name, refuse)
+        for number, model in enumerate(models):
+            for shards in ({}, {"max_shard_size": "20KB"}):
+                model.save_pretrained(tmp_path / str(number), **shards)
+                reloaded = load_pruned(tmp_path / str(number))
+                assert torch.equal(logits(reloaded), logits(model))
+    known = {".safetensors", ".json", ".py", ".md"}
+    assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == known
+    with pytest.raises(ValueError, match="written and read as safetensors only"):
+        models[0].save_pretrained(tmp_path / "pickled", safe_serialization=False)
+    assert not (tmp_path / "pickled").exists()
+
+
+def test_weights_that_are_pickles_are_refused(tmp_path):
+    model = pruned_model()
+    model.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    assert torch.equal(logits(load_pruned(tmp_path, use_safetensors=False)), logits(model))  # from the other file
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(OSError, match="model.safetensors"):
+        load_pruned(tmp_path)
+
+
+@pytest.mark.parametrize("even", [False, True])
+def test_nothing_that_a_config_names_is_executed(even, tmp_path):
+    """Code beside the weights that the config points to, as classes of every kind, does not run: nor does a name of
+    something that transformers has and that is no model."""
+    keep = {f"layer.{layer}.neurons": range(9 if even or layer else 8) for layer in range(3)}
+    model = apply_plan(tiny_model("bert"), PruningPlan(keep))
+    model.save_pretrained(tmp_path)
+    ran = tmp_path / "ran"
+    code = f"open({str(ran)!r}, 'w').close()\n"
+    (tmp_path / "evil.py").write_text(code)
+    (tmp_path / "modeling_camcut.py").write_text(code)
+    evil = dict.fromkeys(("AutoConfig", "AutoModel", "AutoModelForSequenceClassification", "AutoTokenizer"), "evil.A")
+    edit_json(tmp_path / "config.json", lambda config: config.update(auto_map=evil))
+    assert torch.equal(logits(load_pruned(tmp_path)), logits(model)) and not ran.exists()
+    for name in ("evil.A", "os.system", "__import__", "pipeline", "AutoModel", "PreTrainedModel"):
+        edit_json(tmp_path / "config.json", lambda config, name=name: config.update(architectures=[name]))
+        with pytest.raises(ValueError, match=f"transformers has no class '{name}' for a 'bert' model"):
+            load_pruned(tmp_path)
+    assert not ran.exists()
+
+
+def test_the_stand_alone_file_is_the_same_in_all_checkpoints(tmp_path):
+    from optimum_camcut import modeling_camcut
+
+    with open(modeling_camcut.__file__, "rb") as file:
+        source = file.read()
+    for architecture in ARCHITECTURES:
+        pruned_model(architecture).save_pretrained(tmp_path)
+        assert (tmp_path / "modeling_camcut.py").read_bytes() == source
 
 
 def test_reparametrized_and_packed_weights_are_refused():

@@ -284,6 +284,16 @@ def test_the_modeling_file_stands_alone():
     assert tops - {"torch", "transformers"} <= set(sys.stdlib_module_names)
 
 
+def test_the_modeling_file_runs_no_text():
+    """It calls nothing that could turn words of a config into code, files or processes."""
+    tree = ast.parse((PACKAGE / "modeling_camcut.py").read_text(encoding="utf-8"))
+    called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    assert {"getattr", "shutil.copy", "re.compile"} <= called  # it sees calls
+    assert not called & {"eval", "exec", "compile", "__import__", "open", "torch.load", "os.system"}
+    roots = {name.partition(".")[0] for name in called}
+    assert not roots & {"importlib", "subprocess", "pickle"} and not any(name.startswith("os.exec") for name in called)
+
+
 def test_scoring_methods_need_no_torch_at_import():
     """A new method registers for the command line's help without loading torch."""
     for name, path in modules():

@@ -221,15 +221,17 @@ def test_a_plan_for_another_model_changes_nothing():
     check_refused(tiny_model("bert"), {"layer.0.heads": [0]}, "expected a PruningPlan, got dict", TypeError)
 
 
-def test_removed_units_cannot_come_back_or_go_twice():
+def test_removed_units_cannot_come_back():
     model = prune_heads(tiny_model("bert"), {0: [1]})
     check_refused(
         model, PruningPlan({"layer.0.heads": [0, 1]}), "keeps units [1] of 'layer.0.heads', which were removed"
     )
-    check_refused(model, lambda m: prune_heads(m, {0: [1, 2]}), "the heads [1] of layer 0 were removed already")
-    check_refused(
-        model, lambda m: prune_heads(m, {1: [0], 3: [0]}), "the model has no layer 3; its layers are [0, 1, 2]"
-    )
+    for layer in (3, -4):
+        check_refused(
+            model,
+            lambda m, layer=layer: prune_heads(m, {1: [0], layer: [0]}),
+            f"the model has no layer {layer}; its layers are [0, 1, 2]",
+        )
     check_refused(model, lambda m: prune_heads(m, {1: [4]}), "layer 1 has no heads [4]: it has 4")
 
 
