@@ -516,7 +516,11 @@ def _check_loaded(name_or_path: str | Path, model: PreTrainedModel, missing: Ite
         )
     quantized = _is_quantized(model)
     for name, parameter in model.named_parameters():
-        if parameter.is_meta or not parameter.is_floating_point() or (quantized and type(parameter) is not nn.Parameter):
+        if (
+            parameter.is_meta
+            or not parameter.is_floating_point()
+            or (quantized and type(parameter) is not nn.Parameter)
+        ):
             continue  # offloaded, or quantized on the way in
         # A sum is finite only if all are, and takes a tenth of the time; a narrow dtype may overflow.
         if not parameter.sum().isfinite() and not parameter.isfinite().all():
