@@ -70,7 +70,7 @@ def export(model: PreTrainedModel, file: Path, threads: int) -> tuple[onnxruntim
     batch, other = inputs(vocabulary, 2, 16), inputs(vocabulary, 3, 11)
     shapes = {name: {0: "batch", 1: "tokens"} for name in batch}
     torch.onnx.export(
-        Logits(model),
+        Logits(model).eval(),
         (),
         str(file),
         kwargs=batch,
