@@ -31,6 +31,7 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
+from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
@@ -43,6 +44,7 @@ from .masking import masked_weights, zero_weights
 from .modeling_camcut import (
     ARCHITECTURES,
     RECORD,
+    Group,
     PrunedModel,
     cut_groups,
     kept_heads,
@@ -56,6 +58,11 @@ from .plan import PLAN_NAME, PruningPlan, is_weight
 from .scoring import scorers_of
 from .units import mask_of
 
+
+try:
+    from transformers.initialization import no_init_weights
+except ImportError:  # transformers 4
+    from transformers.modeling_utils import no_init_weights
 
 logger = logging.getLogger(__name__)
 
@@ -261,6 +268,10 @@ def plain_shape(config: PretrainedConfig, plan: PruningPlan) -> dict[str, int] |
     return shape
 
 
+def _is_quantized(model: PreTrainedModel) -> bool:
+    return getattr(model, "hf_quantizer", None) is not None
+
+
 def auto_map(config: PretrainedConfig) -> dict[str, str]:
     """For every `AutoModel...` that knows this kind of config: its class in the stand-alone modeling file."""
     classes = {}
@@ -373,7 +384,9 @@ def _load_plan(name_or_path: str | Path, model: PreTrainedModel, hub: Mapping[st
         plan = _rename_masks(plan, model)
         _check_masks(name_or_path, model, plan)
         units_of = {name: units for name, units in plan.keep.items() if not is_weight(name)}
-        groups = {g.name: g for g in list_groups(model)} if units_of or is_cut(model.config) else {}
+        # A quantizer replaces linear maps; the groups are then those of the model as it was before.
+        listed = _skeleton(type(model), model.config) if _is_quantized(model) else model
+        groups = {g.name: g for g in list_groups(listed)} if units_of or is_cut(model.config) else {}
         cut = {name for name, units in units_of.items() if len(units) < plan.sizes.get(name, -1)}
         recorded = set(recorded_sizes(model.config, list(groups.values()))) if is_cut(model.config) else set()
         sized = not set(plan.keep) - set(plan.sizes)
@@ -412,6 +425,8 @@ def plan_of(model: PreTrainedModel) -> PruningPlan | None:
 def _rename_masks(plan: PruningPlan, model: PreTrainedModel) -> PruningPlan:
     """The plan with the parameter names of this model: a body is a part of models with a head, and the reverse. What
     another class lacks is left out."""
+    if not any(map(is_weight, plan.keep)):
+        return plan
     names, prefix = {name for name, _ in model.named_parameters(remove_duplicate=False)}, f"{model.base_model_prefix}."
     same_class = type(model).__name__ in (model.config.architectures or ())
     renamed = {}
@@ -453,17 +468,17 @@ def _check_weights(
     hub: Mapping[str, Any],
     other_shapes: bool,
 ) -> None:
-    """Compares the recorded sizes with the weights before any memory is taken, to name what is wrong."""
-    uncut = copy.deepcopy(config)
-    uncut.pruned_heads = {}  # transformers 4 would cut by itself, which fails without storage
-    with torch.device("meta"):
-        model = model_class(uncut)
+    """Compares the recorded sizes with the weights before any memory is taken, to name what is wrong. Not of weights
+    that were saved quantized, which only their quantizer can read."""
+    if getattr(config, "quantization_config", None) is not None:
+        return
+    model = _skeleton(model_class, config)
     prefix = f"{model.base_model_prefix}."
     stored = {key.removeprefix(prefix): tensor for key, *tensor in _stored_tensors(name_or_path, hub)}
     if is_cut(config):
         groups = list_groups(model)
         sizes = recorded_sizes(config, groups)
-        _check_groups(name_or_path, model, sizes, {key: shape for key, (_, shape, _) in stored.items()})
+        _check_groups(name_or_path, model, groups, sizes, {key: shape for key, (_, shape, _) in stored.items()})
         cut_groups(model, [(group, range(sizes[group.name])) for group in groups if group.name in sizes])
     for key, tensor in {} if other_shapes else model.state_dict().items():
         file, shape, dtype = stored.get(key.removeprefix(prefix), (None, list(tensor.shape), "F32"))
@@ -474,12 +489,24 @@ def _check_weights(
             )
 
 
+def _skeleton(model_class: type[PreTrainedModel], config: PretrainedConfig) -> PreTrainedModel:
+    """The model without storage, and uncut unless the class cuts."""
+    uncut = copy.deepcopy(config)
+    uncut.pruned_heads = {}  # transformers 4 would cut by itself, which fails without storage
+    with torch.device("meta"), no_init_weights():
+        return model_class(uncut)
+
+
 def _check_groups(
-    name_or_path: str | Path, model: PreTrainedModel, sizes: Mapping[str, int], shapes: Mapping[str, list[int]]
+    name_or_path: str | Path,
+    model: PreTrainedModel,
+    groups: Iterable[Group],
+    sizes: Mapping[str, int],
+    shapes: Mapping[str, list[int]],
 ) -> None:
     """Compares the recorded sizes with what flows into the stored output projections."""
     prefix = f"{model.base_model_prefix}."
-    for group in list_groups(model):
+    for group in groups:
         first, output = (f"{group.slices[i].module}.weight".removeprefix(prefix) for i in (0, -1))
         if output not in shapes:
             continue
@@ -532,8 +559,16 @@ def _check_loaded(name_or_path: str | Path, model: PreTrainedModel, missing: Ite
             f"the weights of {name_or_path} lack {', '.join(sorted(missing)[:5])}, which would start at random; take "
             "the files anew from where the model was saved"
         )
+    quantized = _is_quantized(model)
     for name, parameter in model.named_parameters():
-        if not parameter.is_meta and not parameter.isfinite().all():
+        if (
+            parameter.is_meta
+            or not parameter.is_floating_point()
+            or (quantized and type(parameter) is not nn.Parameter)
+        ):
+            continue  # offloaded, or quantized on the way in
+        # A sum is finite only if all are, and takes a tenth of the time; a narrow dtype may overflow.
+        if not parameter.sum().isfinite() and not parameter.isfinite().all():
             raise ValueError(
                 f"{name!r} of {name_or_path} holds NaN or infinity as {parameter.dtype}: the file was altered, the "
                 "training diverged, or the dtype is too narrow"

@@ -23,7 +23,7 @@ import functools
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -368,10 +368,12 @@ def linear_map(model: nn.Module, path: str) -> nn.Linear | Conv1D:
     plain = isinstance(module, nn.Linear | Conv1D) and "weight" in module._parameters
     if plain:
         sizes = (module.nx, module.nf) if isinstance(module, Conv1D) else (module.out_features, module.in_features)
-        plain = module.weight.is_floating_point() and tuple(module.weight.shape) == sizes
+        packed = type(module.weight).__module__.startswith("torchao.")  # says that it is a matrix of floats
+        plain = module.weight.is_floating_point() and tuple(module.weight.shape) == sizes and not packed
     if not plain:
+        found = f" with a {type(module.weight).__name__}" if "weight" in module._parameters else ""
         raise ValueError(
-            f"{path} is a {type(module).__name__}; expected torch.nn.Linear or Conv1D with a plain weight. "
+            f"{path} is a {type(module).__name__}{found}; expected torch.nn.Linear or Conv1D with a plain weight. "
             "Merge adapters and undo quantization before pruning."
         )
     return module
@@ -415,11 +417,11 @@ def cut_groups(model: PreTrainedModel, keep: Sequence[tuple[Group, Sequence[int]
             continue
         for piece in group.slices:
             module = linear_map(model, piece.module)
-            index = piece.index(group.size, positions).to(module.weight.device)
-            weight = module.weight.detach().index_select(_dimension(module, piece.axis), index)
+            take = _taker(piece, group.size, positions, module.weight)
+            weight = take(module.weight.detach(), _dimension(module, piece.axis))
             bias = module.bias
             if bias is not None and piece.axis == "out":
-                bias = nn.Parameter(bias.detach().index_select(0, index), requires_grad=bias.requires_grad)
+                bias = nn.Parameter(take(bias.detach(), 0), requires_grad=bias.requires_grad)
             new.append((module, nn.Parameter(weight, requires_grad=module.weight.requires_grad), bias))
     for module, weight, bias in new:
         module.weight, module.bias = weight, bias
@@ -436,6 +438,17 @@ def cut_groups(model: PreTrainedModel, keep: Sequence[tuple[Group, Sequence[int]
         setattr(model.get_submodule(owner), name, module)
     if bypasses:
         _number_caches(model)
+
+
+def _taker(
+    piece: Slice, size: int, keep: Sequence[int], weight: torch.Tensor
+) -> Callable[[torch.Tensor, int], torch.Tensor]:
+    """What takes the features of the kept units out of a tensor, along a dimension."""
+    if weight.is_meta:  # a skeleton: which they are does not matter, and indices would have to be made there
+        features = piece.blocks * len(keep) * piece.width
+        return lambda tensor, dimension: tensor.narrow(dimension, 0, features).clone()
+    index = piece.index(size, keep).to(weight.device)
+    return lambda tensor, dimension: tensor.index_select(dimension, index)
 
 
 def _stand_ins(model: PreTrainedModel, group: Group) -> dict[str, Bypass]:

@@ -20,6 +20,7 @@ import logging
 from collections.abc import Iterable, Mapping
 
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from .checkpoint import checkpoint_class, plain_shape, plan_of
 from .groups import KINDS, WEIGHTS, find_groups
@@ -64,7 +65,8 @@ def apply_plan(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
     Raises:
         `TypeError`: not a transformers model, or not a plan.
         `ValueError`: the plan is for another model, names a group or unit that the model lacks, keeps a unit that an
-            earlier cut removed, or cuts what has masked weights; or the model is offloaded or sharded.
+            earlier cut removed, keeps nothing of one in GPT-2, or cuts what has masked weights; or the model is
+            offloaded or sharded.
     """
     if not isinstance(plan, PruningPlan):
         raise TypeError(f"expected a PruningPlan, got {type(plan).__name__}")
@@ -114,6 +116,13 @@ def apply_plan(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
             f"{cuts[0][0].name!r} cannot be cut together with masking single weights, nor after it: cut first, then "
             "score and mask the weights that are left"
         )
+
+    for group, units in cuts:
+        if not units and not group.bypass and isinstance(model.get_submodule(group.output.module), Conv1D):
+            raise ValueError(
+                f"the plan keeps nothing of {group.name!r}, and transformers' Conv1D does not run without features; "
+                f"remove {sublayer_of(group.name)!r} instead, or keep a unit (min_units=1)"
+            )
 
     parts = [part for pair in SUBLAYERS.items() for part in pair[::-1]]
     names = [f"layer.{layer}.{part}" for layer in range(layers or 0) for part in parts]
