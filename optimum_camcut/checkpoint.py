@@ -22,9 +22,10 @@ import logging
 import os
 import re
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ except ImportError:  # transformers 4
 logger = logging.getLogger(__name__)
 
 MODELING_NAME = "modeling_camcut.py"
+SAVING = "_saving-"  # a folder for what is being written, by machine and process; hubs do not get it
 SHIPPED_ARCHITECTURES = frozenset(ARCHITECTURES)
 KINDS_OF_CHECKPOINT = {
     False: "a plain checkpoint, which from_pretrained loads with no extra code",
@@ -238,7 +240,8 @@ def load_pruned(
                 f"transformers has no class {name!r} for a {config.model_type!r} model; pass model_class= to say what "
                 "to load it as"
             )
-    _check_weights(name_or_path, model_class, config, hub, kwargs.get("ignore_mismatched_sizes", False))
+    other_shapes = kwargs.get("ignore_mismatched_sizes", False)
+    _check_weights(name_or_path, model_class, config, hub, kwargs.get("variant"), other_shapes)
     return checkpoint_class(model_class).from_pretrained(name_or_path, **kwargs)
 
 
@@ -306,26 +309,51 @@ def _replacing_checkpoint(folder: Path, variant: str | None) -> Iterator[Path]:
     At no moment does `folder` load as a mixture of two sets of weights: shards are replaced by others of the same
     name only while no index lists them, and a save that is killed just then leaves weights that do not load.
     """
-    temporary, weights = folder / "_saving", _weights_files(variant)
-    index = SAFE_WEIGHTS_INDEX_NAME.replace(".json", f".{variant}.json" if variant else ".json")
+    weights = _weights_files(variant)
+    index = _add_variant(SAFE_WEIGHTS_INDEX_NAME, variant)
+    temporary = folder / f"{SAVING}{socket.gethostname()}-{os.getpid()}"
     with write_errors(folder):
         try:
-            shutil.rmtree(temporary, ignore_errors=True)  # of a save that was killed
+            _remove_killed(folder)
             temporary.mkdir(parents=True)
             yield temporary
-            names = sorted(os.listdir(temporary), key=lambda name: (name == index, bool(weights.fullmatch(name))))
-            for name in names:
+            files = [str(path.relative_to(temporary)) for path in temporary.rglob("*") if path.is_file()]
+            files.sort(key=lambda name: (name == index, bool(weights.fullmatch(name))))
+            for name in files:
                 sync(temporary / name)
-            before = {name for name in os.listdir(folder) if weights.fullmatch(name)}
-            replaced = before.intersection(names)
-            if index in replaced and len(replaced) > 1:
-                (folder / index).unlink()
-            for name in names:
-                os.replace(temporary / name, folder / name)
-            for name in before.difference(names):
-                (folder / name).unlink()
-        finally:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
+            raise
+    with write_errors(folder, f"Make room and save again; what was saved in part is in {temporary.name}."):
+        before = {name for name in os.listdir(folder) if weights.fullmatch(name)}
+        replaced = before.intersection(files)
+        if index in replaced and len(replaced) > 1:
+            (folder / index).unlink()
+        for name in files:
+            os.replace(temporary / name, folder / name)
+        for name in before.difference(files):
+            (folder / name).unlink()
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _remove_killed(folder: Path) -> None:
+    """Removes what saves left in a folder that were killed on this machine."""
+    for path in folder.glob(f"{SAVING}{socket.gethostname()}-*"):
+        with suppress(ValueError, PermissionError):  # not ours
+            number = int(path.name.rpartition("-")[2])
+            try:
+                os.kill(number, 0)
+                alive = number != os.getpid()
+            except ProcessLookupError:
+                alive = False
+            if not alive:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _add_variant(name: str, variant: str | None) -> str:
+    stem, _, extension = name.rpartition(".")
+    return f"{stem}.{variant}.{extension}" if variant else name
 
 
 def _upload(
@@ -466,6 +494,7 @@ def _check_weights(
     model_class: type[PreTrainedModel],
     config: PretrainedConfig,
     hub: Mapping[str, Any],
+    variant: str | None,
     other_shapes: bool,
 ) -> None:
     """Compares the recorded sizes with the weights before any memory is taken, to name what is wrong. Not of weights
@@ -474,7 +503,7 @@ def _check_weights(
         return
     model = _skeleton(model_class, config)
     prefix = f"{model.base_model_prefix}."
-    stored = {key.removeprefix(prefix): tensor for key, *tensor in _stored_tensors(name_or_path, hub)}
+    stored = {key.removeprefix(prefix): tensor for key, *tensor in _stored_tensors(name_or_path, hub, variant)}
     if is_cut(config):
         groups = list_groups(model)
         sizes = recorded_sizes(config, groups)
@@ -525,11 +554,14 @@ def _check_groups(
             )
 
 
-def _stored_tensors(name_or_path: str | Path, hub: Mapping[str, Any]) -> Iterator[tuple[str, str, list[int], str]]:
+def _stored_tensors(
+    name_or_path: str | Path, hub: Mapping[str, Any], variant: str | None
+) -> Iterator[tuple[str, str, list[int], str]]:
     """Name, file, shape and dtype of all tensors of a safetensors checkpoint, from the files' headers."""
-    files = {SAFE_WEIGHTS_NAME: _find(name_or_path, SAFE_WEIGHTS_NAME, hub)}
-    if files[SAFE_WEIGHTS_NAME] is None:
-        index = _find(name_or_path, SAFE_WEIGHTS_INDEX_NAME, hub)
+    whole, listing = _add_variant(SAFE_WEIGHTS_NAME, variant), _add_variant(SAFE_WEIGHTS_INDEX_NAME, variant)
+    files = {whole: _find(name_or_path, whole, hub)}
+    if files[whole] is None:
+        index = _find(name_or_path, listing, hub)
         names = read_json(index).get("weight_map") if index else {}
         if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
             raise ValueError(f"{index} should hold 'weight_map', tensor name -> file; take the file anew")

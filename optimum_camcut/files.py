@@ -85,8 +85,11 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 def sync(path: Path) -> None:
     """Waits until a file is on the disk; some file systems tell only then that they are full."""
-    with path.open("r+b") as file:
-        os.fsync(file.fileno())
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -53,9 +53,11 @@ def marked_unfinished(checkpoint: Path, is_main_process: bool, wait: Callable[[]
         yield
     except BaseException:
         if is_main_process:  # the mark stays: other processes may still be writing there
-            with suppress(OSError):
-                for path in checkpoint.iterdir():
-                    if path != mark:
+            for path in checkpoint.iterdir():
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path, ignore_errors=True)
+                elif path != mark:
+                    with suppress(OSError):
                         path.unlink()
         raise
     wait()

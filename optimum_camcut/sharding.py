@@ -64,7 +64,7 @@ def check_fsdp(accelerator: Accelerator, asked: bool) -> None:
     elif plugin.activation_checkpointing:
         raise ValueError(
             "FSDP's activation_checkpointing runs layers twice while they are scored; turn it off and use "
-            "gradient_checkpointing=True of the training arguments, which is off while scoring"
+            "gradient_checkpointing=True of the training arguments"
         )
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -156,6 +157,7 @@ class CamCutTrainer(Trainer):
             phases = [*([DENSE] if config.dense_epochs else []), *self._round_names()]
             self._root = Path(self.args.output_dir)
             first, checkpoint = self._phase_to_resume(resume_from_checkpoint, phases)
+            self.accelerator.wait_for_everyone()  # all have looked before anything goes
             if self.is_world_process_zero():
                 with write_errors(self._root, "Training would have nowhere to save to: choose another output_dir."):
                     if not resume_from_checkpoint:
@@ -176,7 +178,10 @@ class CamCutTrainer(Trainer):
                         self._restore(resumed)
                     else:
                         self._progress_file = self._root / f"{SCORES}{phase}"
-                        self.score()
+                        try:
+                            self.score()
+                        finally:
+                            self._progress_file = None
                         plan = self._plan(self._round_config(phase, before))
                         self._gather()
                         if config.distill_weight > 0:
@@ -191,7 +196,6 @@ class CamCutTrainer(Trainer):
                             self._reconstruct()
                     if config.recovery == "finetune":
                         output = super().train(resumed, trial, *args, **kwargs)
-            self._progress_file = None
             self._shard()
             if self.is_world_process_zero():
                 self._remove_progress()
@@ -462,8 +466,10 @@ class CamCutTrainer(Trainer):
                 save_model(self.dense_model, str(partial))
 
     def _remove_progress(self) -> None:
-        for path in [*self._root.glob(f"{TEACHER}*"), *self._root.glob(f"{SCORES}*")]:
-            path.unlink(missing_ok=True)
+        own = re.compile(rf"({re.escape(TEACHER)}|{SCORES}({ROUND}\d+)?(\.\d+)?)(\.\d+\.partial)?")
+        for path in self._root.iterdir() if self._root.is_dir() else ():
+            if own.fullmatch(path.name):
+                path.unlink(missing_ok=True)
 
     def _load_dense_model(self) -> None:
         path = self._root / TEACHER

@@ -92,6 +92,30 @@ def test_scoring_goes_on_where_it_was_stopped(granularity, method, tmp_path, mon
     assert len(seen) == 4 * passes
 
 
+@pytest.mark.parametrize("granularity", ["neurons", "weights"])
+def test_scoring_goes_on_only_with_the_same_batches(granularity, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(sums.RunningSums.__init__, "__defaults__", (None, "", 0.0))
+    model, path = tiny_model("bert"), tmp_path / "sums"
+    batches = [tiny_batch(seed=seed) for seed in range(4)]
+
+    def score(batches, seed=0):
+        config = PruningConfig(
+            method="taylor" if granularity == "neurons" else "snip", granularity=granularity, sparsity=0.5, seed=seed
+        )
+        groups = find_groups(model, granularity)
+        return score_groups(model, groups, batches, config, disable_tqdm=True, progress_file=path)
+
+    expected = score(batches)
+    halves = [{name: value[i : i + 2] for name, value in batch.items()} for batch in batches for i in (0, 2)]
+    for others in (halves, batches[::-1], [{**batch, "labels": (batch["labels"] + 1) % 3} for batch in batches]):
+        with pytest.raises(ValueError, match="holds scores of 4 other batches .* remove the file to start over"):
+            score(others)
+    again = score(batches)
+    assert all(torch.equal(again[name], expected[name]) for name in expected)
+    score(halves, seed=1)  # another config: other sums
+    assert "is of another model or config: scoring starts from the beginning" in caplog.text
+
+
 @pytest.mark.parametrize("granularity", ["heads", "weights"])
 def test_one_batch_with_a_nan_loss_is_named(granularity):
     model, batches = tiny_model("bert"), [tiny_batch(seed=seed) for seed in range(4)]

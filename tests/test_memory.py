@@ -108,6 +108,50 @@ def test_what_failed_leaves_no_trace_in_the_sums(granularity, method):
         assert_close(got, expected, 1e-5)
 
 
+class Failing(list):
+    """Batches of which one cannot be made for lack of memory."""
+
+    def __init__(self, batches, index):
+        super().__init__(batches)
+        self.index = index
+
+    def __iter__(self):
+        for index, batch in enumerate(super().__iter__()):
+            if index == self.index:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            yield batch
+
+
+@pytest.mark.parametrize("index", [0, 2])
+def test_lack_of_memory_outside_of_scoring_is_an_error(index):
+    """Scoring again would help nothing, and count batches twice."""
+    model = tiny_model("bert")
+    config = PruningConfig(method="cam_cut", sparsity=0.5)
+    with pytest.raises(torch.OutOfMemoryError):
+        score_groups(model, find_groups(model), Failing(batches(), index), config, disable_tqdm=True)
+
+
+@pytest.mark.parametrize("granularity", [UNITS, ("weights",)])
+@pytest.mark.parametrize("task", ["CausalLM", "TokenClassification"])
+@pytest.mark.parametrize("method", ["cam_cut", "smooth_cut"])
+def test_pieces_of_a_batch_with_labels_by_token(method, task, granularity):
+    """Whose mean is over the labels that count: none of the first example, few of the second. Positions are for all
+    examples."""
+    model = tiny_model("llama" if task == "CausalLM" else "bert", task)
+    batch = tiny_batch(batch_size=6, padding=False)
+    batch["labels"] = batch["input_ids"].clone() % (99 if task == "CausalLM" else 3)
+    batch["labels"][0], batch["labels"][1, 2:] = -100, -100
+    batch["position_ids"] = torch.arange(batch["input_ids"].shape[1])[None]
+    keywords = {"noise_std": 0.0} if method == "smooth_cut" else {}
+    config = PruningConfig(method=method, granularity=granularity, sparsity=0.5, smooth_samples=1, **keywords)
+    whole, halves, single = (
+        score_groups(model, find_groups(model, granularity), [batch], config, loss_function=loss, disable_tqdm=True)
+        for loss in (None, Limited(3), Limited(1))
+    )
+    assert_close(halves, whole, 1e-4)
+    assert_close(single, whole, 1e-4)
+
+
 @pytest.mark.parametrize("granularity", [UNITS, ("weights",)])
 def test_a_single_example_that_does_not_fit(granularity):
     model = tiny_model("bert")

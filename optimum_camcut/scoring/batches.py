@@ -25,6 +25,7 @@ import torch
 from accelerate import PartialState
 from accelerate.data_loader import DataLoaderStateMixin
 from accelerate.utils import find_executable_batch_size, gather, send_to_device
+from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 from tqdm.auto import tqdm
@@ -44,7 +45,7 @@ def for_each_batch(
     batches: Iterable[Batch],
     seed: int,
     sums: RunningSums,
-    score: Callable[[list[Batch], int], None],
+    score: Callable[[list[Batch], int], Callable[[], None]],
 ) -> None:
     """Scores this process's share of the batches, from where the sums stopped.
 
@@ -59,24 +60,24 @@ def for_each_batch(
         batches: the same on every process.
         seed (`int`): each batch has a seed made of this and its number.
         sums (`RunningSums`): is told when a batch is done.
-        score: `(pieces of the batch, seed)`; adds its scores to the sums only when it has them all.
+        score: from the pieces of a batch and its seed to what adds the scores to the sums; it may be called again.
 
     Raises:
         `RuntimeError`: a single example does not fit into memory, or another process failed.
-        `ValueError`: there are no batches.
+        `ValueError`: there are no batches, or not those that the sums are of.
     """
     joint = is_sharded(model)
     devices = [PartialState().device] if joint else list(dict.fromkeys(p.device for p in model.parameters()))
     # Accelerate's hooks move what goes into a model that it has spread over several devices, or offloaded.
     target = devices[0] if len(devices) == 1 and devices[0].type != "meta" else None
     seeded = [device for device in devices if device.type not in ("cpu", "meta")]
-    own, current, size = _share(batches, sums, joint and PartialState().num_processes > 1), None, sys.maxsize
+    size, current, own = sys.maxsize, 0, _share(batches, sums, joint and PartialState().num_processes > 1)
 
     def halve() -> int:
         nonlocal size
+        size = min(size, current) // 2
         if joint:
             raise RuntimeError("out of memory while scoring a model that is sharded by FSDP: give smaller batches")
-        size = min(size, count_examples(current[1])) // 2
         if size == 0:
             raise RuntimeError(
                 "a single example does not fit into memory while scoring: give shorter ones, turn gradient "
@@ -85,21 +86,28 @@ def for_each_batch(
         logger.warning("out of memory while scoring: trying again with %d examples at once", size)
         return size
 
-    @find_executable_batch_size(starting_batch_size=size, reduce_batch_size_fn=halve)
-    def run(batch_size: int) -> None:
-        nonlocal current
-        current = current or next(own, None)
-        while current is not None:
-            number, batch, counts = current
-            pieces = [send_to_device(piece, target) if target else piece for piece in split(batch, batch_size)]
-            with random_state(seeded, seed * 1_000_003 + number), nullcontext() if counts else _unchanged(sums):
-                score(pieces, seed * 1_000_003 + number)
-            if counts:
-                sums.end_batch()
-            current = next(own, None)
+    def attempt(batch_size: int, number: int, batch: Batch) -> Callable[[], None]:
+        pieces = [send_to_device(piece, target) if target else piece for piece in split(batch, batch_size)]
+        with random_state(seeded, seed * 1_000_003 + number):
+            return score(pieces, seed * 1_000_003 + number)
 
-    with all_or_none(), closing(own):  # an error must not leave the progress bar
-        run()
+    # An error must not leave the progress bar. In joint passes the others notice by themselves that one is missing.
+    with nullcontext() if joint else all_or_none(), closing(own):
+        for number, batch, counts in own:
+            add, failed, current = None, False, count_examples(batch)
+            try:
+                add = attempt(size, number, batch)
+            except RuntimeError as error:
+                if not should_reduce_batch_size(error):
+                    raise
+                failed = True
+                if min(size, current) == 1 or joint:
+                    halve()  # raises, with this error as the reason
+            if failed:  # out of the handler, which holds on to the memory
+                add = find_executable_batch_size(attempt, halve(), halve)(number, batch)
+            if counts:
+                add()
+                sums.end_batch(batch)
         sums.save()
 
 
@@ -110,20 +118,14 @@ def _share(batches: Iterable[Batch], sums: RunningSums, together: bool) -> Itera
     first = int(gather(torch.tensor([done], device=state.device)).min()) if together else done
     for number, batch in enumerate(batches):
         turn, owner = divmod(number, state.num_processes)
+        if owner == state.process_index and turn < done:
+            sums.check(batch, turn)
         if owner == state.process_index and turn >= first:
             yield number, batch, turn >= done
     if number < 0:
         raise ValueError("the dataloader gave no batches: there is nothing to score on")
     if together and turn >= first and owner < state.process_index:
         yield number, batch, False
-
-
-@contextmanager
-def _unchanged(sums: RunningSums) -> Iterator[None]:
-    """Forgets what is added to the sums inside."""
-    values = {name: value.clone() for name, value in sums.values.items()}
-    yield
-    sums.values = values
 
 
 @contextmanager
@@ -189,12 +191,26 @@ def count_examples(batch: Batch) -> int:
 
 def take(batch: Batch, number: int, start: int = 0) -> dict[str, Any]:
     """So many examples of a batch."""
-    return {n: v[start : start + number] if isinstance(v, Tensor) and v.dim() else v for n, v in batch.items()}
+    size = count_examples(batch)
+    of_examples = {n for n, v in batch.items() if isinstance(v, Tensor) and v.dim() and len(v) == size}
+    return {n: v[start : start + number] if n in of_examples else v for n, v in batch.items()}
 
 
 def split(batch: Batch, size: int) -> list[dict[str, Any]]:
     """A batch in pieces of at most `size` examples."""
     return [take(batch, size, start) for start in range(0, count_examples(batch), size)]
+
+
+def loss_shares(model: nn.Module, pieces: list[Batch]) -> list[float]:
+    """What share of a batch's mean loss comes from each of its pieces: as many labels as count, if they are by token,
+    else as many examples."""
+    counts = [count_examples(piece) for piece in pieces]
+    labels = [piece.get("labels") for piece in pieces]
+    if len(pieces) > 1 and all(isinstance(each, Tensor) and each.dim() > 1 for each in labels):
+        shifted = type(model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
+        if not any(each.is_floating_point() for each in labels):
+            counts = [int((each[..., int(shifted) :] != -100).sum()) for each in labels]
+    return [count / max(sum(counts), 1) for count in counts]
 
 
 def token_mask(batch: Batch) -> Tensor | None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,7 @@ from ..config import PruningConfig
 from ..groups import WEIGHTS, PrunableGroup, check_group
 from ..modeling_camcut import ARCHITECTURES
 from ..sharding import is_sharded, reshard, whole
-from .batches import Batch, count_examples, for_each_batch, limit, token_mask
+from .batches import Batch, count_examples, for_each_batch, limit, loss_shares, token_mask
 from .capture import ActivationCapture
 from .noise import GaussianNoise, linear_noise
 from .registry import Scorer, get_scorer
@@ -90,13 +90,6 @@ def score_groups(
             f"no groups of {' or '.join(config.granularity)} to score; find_groups(model, {config.granularity}) gives "
             "them"
         )
-    if is_sharded(model):
-        if WEIGHTS in config.granularity:
-            raise ValueError(
-                "single weights cannot be scored under FSDP, which averages their gradients over the processes' "
-                "batches; score them under DDP"
-            )
-        reshard(model)
     if is_sharded(model):
         if WEIGHTS in config.granularity:
             raise ValueError(
@@ -229,12 +222,21 @@ def _running_sums(
         **{name: getattr(config, name) for name in names},
         "dropout": dropout,
         "groups": [(group.name, group.size) for group in groups],
-        "weights": sum(float(whole(p.detach().double().sum())) for p in model.parameters()),
+        "weights": [_checksum(parameter) for parameter in model.parameters()],
         "process": (state.process_index, state.num_processes),
     }
     path = Path(path)
     path = path if state.num_processes == 1 else path.with_name(f"{path.name}.{state.process_index}")
     return RunningSums(path, json.dumps(identity))
+
+
+def _checksum(parameter: Tensor) -> int:
+    """A number for the bits of a parameter, of this process's share if it is sharded; 0 if it is offloaded."""
+    if parameter.is_meta:
+        return 0
+    values = getattr(parameter, "_local_tensor", parameter).detach().contiguous()
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()]
+    return int(values.view(integers).sum(dtype=torch.int64))
 
 
 def _score_units(
@@ -250,14 +252,22 @@ def _score_units(
     for name, size in sizes.items():
         sums.values.setdefault(name, torch.zeros(size, dtype=torch.float64))
 
-    def score(pieces: list[Batch], seed: int) -> None:
-        found, noise = [], GaussianNoise(seed)
-        for piece in pieces:
-            for name, scores in _score_batch(model, capture, piece, config, scorer, loss_function, noise):
+    def score(pieces: list[Batch], seed: int) -> Callable[[], None]:
+        noise, examples = GaussianNoise(seed), sum(map(count_examples, pieces))
+        found = [(EXAMPLES, torch.tensor([float(examples)], dtype=torch.float64))]
+        for piece, share in zip(pieces, loss_shares(model, pieces)):
+            if share == 0 and scorer.source == "gradient":
+                continue  # none of its labels counts: its gradient is 0, and its mean loss NaN
+            # The sum over the examples, so that each keeps its own gradient.
+            loss = lambda model, batch, factor=share * examples: loss_function(model, batch) * factor  # noqa: E731
+            for name, scores in _score_batch(model, capture, piece, config, scorer, loss, noise):
                 found.append((name, scores.to(widest(scores.device)).sum(0)))
-        for name, value in found:
-            sums.add(name, value)
-        sums.add(EXAMPLES, torch.tensor([float(sum(map(count_examples, pieces)))], dtype=torch.float64))
+
+        def add() -> None:
+            for name, value in found:
+                sums.add(name, value)
+
+        return add
 
     with ActivationCapture(model, groups) as capture:
         each_batch(score)
@@ -296,7 +306,7 @@ def _score_batch(
         means[group.name] = means.get(group.name, 0) + gradient / config.smooth_samples
 
     def loss() -> Tensor:
-        return loss_function(model, batch) * size  # the sum over examples: each keeps its own gradient
+        return loss_function(model, batch)
 
     if scorer.source == "gradient" and not scorer.smooth:
         capture.gradients(loss, size, score)
@@ -327,10 +337,11 @@ def scoring_mode(model: nn.Module, dropout: bool = False) -> Iterator[None]:
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()  # its statistics are not dropout
     functions = [module.__dict__.get("_gradient_checkpointing_func") for module in checkpointing]
-    for module in checkpointing:
+    # The reentrant kind would need an input that requires a gradient.
+    functional = [partial(function or checkpoint, use_reentrant=False) for function in functions]
+    for module, function in zip(checkpointing, functional):
         module.training = dropout or known
-        # The reentrant kind would need an input that requires a gradient.
-        module._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+        module._gradient_checkpointing_func = function
     for parameter in trainable:
         parameter.requires_grad_(False)
     try:

@@ -46,7 +46,7 @@ class GaussianNoise:
             generator = torch.Generator(device).manual_seed(self._seed + size)
             pool = torch.empty(size + size // 2 + 1, device=device).normal_(generator=generator)
             self._pools[device, size] = pool
-        offset = int(torch.randint(pool.numel() - size + 1, ()))
+        offset = int(torch.randint(pool.numel() - size + 1, (), device="cpu"))
         return pool[offset : offset + size].view(tensor.shape).to(tensor.dtype)
 
 

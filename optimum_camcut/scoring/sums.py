@@ -17,10 +17,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import reduce as reduce_across_processes
 from safetensors import SafetensorError, safe_open
@@ -56,6 +59,7 @@ class RunningSums:
         self.path, self.identity, self.seconds = path, identity, seconds
         self.values: dict[str, Tensor] = {}
         self.batches = 0
+        self.seen = self._checked = 0  # what stands for the batches that are in the sums, and for those looked at
         self._saved = time.monotonic()
         if path is not None and path.exists():
             self._load(path)
@@ -102,11 +106,11 @@ class RunningSums:
         device = device if widest(device) == torch.float64 else torch.device("cpu")
         totals = {}
         for name in sorted(name for name in self.values if not name.endswith(LOST)):
-            total = self.values[name].to(device, torch.float64)
+            total = self.values[name].to(device, torch.float64, copy=True)
             if name + LOST in self.values:
                 total = total + self.values[name + LOST].to(device)
             if PartialState().num_processes > 1:
-                total = reduce_across_processes(total, "sum")
+                dist.all_reduce(total)
             totals[name] = total.float().cpu()
         return totals
 
@@ -124,23 +128,39 @@ class RunningSums:
         if sum(sizes) <= SMALL:
             values = reduce_across_processes(torch.cat(values), "sum").split(sizes)
         else:
-            values = reduce_across_processes(values, "sum")  # together they would need their memory twice
+            for value in values:  # in place: together they would need their memory twice
+                dist.all_reduce(value)
         return {name: value.reshape(self.values[name].shape).cpu() for name, value in zip(names, values)}
 
-    def end_batch(self) -> None:
+    def end_batch(self, batch: Mapping[str, Any]) -> None:
         """Says that all of a batch is in the sums."""
         self.batches += 1
+        self.seen = _digest(batch, self.seen) if self.path is not None else 0
         if self.path is not None and time.monotonic() - self._saved >= self.seconds:
             self.save()
+
+    def check(self, batch: Mapping[str, Any], number: int) -> None:
+        """Looks at a batch that is in the sums already, the first of which has the number 0.
+
+        Raises:
+            `ValueError`: after the last of them, if they are not those that were added.
+        """
+        self._checked = _digest(batch, self._checked)
+        if number + 1 == self.batches and self._checked != self.seen:
+            raise ValueError(
+                f"{self.path} holds scores of {self.batches} other batches than those that come now: give the same "
+                "data in batches of the same size, or remove the file to start over"
+            )
 
     def save(self) -> None:
         if self.path is None:
             return
+        metadata = {"identity": self.identity, "batches": str(self.batches), "seen": str(self.seen)}
         values = {name: value.detach().cpu().contiguous() for name, value in self.values.items()}
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(self.path) as partial:
-                save_file(values, partial, metadata={"identity": self.identity, "batches": str(self.batches)})
+                save_file(values, partial, metadata=metadata)
         except OSError as error:  # no reason to lose hours of scoring
             logger.warning("scoring goes on, but would not go on from here after an interruption: %s", error)
         self._saved = time.monotonic()
@@ -150,10 +170,21 @@ class RunningSums:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 if metadata.get("identity") != self.identity:
+                    logger.warning("%s is of another model or config: scoring starts from the beginning", path)
                     return
-                self.values = {name: file.get_tensor(name) for name in file.keys()}
-                self.batches = int(metadata["batches"])
-        except SafetensorError as error:
-            logger.warning("%s cannot be read (%s): scoring starts from the beginning", path, error)
+                batches, seen = int(metadata["batches"]), int(metadata["seen"])
+                values = {name: file.get_tensor(name) for name in file.keys()}
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            logger.warning("%s cannot be read (%r): scoring starts from the beginning", path, error)
             return
+        self.values, self.batches, self.seen = values, batches, seen
         logger.info("scoring goes on after %d batches, from %s", self.batches, path)
+
+
+def _digest(batch: Mapping[str, Any], before: int) -> int:
+    """A number for the tensors of a batch and of those before it."""
+    for name, value in sorted(batch.items()):
+        if isinstance(value, Tensor):
+            values = value.detach().cpu().contiguous().flatten().view(torch.uint8)
+            before = zlib.crc32(values.numpy(), zlib.crc32(f"{name}{tuple(value.shape)}".encode(), before))
+    return before

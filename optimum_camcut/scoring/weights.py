@@ -27,7 +27,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..config import PruningConfig
 from ..groups import PrunableGroup
-from .batches import Batch, count_examples
+from .batches import Batch, loss_shares
 from .noise import GaussianNoise, linear_noise
 from .registry import Scorer
 from .sums import RunningSums
@@ -36,7 +36,7 @@ from .sums import RunningSums
 CHUNK = 2**16  # elements scored at a time
 
 LossFunction = Callable[[PreTrainedModel, Batch], Tensor]
-EachBatch = Callable[[Callable[[list[Batch], int], None]], None]
+EachBatch = Callable[[Callable[[list[Batch], int], Callable[[], None]]], None]
 
 
 def score_weights(
@@ -78,7 +78,7 @@ def score_weights(
         sums.add_rows(name, parameter, (), scorer.smooth)  # before all else, so that it leaves no gaps in memory
     passes = config.smooth_samples if scorer.smooth else 1
 
-    def score(pieces: list[Batch], seed: int) -> None:
+    def score(pieces: list[Batch], seed: int) -> Callable[[], None]:
         for parameter in parameters.values():
             if not scorer.smooth:
                 parameter.grad = None
@@ -86,18 +86,24 @@ def score_weights(
                 parameter.grad = torch.zeros_like(parameter)
             else:
                 parameter.grad.zero_()
-        outputs, noise, examples = _Means(), GaussianNoise(seed), sum(map(count_examples, pieces))
-        for piece in pieces:
-            share = count_examples(piece) / examples / passes  # gradients add up to their mean over all passes
+        outputs, noise = _Means(), GaussianNoise(seed)
+        for piece, share in zip(pieces, loss_shares(model, pieces)):
             watch = _watch(model, parameters, outputs.observe) if scorer.output else nullcontext()
-            with torch.enable_grad(), watch, _noise(model, config, noise) if scorer.smooth else nullcontext():
+            # If none of a piece's labels counts, its mean loss is NaN and its gradient 0; its outputs do count.
+            with torch.set_grad_enabled(share > 0), watch, _noise(model, config, noise, scorer.smooth):
                 for _ in range(passes):
                     outputs.watching = True
-                    loss = loss_function(model, piece) * share
+                    if share == 0:
+                        model(**piece)
+                        continue
+                    loss = loss_function(model, piece) * (share / passes)  # so that gradients add up to their mean
                     if not loss.requires_grad:
                         raise ValueError("the loss does not depend on any of the weights to be scored")
                     outputs.watching = False  # gradient checkpointing runs blocks again in the backward pass
                     loss.backward()
+        return lambda: add(outputs)
+
+    def add(outputs: _Means) -> None:
         for name, parameter in parameters.items():
             called = not scorer.output or _module_of(name) in outputs.sums
             if parameter.grad is None or not (called or parameter.grad.any()):
@@ -117,19 +123,21 @@ def score_weights(
     return {name: totals[name] for name in parameters}
 
 
-def _noise(model: PreTrainedModel, config: PruningConfig, noise: GaussianNoise) -> AbstractContextManager[None]:
-    return linear_noise(model.base_model, config.noise_std, config.noise_scale == "relative", noise)
+def _noise(
+    model: PreTrainedModel, config: PruningConfig, noise: GaussianNoise, smooth: bool
+) -> AbstractContextManager[None]:
+    relative = config.noise_scale == "relative"
+    return linear_noise(model.base_model, config.noise_std, relative, noise) if smooth else nullcontext()
 
 
 def _scores(scorer: Scorer, weight: Tensor, gradient: Tensor, output: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
     """One batch's scores of a parameter, a few rows at a time: what fits into the processor's cache is read from
     memory once, not once an operation."""
-    gradient = gradient.float()
     rows = max(CHUNK * len(weight) // max(weight.numel(), 1), 1)
     by_row = output is not None and output.dim() == weight.dim() and len(output) == len(weight)
     for start in range(0, len(weight), rows):
         part = slice(start, start + rows)
-        yield part, scorer.function(weight[part].float(), gradient[part], output[part] if by_row else output)
+        yield part, scorer.function(weight[part].float(), gradient[part].float(), output[part] if by_row else output)
 
 
 def _score_by_inputs(
@@ -145,7 +153,7 @@ def _score_by_inputs(
         sums.values.setdefault(f"{path}.squares", torch.zeros(features, dtype=torch.float64))
         sums.values.setdefault(f"{path}.tokens", torch.zeros((), dtype=torch.float64))
 
-    def score(pieces: list[Batch], seed: int) -> None:
+    def score(pieces: list[Batch], seed: int) -> Callable[[], None]:
         found = []
 
         def observe(path: str, inputs: Tensor, output: Tensor) -> None:
@@ -156,8 +164,12 @@ def _score_by_inputs(
         with torch.no_grad(), _watch(model, parameters, observe):
             for piece in pieces:
                 model(**piece)
-        for name, value in found:
-            sums.add(name, value)
+
+        def add() -> None:
+            for name, value in found:
+                sums.add(name, value)
+
+        return add
 
     each_batch(score)
     totals = sums.reduce(PartialState().device)
