@@ -409,6 +409,11 @@ def _load_plan(name_or_path: str | Path, model: PreTrainedModel, hub: Mapping[st
             plan = PruningPlan.from_dict(values)
         except ValueError as error:
             raise ValueError(f"{PLAN_NAME} of {name_or_path} holds no plan: {error}") from error
+        if plan.model_type not in (None, model.config.model_type):
+            raise ValueError(
+                f"{PLAN_NAME} of {name_or_path} is for a {plan.model_type!r} model, but config.json is of a "
+                f"{model.config.model_type!r}; the two files do not belong together"
+            )
         plan = _rename_masks(plan, model)
         _check_masks(name_or_path, model, plan)
         units_of = {name: units for name, units in plan.keep.items() if not is_weight(name)}

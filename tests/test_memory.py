@@ -292,7 +292,8 @@ def test_offloaded_models(where, checkpointing, tmp_path):
         model.gradient_checkpointing_enable()
     for method in methods:
         assert_close(score(model, method), expected[method], 1e-6)
-    assert model.bert.encoder.layer[0].intermediate.dense.weight.is_meta
+        left = [name for name, parameter in model.bert.encoder.named_parameters() if not parameter.is_meta]
+        assert not left, "these weights would fill the device"
 
 
 def test_single_weights_of_offloaded_models():

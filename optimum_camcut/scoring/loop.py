@@ -26,7 +26,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import align_module_device
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -345,7 +345,9 @@ def scoring_mode(model: nn.Module, dropout: bool = False) -> Iterator[None]:
     for parameter in trainable:
         parameter.requires_grad_(False)
     try:
-        yield
+        # A block that is run again runs to its end, where hooks offload its weights.
+        with set_checkpoint_early_stop(False):
+            yield
     finally:
         for parameter in trainable:
             parameter.requires_grad_(True)
