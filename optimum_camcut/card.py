@@ -181,6 +181,8 @@ def _costs(model: PreTrainedModel) -> list[tuple[str, float | None, float, str]]
         return [("parameters", None, parameters, "{:,}"), ("size of the weights (MB)", None, megabytes, "{:,.1f}")]
     before = sum(parameter.numel() for parameter in dense.parameters())
     rows = [("parameters", before, parameters, "{:,}")]
+    if getattr(model, "hf_quantizer", None) is not None:  # its tensors do not say what they take
+        return rows
     if len({layer_of(group.name) for group in find_groups(dense)}) == config.num_hidden_layers:  # none runs repeatedly
         flops = (_flops(each) / 1e9 for each in (dense, model))
         rows.append((f"FLOPs of the layers, 1 x {TOKENS} tokens (G)", *flops, "{:.3g}"))
