@@ -107,7 +107,12 @@ def test_scoring_goes_on_only_with_the_same_batches(granularity, tmp_path, monke
 
     expected = score(batches)
     halves = [{name: value[i : i + 2] for name, value in batch.items()} for batch in batches for i in (0, 2)]
-    for others in (halves, batches[::-1], [{**batch, "labels": (batch["labels"] + 1) % 3} for batch in batches]):
+    for others in (
+        halves,
+        batches[:3],
+        batches[::-1],
+        [{**batch, "labels": (batch["labels"] + 1) % 3} for batch in batches],
+    ):
         with pytest.raises(ValueError, match="holds scores of 4 other batches .* remove the file to start over"):
             score(others)
     again = score(batches)

@@ -124,6 +124,7 @@ def _share(batches: Iterable[Batch], sums: RunningSums, together: bool) -> Itera
             yield number, batch, turn >= done
     if number < 0:
         raise ValueError("the dataloader gave no batches: there is nothing to score on")
+    sums.check(None, turn + (owner >= state.process_index))
     if together and turn >= first and owner < state.process_index:
         yield number, batch, False
 

@@ -139,14 +139,16 @@ class RunningSums:
         if self.path is not None and time.monotonic() - self._saved >= self.seconds:
             self.save()
 
-    def check(self, batch: Mapping[str, Any], number: int) -> None:
-        """Looks at a batch that is in the sums already, the first of which has the number 0.
+    def check(self, batch: Mapping[str, Any] | None, number: int) -> None:
+        """Looks at a batch that is in the sums already, the first of which has the number 0; None: there is no more.
 
         Raises:
             `ValueError`: after the last of them, if they are not those that were added.
         """
-        self._checked = _digest(batch, self._checked)
-        if number + 1 == self.batches and self._checked != self.seen:
+        if batch is not None:
+            self._checked = _digest(batch, self._checked)
+        missing = batch is None and number < self.batches
+        if missing or (number + 1 == self.batches and self._checked != self.seen):
             raise ValueError(
                 f"{self.path} holds scores of {self.batches} other batches than those that come now: give the same "
                 "data in batches of the same size, or remove the file to start over"
