@@ -580,7 +580,10 @@ def recorded_sizes(config: PretrainedConfig, groups: Sequence[Group]) -> dict[st
         if sublayer_of(name) != name and sizes.get(sublayer_of(name)) == 0:
             raise ValueError(f"config.{RECORD} records {size} units for {name!r}, whose sub-layer it records as gone")
     if not left.items() <= sizes.items():
-        raise ValueError(f"config.{RECORD} records {sizes}, but config.pruned_heads leaves {left}; restore the config")
+        raise ValueError(
+            f"config.{RECORD} records {sizes}, but config.pruned_heads leaves {left}; restore the config, and prune "
+            "further with optimum_camcut.prune_heads, where that of transformers 4 was used"
+        )
     return sizes
 
 
