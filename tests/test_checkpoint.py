@@ -513,7 +513,7 @@ def test_weights_are_looked_at_once(monkeypatch, tmp_path):
 
 
 def test_a_class_on_the_meta_device_is_tied_as_it_would_be(tmp_path):
-    prune_heads(tiny_model("gpt2", "CausalLM"), {0: [1]}).save_pretrained(tmp_path)
+    apply_plan(tiny_model("gpt2", "CausalLM"), PruningPlan({"layer.0.neurons": range(9)})).save_pretrained(tmp_path)
     loaded = load_pruned(tmp_path)
     assert loaded.lm_head.weight is loaded.transformer.wte.weight
     with torch.device("meta"):

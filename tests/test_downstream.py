@@ -21,10 +21,12 @@ import copy
 import functools
 import warnings
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from models import TOKENS, VOCABULARY, random_plan, tiny_batch, tiny_model
+from test_plain_shapes import even_plan
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -292,6 +294,34 @@ def test_gpt2_does_not_lose_all_units_of_a_layer():
         with pytest.raises(ValueError, match=f"keeps nothing of '{name}', and transformers' Conv1D does not run"):
             apply_plan(model, PruningPlan({name: ()}))
         assert torch.equal(logits(model), before)
+
+
+# --- serving engines ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2", "llama"])
+def test_a_plain_shape_is_served_by_ctranslate2(architecture, tmp_path):
+    """Which knows nothing of this package: it reads the checkpoint of transformers, and runs it with its own kernels.
+    It takes the size of heads to be `hidden_size` by their number, so heads stay."""
+    ctranslate2 = pytest.importorskip("ctranslate2")
+    if architecture == "bert" and MAJOR > 4:
+        pytest.skip("its converter reads position_embedding_type, which transformers 5 has no more")
+    model = tiny_model(architecture, "" if architecture == "bert" else "CausalLM")
+    apply_plan(model, even_plan(model, neurons=20)).save_pretrained(tmp_path / "model")
+    words = tokenizer()
+    words.add_special_tokens({"bos_token": "[CLS]", "eos_token": "[SEP]"})
+    words.save_pretrained(tmp_path / "model")
+    served = ctranslate2.converters.TransformersConverter(str(tmp_path / "model")).convert(str(tmp_path / "served"))
+    options = {"device": "cpu", "inter_threads": 1, "intra_threads": 1}
+    with torch.no_grad():
+        expected = model(input_ids=IDS)
+    if architecture == "bert":
+        result = ctranslate2.Encoder(served, **options).forward_batch(IDS.tolist()).last_hidden_state
+        expected = expected.last_hidden_state
+    else:
+        tokens = [words.convert_ids_to_tokens(IDS[0].tolist())]
+        result, expected = ctranslate2.Generator(served, **options).forward_batch(tokens), expected.logits
+    torch.testing.assert_close(torch.from_numpy(np.array(result)), expected, atol=1e-4, rtol=0)
 
 
 # --- quantizers -----------------------------------------------------------------------------------------------------
