@@ -146,9 +146,17 @@ class PruningPlan:
 
     @classmethod
     def load(cls, path: str | Path) -> PruningPlan:
-        """Reads a JSON file, or `pruning_plan.json` in a folder."""
+        """Reads a JSON file, or `pruning_plan.json` in a folder.
+
+        Raises:
+            `ValueError`: the file holds no plan.
+        """
         path = Path(path)
-        return cls.from_dict(read_json(path / PLAN_NAME if path.is_dir() else path))
+        path = path / PLAN_NAME if path.is_dir() else path
+        try:
+            return cls.from_dict(read_json(path))
+        except ValueError as error:
+            raise ValueError(error if str(path) in str(error) else f"{path} holds no plan: {error}") from error
 
     def table(self) -> list[tuple[str, str, str]]:
         """Rows of layer, kind and what is kept: `("3", "heads", "7 / 12")`. The weights of a layer are counted

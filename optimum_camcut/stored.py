@@ -18,6 +18,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,9 @@ def find(name_or_path: str | Path, filename: str, hub: Mapping[str, Any]) -> str
 
 def load_config(name_or_path: str | Path, hub: Mapping[str, Any]) -> PretrainedConfig:
     """Whatever transformers stumbles over in `config.json` is told as a fault of that file."""
+    path = os.fspath(name_or_path)
+    if not os.path.exists(path) and (os.path.isabs(path) or path.startswith((".", "~")) or path.count("/") > 1):
+        raise FileNotFoundError(f"there is no folder {path} to load from (it cannot be the id of a Hub repository)")
     try:
         return AutoConfig.from_pretrained(name_or_path, **hub)
     except OSError:

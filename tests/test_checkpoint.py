@@ -318,6 +318,15 @@ def test_a_checkpoint_that_is_not_pruned(tmp_path):
         load_pruned(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["{}/none", "./none", "../none/there", "~/none", "none/of/those"])
+def test_a_folder_that_is_not_there(name, tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no folder .*none.* to load from"):
+        load_pruned(name.format(tmp_path))
+    with pytest.raises(OSError) as error:
+        load_pruned("user/none")
+    assert "there is no folder" not in str(error.value)  # it may be on the Hub
+
+
 def test_a_model_that_lost_its_plan_is_not_cut_further(tmp_path):
     pruned_model().save_pretrained(tmp_path)
     (tmp_path / "pruning_plan.json").unlink()
