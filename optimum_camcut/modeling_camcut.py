@@ -392,7 +392,7 @@ def linear_map(model: nn.Module, path: str) -> nn.Linear | Conv1D:
     if plain:
         sizes = (module.nx, module.nf) if isinstance(module, Conv1D) else (module.out_features, module.in_features)
         packed = type(weight).__module__.startswith("torchao.")  # says that it is a matrix of floats
-        plain = weight.is_floating_point() and weight.shape == sizes and not packed
+        plain = weight.dtype.is_floating_point and weight.shape == sizes and not packed
     if not plain:
         found = f" with a {type(weight).__name__}" if weight is not None else ""
         raise ValueError(
@@ -626,7 +626,8 @@ class PrunedModel:
             self.tie_weights()
         else:
             super().__init__(config, *args, **kwargs)
-        shrink(self)
+        with torch._C.DisableTorchFunction():  # a device context makes every step five times slower; devices are known
+            shrink(self)
 
     def save_pretrained(self, save_directory: str, is_main_process: bool = True, **kwargs: Any) -> None:
         """As the model's own, with this file beside the weights again where loading them takes it, and the plan from

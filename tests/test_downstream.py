@@ -19,7 +19,9 @@ comes out is compared with the model as it was cut. Speed is the business of exa
 
 import copy
 import functools
+import re
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -502,3 +504,13 @@ def test_copies_of_a_loaded_model_go_on(saved):
     for loader in LOADERS:
         model, folder = saved("bert", "layers")
         assert torch.equal(logits(copy.deepcopy(load(folder, loader))), logits(model))
+
+
+def test_the_readme_names_tests_that_there_are():
+    """In its table of places, and `make test` runs their files with transformers 4 as well."""
+    folder = Path(__file__).resolve().parent
+    table = (folder.parent / "README.md").read_text().split("## Where a pruned model goes")[1].partition("\n## ")[0]
+    named = set(re.findall(r"`(test_\w+)`", table))
+    files = re.search(r"TESTS4 := (.*)", (folder.parent / "Makefile").read_text())[1].split()
+    sources = [(folder / f"test_{name}.py").read_text() for name in files]
+    assert len(named) > 30 and named <= {test for text in sources for test in re.findall(r"def (test_\w+)", text)}
