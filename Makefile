@@ -19,12 +19,12 @@ help:  ## Show this help
 demo: $(INSTALLED)  ## Fine-tune, prune and recover a real model; print dense against pruned
 	$(BIN)/python examples/demo.py
 
-# What loads, cuts and trains; transformers 4 has a pruning of its own to compare with.
-TESTS4 := versions plain_shapes surgery checkpoint layers imports trainer
+# What loads, cuts and trains, and where that goes; transformers 4 has a pruning of its own to compare with.
+TESTS4 := versions plain_shapes surgery checkpoint layers imports trainer downstream hub
 
 # Two workers with one thread each: torch would otherwise start a thread per core in every worker. Either environment
 # starts the Python of the other one, to exchange checkpoints.
-test: style $(INSTALLED4)  ## Check the style, run all tests, then those of loading and cutting with transformers 4
+test: style $(INSTALLED4)  ## Check the style, run all tests, then those of loading, cutting and going elsewhere with transformers 4
 	OMP_NUM_THREADS=1 CAMCUT_OTHER_PYTHON=$(abspath $(BIN4))/python $(BIN)/python -m pytest -n 2
 	OMP_NUM_THREADS=1 CAMCUT_OTHER_PYTHON=$(abspath $(BIN))/python $(BIN4)/python -m pytest -n 2 $(TESTS4:%=tests/test_%.py)
 

@@ -23,7 +23,7 @@ import functools
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -33,6 +33,11 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+
+try:
+    from transformers.initialization import no_init_weights
+except ImportError:  # transformers 4
+    from transformers.modeling_utils import no_init_weights
 
 RECORD = "camcut_pruning"  # the key of config.json that holds the kept sizes
 
@@ -250,6 +255,11 @@ class Group:
         return self.slices[-1]
 
 
+def is_cut(config: PretrainedConfig) -> bool:
+    """Whether the config is of a model that is physically smaller than its class builds it."""
+    return getattr(config, RECORD, None) is not None or bool(getattr(config, "pruned_heads", None))
+
+
 def sublayer_of(name: str) -> str:
     """Name of the sub-layer that a group is part of: `layer.3.attention` for `layer.3.heads` and for itself."""
     layer, _, part = name.rpartition(".")
@@ -290,7 +300,7 @@ class Bypass(nn.Module):
 
 
 def _removed(module: nn.Module) -> bool:
-    return hasattr(module, "gives")  # not by the class: it may be that of a checkpoint's copy of this file
+    return "gives" in vars(module)  # not by the class: it may be that of a checkpoint's copy of this file
 
 
 def unsupported_architecture(model_type: str) -> ValueError:
@@ -314,13 +324,17 @@ def list_blocks(model: PreTrainedModel) -> list[str]:
         `ValueError`: the architecture is not in the table, or the model has no blocks where it should.
     """
     layers, base = find_architecture(model).layers, model.base_model
-    prefix = next(f"{name}." if name else "" for name, module in model.named_modules() if module is base)
-    pattern = re.compile(re.escape(layers).replace(r"\{\}", r"(\d+)"))
-    matches = filter(None, (pattern.fullmatch(name) for name, _ in base.named_modules()))
-    paths = [prefix + match[0] for match in sorted(matches, key=lambda match: tuple(map(int, match.groups())))]
+    paths = [next(f"{name}." if name else "" for name, module in model.named_modules() if module is base)]
+    *lists, rest = layers.split(".{}")
+    try:
+        for part in lists:
+            found = {path + part: model.get_submodule(path + part) for path in paths}
+            paths = [f"{path}.{name}" for path, blocks in found.items() for name in blocks._modules]
+    except AttributeError:
+        paths = []
     if not paths:
         raise ValueError(f"{type(model).__name__} has no module at {layers!r}: nothing can be cut in it")
-    return paths
+    return [path + rest for path in paths]
 
 
 def list_groups(model: PreTrainedModel) -> list[Group]:
@@ -346,11 +360,11 @@ def list_groups(model: PreTrainedModel) -> list[Group]:
         for number, (kind, cuts, attributes) in enumerate(kinds):
             name = f"layer.{layer}.{kind}"
             bypass = {f"{block}.{path}": gives for path, gives in (architecture.bypass or ({}, {}))[number].items()}
-            if bypass and all(_removed(model.get_submodule(path)) for path in bypass):
+            if bypass and all(_removed(_module(model, path)) for path in bypass):
                 groups.append(Group(sublayer_of(name), "layers", 0, ()))
                 continue
             slices = tuple(Slice(f"{block}.{cut.module}", cut.axis, widths[cut.width], cut.blocks) for cut in cuts)
-            for piece in slices:
+            for piece in slices[:-1]:
                 linear_map(model, piece.module)  # raises if it is not plain
             size = count_units(model, slices[-1])
             if bypass:
@@ -361,17 +375,26 @@ def list_groups(model: PreTrainedModel) -> list[Group]:
     return groups
 
 
+def _module(model: nn.Module, path: str) -> nn.Module:
+    """`get_submodule`, which takes ten times as long."""
+    try:
+        return functools.reduce(lambda module, name: module._modules[name], path.split("."), model)
+    except KeyError:
+        return model.get_submodule(path)  # says what is missing
+
+
 def linear_map(model: nn.Module, path: str) -> nn.Linear | Conv1D:
-    module = model.get_submodule(path)
+    module = _module(model, path)
     if _removed(module):
         raise AttributeError(f"{path} was removed with its sub-layer")
-    plain = isinstance(module, nn.Linear | Conv1D) and "weight" in module._parameters
+    weight = module._parameters.get("weight")
+    plain = isinstance(module, (nn.Linear, Conv1D)) and weight is not None
     if plain:
         sizes = (module.nx, module.nf) if isinstance(module, Conv1D) else (module.out_features, module.in_features)
-        packed = type(module.weight).__module__.startswith("torchao.")  # says that it is a matrix of floats
-        plain = module.weight.is_floating_point() and tuple(module.weight.shape) == sizes and not packed
+        packed = type(weight).__module__.startswith("torchao.")  # says that it is a matrix of floats
+        plain = weight.dtype.is_floating_point and weight.shape == sizes and not packed
     if not plain:
-        found = f" with a {type(module.weight).__name__}" if "weight" in module._parameters else ""
+        found = f" with a {type(weight).__name__}" if weight is not None else ""
         raise ValueError(
             f"{path} is a {type(module).__name__}{found}; expected torch.nn.Linear or Conv1D with a plain weight. "
             "Merge adapters and undo quantization before pruning."
@@ -399,6 +422,7 @@ def count_units(model: nn.Module, output: Slice) -> int:
     return features // output.width if output.width else int(features == 0)  # a sub-layer with no units left
 
 
+@torch.no_grad()
 def cut_groups(model: PreTrainedModel, keep: Sequence[tuple[Group, Sequence[int]]]) -> None:
     """Cuts groups down to the given positions, in place: all of them, or none if anything fails. A sub-layer of which
     nothing is kept becomes an identity.
@@ -417,22 +441,20 @@ def cut_groups(model: PreTrainedModel, keep: Sequence[tuple[Group, Sequence[int]
             continue
         for piece in group.slices:
             module = linear_map(model, piece.module)
-            take = _taker(piece, group.size, positions, module.weight)
-            weight = take(module.weight.detach(), _dimension(module, piece.axis))
-            bias = module.bias
-            if bias is not None and piece.axis == "out":
-                bias = nn.Parameter(take(bias.detach(), 0), requires_grad=bias.requires_grad)
-            new.append((module, nn.Parameter(weight, requires_grad=module.weight.requires_grad), bias))
+            dimension = _dimension(module, piece.axis)
+            weight = _take(piece, group.size, positions, module.weight, dimension)
+            cut_bias = piece.axis == "out" and module.bias is not None
+            new.append(
+                (module, weight, _take(piece, group.size, positions, module.bias, 0) if cut_bias else module.bias)
+            )
     for module, weight, bias in new:
-        module.weight, module.bias = weight, bias
-        if isinstance(module, Conv1D):
-            module.nx, module.nf = weight.shape
-        else:
-            module.out_features, module.in_features = weight.shape
+        module._parameters.update(weight=weight, bias=bias)
+        features = ("nx", "nf") if isinstance(module, Conv1D) else ("out_features", "in_features")
+        vars(module).update(zip(features, weight.shape))
     for group, positions in keep:
         for path, amount in group.attributes.items():
             owner, _, name = path.rpartition(".")
-            setattr(model.get_submodule(owner), name, len(positions) * amount)
+            setattr(_module(model, owner), name, len(positions) * amount)
     for path, module in bypasses.items():
         owner, _, name = path.rpartition(".")
         setattr(model.get_submodule(owner), name, module)
@@ -440,15 +462,15 @@ def cut_groups(model: PreTrainedModel, keep: Sequence[tuple[Group, Sequence[int]
         _number_caches(model)
 
 
-def _taker(
-    piece: Slice, size: int, keep: Sequence[int], weight: torch.Tensor
-) -> Callable[[torch.Tensor, int], torch.Tensor]:
-    """What takes the features of the kept units out of a tensor, along a dimension."""
-    if weight.is_meta:  # a skeleton: which they are does not matter, and indices would have to be made there
-        features = piece.blocks * len(keep) * piece.width
-        return lambda tensor, dimension: tensor.narrow(dimension, 0, features).clone()
-    index = piece.index(size, keep).to(weight.device)
-    return lambda tensor, dimension: tensor.index_select(dimension, index)
+def _take(piece: Slice, size: int, keep: Sequence[int], tensor: nn.Parameter, dimension: int) -> nn.Parameter:
+    """The features of the kept units."""
+    if tensor.is_meta:  # which they are does not matter, and indices would have to be made there
+        shape = list(tensor.shape)
+        shape[dimension] = piece.blocks * len(keep) * piece.width
+        taken = torch.empty(shape, dtype=tensor.dtype, device="meta")
+    else:
+        taken = tensor.index_select(dimension, piece.index(size, keep).to(tensor.device))
+    return nn.Parameter(taken, tensor.requires_grad)
 
 
 def _stand_ins(model: PreTrainedModel, group: Group) -> dict[str, Bypass]:
@@ -558,7 +580,10 @@ def recorded_sizes(config: PretrainedConfig, groups: Sequence[Group]) -> dict[st
         if sublayer_of(name) != name and sizes.get(sublayer_of(name)) == 0:
             raise ValueError(f"config.{RECORD} records {size} units for {name!r}, whose sub-layer it records as gone")
     if not left.items() <= sizes.items():
-        raise ValueError(f"config.{RECORD} records {sizes}, but config.pruned_heads leaves {left}; restore the config")
+        raise ValueError(
+            f"config.{RECORD} records {sizes}, but config.pruned_heads leaves {left}; restore the config, and prune "
+            "further with optimum_camcut.prune_heads, where that of transformers 4 was used"
+        )
     return sizes
 
 
@@ -570,7 +595,7 @@ def _distinct(indices: Any, total: int) -> bool:
 
 def shrink(model: PreTrainedModel) -> None:
     """Shrinks a freshly built model to the sizes its config records. Does nothing to what is that small already."""
-    if getattr(model.config, RECORD, None) is None and not getattr(model.config, "pruned_heads", None):
+    if not is_cut(model.config):
         return
     groups = {group.name: group for group in list_groups(model)}
     sizes = recorded_sizes(model.config, list(groups.values()))
@@ -595,15 +620,21 @@ class PrunedModel:
     """Mixed in before a transformers class: builds the model, then shrinks it to the sizes in its config."""
 
     def __init__(self, config: PretrainedConfig, *args: Any, **kwargs: Any):
-        super().__init__(config, *args, **kwargs)
-        shrink(self)
+        if torch.empty(0).is_meta:  # as in from_pretrained: no numbers to draw, which takes as long as the rest
+            with no_init_weights():
+                super().__init__(config, *args, **kwargs)
+            self.tie_weights()
+        else:
+            super().__init__(config, *args, **kwargs)
+        with torch._C.DisableTorchFunction():  # a device context makes every step five times slower; devices are known
+            shrink(self)
 
     def save_pretrained(self, save_directory: str, is_main_process: bool = True, **kwargs: Any) -> None:
         """As the model's own, with this file beside the weights again where loading them takes it, and the plan from
         where it was loaded."""
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         if is_main_process:
-            if getattr(self.config, RECORD, None) is not None or getattr(self.config, "pruned_heads", None):
+            if is_cut(self.config):
                 shutil.copy(__file__, save_directory)
             for name in ("pruning_plan.json", "pruning_config.json"):
                 source = os.path.join(self.name_or_path, name)

@@ -28,11 +28,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel
 
 from .config import PruningConfig, check_fields
 from .files import read_json, shown, write_json
 from .groups import WEIGHTS, PrunableGroup
-from .modeling_camcut import SUBLAYERS, sublayer_of
+from .modeling_camcut import ARCHITECTURES, RECORD, SUBLAYERS, kept_heads, list_blocks, sublayer_of
 from .scoring import get_scorer
 from .scoring.loop import Scores, check_scores
 from .units import IndexSet, mask_of
@@ -145,9 +146,17 @@ class PruningPlan:
 
     @classmethod
     def load(cls, path: str | Path) -> PruningPlan:
-        """Reads a JSON file, or `pruning_plan.json` in a folder."""
+        """Reads a JSON file, or `pruning_plan.json` in a folder.
+
+        Raises:
+            `ValueError`: the file holds no plan.
+        """
         path = Path(path)
-        return cls.from_dict(read_json(path / PLAN_NAME if path.is_dir() else path))
+        path = path / PLAN_NAME if path.is_dir() else path
+        try:
+            return cls.from_dict(read_json(path))
+        except ValueError as error:
+            raise ValueError(error if str(path) in str(error) else f"{path} holds no plan: {error}") from error
 
     def table(self) -> list[tuple[str, str, str]]:
         """Rows of layer, kind and what is kept: `("3", "heads", "7 / 12")`. The weights of a layer are counted
@@ -193,8 +202,10 @@ def _indices(name: str, units: Any) -> tuple[int, ...]:
     """
     try:
         listed = units.tolist() if isinstance(units, Tensor) else list(units)
-        indices = sorted({operator.index(unit) for unit in listed if not isinstance(unit, bool)})
-        valid = len(indices) == len(listed) and all(0 <= index < 2**63 for index in indices)
+        if not set(map(type, listed)) <= {int}:
+            listed = [None if isinstance(unit, bool) else operator.index(unit) for unit in listed]
+        indices = sorted(set(listed))
+        valid = len(indices) == len(listed) and (not indices or (indices[0] >= 0 and indices[-1] < 2**63))
     except TypeError:
         valid = False
     if not valid or isinstance(units, str | bytes):
@@ -494,3 +505,34 @@ def _keep_best(
         counts[name] += size
         left -= price
     return {name: sorted(units[: counts[name]]) for name, units in order.items()}
+
+
+def plain_shape(config: PretrainedConfig, plan: PruningPlan) -> dict[str, int] | None:
+    """Units of each kind that all layers have after a cut, if fields of the config can say so: else None.
+
+    Args:
+        config: of the model; its fields may be those of before or of after the cut.
+        plan: with sizes, and the number of layers.
+    """
+    fields, shape = ARCHITECTURES[config.model_type].config_fields, {}
+    cut = {n: len(units) for n, units in plan.keep.items() if not is_weight(n) and len(units) < plan.sizes[n]}
+    for kind in {name.rpartition(".")[2] for name in cut}:
+        sizes = {cut.get(f"layer.{layer}.{kind}") for layer in range(plan.num_layers or 0)}
+        shape[kind] = sizes.pop() if len(sizes) == 1 and kind in fields else None
+        if not shape[kind]:
+            return None
+    if "heads" in shape:  # the head size has a field of its own, and transformers 5 wants whole fractions all the same
+        heads = shape["heads"] * config.num_attention_heads // getattr(config, fields["heads"][0])
+        if not getattr(config, "head_dim", None) or config.hidden_size % heads:
+            return None
+    return shape
+
+
+def plan_of(model: PreTrainedModel) -> PruningPlan | None:
+    """What was cut or masked in a model: its plan, or what transformers 4 itself has cut. None if that is nothing, or
+    if the plan was lost."""
+    plan, config = getattr(model, "pruning_plan", None), model.config
+    if plan is not None or getattr(config, RECORD, None) is not None or not getattr(config, "pruned_heads", None):
+        return plan
+    keep = kept_heads(config, len(list_blocks(model)))
+    return PruningPlan(keep, dict.fromkeys(keep, config.num_attention_heads), config.model_type)

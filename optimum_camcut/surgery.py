@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from .checkpoint import checkpoint_class, plain_shape, plan_of
+from .checkpoint import checkpoint_class
 from .groups import KINDS, WEIGHTS, find_groups
 from .masking import zero_weights
 from .modeling_camcut import (
@@ -35,7 +35,7 @@ from .modeling_camcut import (
     list_groups,
     sublayer_of,
 )
-from .plan import PruningPlan, is_weight, without_removed
+from .plan import PruningPlan, is_weight, plain_shape, plan_of, without_removed
 from .sharding import check_whole
 from .units import mask_of
 

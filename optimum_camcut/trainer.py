@@ -35,7 +35,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, Train
 from transformers.utils import is_datasets_available
 
 from .card import write_card
-from .checkpoint import MODELING_NAME, PrunedCheckpoint
+from .checkpoint import PrunedCheckpoint
 from .config import CONFIG_NAME, PruningConfig
 from .distillation import distillation_loss
 from .files import replacing, write_errors
@@ -51,6 +51,7 @@ from .resume import (
     remove_old_checkpoints,
     remove_unfinished_checkpoints,
 )
+from .saving import MODELING_NAME
 from .scoring import get_scorer
 from .scoring.batches import Batch
 from .scoring.loop import Scores, score_groups

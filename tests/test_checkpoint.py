@@ -34,6 +34,7 @@ from optimum_camcut import (
     PruningConfig,
     PruningPlan,
     apply_plan,
+    checkpoint,
     find_groups,
     load_pruned,
     make_plan,
@@ -317,6 +318,15 @@ def test_a_checkpoint_that_is_not_pruned(tmp_path):
         load_pruned(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["{}/none", "./none", "../none/there", "~/none", "none/of/those"])
+def test_a_folder_that_is_not_there(name, tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no folder .*none.* to load from"):
+        load_pruned(name.format(tmp_path))
+    with pytest.raises(OSError) as error:
+        load_pruned("user/none")
+    assert "there is no folder" not in str(error.value)  # it may be on the Hub
+
+
 def test_a_model_that_lost_its_plan_is_not_cut_further(tmp_path):
     pruned_model().save_pretrained(tmp_path)
     (tmp_path / "pruning_plan.json").unlink()
@@ -462,8 +472,6 @@ DENSE, NORM = "bert.encoder.layer.1.intermediate.dense.weight", "bert.encoder.la
         (change(NORM, lambda tensor: tensor[:-1]), f"holds '{NORM}' as F32 of shape [31], but config.json asks for"),
         (change(DENSE, lambda tensor: tensor.T), f"holds '{DENSE}' as F32 of shape [32, 37], but config.json asks"),
         (change(NORM, lambda tensor: tensor.to(torch.int32)), f"holds '{NORM}' as I32 of shape [32], but config.json"),
-        (change(NORM, lambda tensor: tensor * float("nan")), f"'{NORM}' of "),
-        (change("classifier.bias", lambda tensor: tensor / 0), "holds NaN or infinity as torch.float32"),
         (change("bert.encoder.layer.0.output.dense.weight", lambda tensor: tensor[0]), "but its weights hold"),
         (drop(DENSE), "records 1 units for 'layer.1.feed_forward', but its weights hold 0"),
         (drop(NORM), f"lack {NORM}, which would start at random; take the files anew"),
@@ -482,6 +490,57 @@ def test_altered_tensors(alter, message, tmp_path):
     with pytest.raises(ValueError, match=re.escape(message)):
         load_pruned(tmp_path)
     assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize(("name", "factor"), [(NORM, "nan"), ("classifier.bias", "inf"), (NORM, 1e39)])
+@pytest.mark.parametrize("keep", [{"layer.0.heads": [0, 2]}, {f"layer.{n}.neurons": range(9) for n in range(3)}])
+def test_weights_that_are_no_numbers_give_no_answer(keep, name, factor, tmp_path):
+    """Nor does a copy of the model; loading itself does not read the weights."""
+    apply_plan(tiny_model("bert"), PruningPlan(keep)).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    narrow = torch.float32 if isinstance(factor, str) else torch.float16
+    tensors[name] = (tensors[name] + 1e-3) * float(factor) if narrow == torch.float32 else tensors[name] + 1e5
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    model = load_pruned(tmp_path, dtype=narrow)
+    message = re.escape(f"{name!r} of {tmp_path} holds NaN or infinity as {narrow}: the file was altered")
+    for again in (model, model, copy.deepcopy(model)):
+        with pytest.raises(ValueError, match=message):
+            logits(again)
+    if narrow == torch.float16:
+        assert logits(load_pruned(tmp_path)).isfinite().all()  # not out of the range of float32
+
+
+def test_weights_are_looked_at_once(monkeypatch, tmp_path):
+    pruned_model().save_pretrained(tmp_path)
+    looked = []
+    monkeypatch.setattr(checkpoint, "check_finite", lambda path, model: looked.append(path))
+    model = load_pruned(tmp_path)
+    assert not looked
+    logits(model)
+    logits(model)
+    assert looked == [str(tmp_path)]
+
+
+def test_a_class_on_the_meta_device_is_tied_as_it_would_be(tmp_path):
+    apply_plan(tiny_model("gpt2", "CausalLM"), PruningPlan({"layer.0.neurons": range(9)})).save_pretrained(tmp_path)
+    loaded = load_pruned(tmp_path)
+    assert loaded.lm_head.weight is loaded.transformer.wte.weight
+    with torch.device("meta"):
+        built = type(loaded)(loaded.config)
+    assert built.lm_head.weight is built.transformer.wte.weight and built.lm_head.weight.is_meta
+    assert {name: p.shape for name, p in built.named_parameters()} == {
+        name: p.shape for name, p in loaded.named_parameters()
+    }
+
+
+def test_a_model_built_from_a_config_draws_its_weights():
+    """Only where there is no storage is that left out."""
+    from optimum_camcut import modeling_camcut
+
+    config = prune_heads(tiny_model("bert"), {0: [1]}).config
+    model = modeling_camcut.BertForSequenceClassification(config)
+    weights = [m.weight for m in model.modules() if isinstance(m, torch.nn.Linear | torch.nn.Embedding)]
+    assert all(0.01 < weight.std() < 0.03 for weight in weights)  # initializer_range is 0.02
 
 
 @pytest.mark.parametrize("length", [0, 4, 8, 100, 0.5, -1])

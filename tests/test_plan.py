@@ -588,3 +588,13 @@ def test_a_plan_for_more_or_fewer_layers_is_refused():
     plan = make_plan(random_scores(groups), groups, PruningConfig(sparsity=0.5))
     with pytest.raises(ValueError, match="the plan is for a model of 2 layers; this one has 3"):
         apply_plan(tiny_model("bert"), plan)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"keep": 3}', '{"kept": {}}', '{"keep": {"layer.0.heads": [-1]}}'])
+def test_errors_of_a_file_name_it(text, tmp_path):
+    path = tmp_path / "pruning_plan.json"
+    path.write_text(text)
+    for where in (path, tmp_path):
+        with pytest.raises(ValueError) as error:
+            PruningPlan.load(where)
+        assert str(error.value).count(str(path)) == 1

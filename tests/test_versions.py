@@ -247,6 +247,52 @@ def test_heads_that_transformers_4_has_pruned_load_here(other, tmp_path):
         assert torch.equal(outputs(load_pruned(tmp_path / "again"), tiny_batch()), outputs(model, tiny_batch()))
 
 
+@pytest.mark.skipif(FOUR, reason="it is transformers 4 that has prune_heads")
+def test_what_transformers_4_has_pruned_further_is_not_taken_for_what_it_was(other, tmp_path):
+    """Its prune_heads leaves our record and plan as they were, which then are those of another model. Nothing goes by
+    them: the package and the stand-alone file refuse, and transformers 4 alone reads what it wrote, which are heads.
+    Saved elsewhere, or over what was there; the name says by what it was loaded."""
+    plans = {
+        "heads": lambda m: PruningPlan({"layer.0.heads": (0, 3)}),
+        "units": lambda m: PruningPlan({"layer.0.heads": (0, 3), "layer.1.neurons": range(9)}),
+        "plain": lambda m: even_plan(m, neurons=20),
+    }
+    for architecture in ("bert", "gpt2"):
+        for kind, plan in plans.items():
+            for way in ("alone", "remote") if kind != "units" else ("remote",):
+                model = tiny_model(architecture)
+                apply_plan(model, plan(model)).save_pretrained(tmp_path / f"{architecture}.{kind}.{way}.over")
+    script = """
+        results = {}
+        for path in list(folder.glob("*.*/")):
+            _, kind, way, _ = path.name.split(".")
+            model = Auto.from_pretrained(path, trust_remote_code=way == "remote")
+            model.prune_heads({0: [3], 1: [1]})
+            for target in (path, path.with_suffix(".elsewhere")):
+                model.save_pretrained(target)
+                results[target.name] = logits(model)
+                if kind == "units" or (kind, way) == ("heads", "remote"):
+                    try:
+                        Auto.from_pretrained(target, trust_remote_code=True)
+                    except ValueError as error:
+                        assert "config.camcut_pruning records" in str(error), error
+                    else:
+                        raise SystemExit(f"{target} was loaded")
+                else:
+                    assert torch.equal(logits(Auto.from_pretrained(target)), results[target.name])
+        torch.save(results, folder / "results.pt")
+    """
+    results = other(script, tmp_path)
+    assert len(results) == 2 * 5 * 2
+    for name, expected in results.items():
+        if ".plain." in name and name.endswith(".elsewhere"):  # without our plan: as transformers 4 wrote it
+            check_same(outputs(load_pruned(tmp_path / name), tiny_batch()), expected, name)
+        else:
+            message = "do not belong together" if ".plain." in name else "but config.pruned_heads leaves"
+            with pytest.raises(ValueError, match=message):
+                load_pruned(tmp_path / name)
+
+
 def test_every_kind_of_checkpoint_loads_in_the_other_version(other, tmp_path):
     """Units, whole sub-layers, and plain shapes: by the package, and by the stand-alone file or nothing at all."""
     expected = {}
