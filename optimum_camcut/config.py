@@ -92,8 +92,9 @@ class PruningConfig:
         recovery: what follows the cut in `CamCutTrainer.train`: `"finetune"` for `num_train_epochs`, `"reconstruct"`
             (least squares, without labels) or `"none"`.
         dense_epochs: epochs of ordinary training before the model is scored.
-        distill_weight: weight of the dense model's predictions in the recovery loss, between 0 and 1.
-        distill_temperature: softens both distributions of that term.
+        distill_weight: weight in the recovery loss, between 0 and 1, of the distance to the dense model: that of the
+            predictions and, layer by layer, of the hidden states.
+        distill_temperature: softens the predictions of both.
         min_units: heads, and neurons, that every layer keeps at least, if its sub-layer stays.
         multiple_of: keep a multiple of this many neurons in every layer (8 or 64 suit most hardware).
         sequence_length: tokens per example assumed by `budget="flops"`.
@@ -126,7 +127,9 @@ class PruningConfig:
     rewind: bool = field(default=False, metadata={"help": "Return to the initial weights before recovering."})
     recovery: str = field(default="finetune", metadata={"help": "finetune, reconstruct or none."})
     dense_epochs: float = field(default=0.0, metadata={"help": "Epochs of ordinary training before scoring."})
-    distill_weight: float = field(default=0.0, metadata={"help": "Weight of the dense model's predictions."})
+    distill_weight: float = field(
+        default=0.0, metadata={"help": "Weight of the dense model's predictions and hidden states."}
+    )
     distill_temperature: float = field(default=2.0, metadata={"help": "Temperature of that term."})
     min_units: int = field(default=1, metadata={"help": "Heads, and neurons, that every layer keeps."})
     multiple_of: int = field(default=1, metadata={"help": "Keep a multiple of this many neurons in a layer."})

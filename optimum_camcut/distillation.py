@@ -17,33 +17,51 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
 
 def distillation_loss(student: Any, teacher: Any, temperature: float, mask: Tensor | None = None) -> Tensor:
-    """Kullback-Leibler divergence between softened predictions, times the squared temperature (Hinton et al. 2015).
+    """What is between the predictions of two models, and, if both give their hidden states, between those.
 
-    A single logit (regression) is matched by its squared error instead.
+    Of predictions, the Kullback-Leibler divergence of the softened ones, times the squared temperature (Hinton et al.
+    2015); a single logit (regression) is matched by its squared error instead. Of hidden states, the squared error
+    relative to the variance of the teacher's, mean over the layers behind the embeddings (layer by layer as in Romero
+    et al. 2015, with no map between them: a cut leaves the hidden size as it is).
 
     Args:
         student, teacher: model outputs with `logits` (`torch.Tensor` of shape `(batch, classes)` or
-            `(batch, tokens, classes)`), or `start_logits` and `end_logits` (`(batch, tokens)`).
+            `(batch, tokens, classes)`), or `start_logits` and `end_logits` (`(batch, tokens)`), and perhaps
+            `hidden_states` (a tuple of `(batch, tokens, hidden size)`).
         temperature (`float`): divides all logits.
-        mask (`torch.Tensor` of shape `(batch, tokens)`): for logits of tokens, 0 at padding, which does not count.
+        mask (`torch.Tensor` of shape `(batch, tokens)`): for logits and hidden states of tokens, 0 at padding, which
+            does not count.
 
     Returns:
-        `torch.Tensor`: scalar, the mean over examples or real tokens.
+        `torch.Tensor`: scalar, the sum of both; each is a mean over examples or real tokens.
     """
     losses = []
     for name in [name for name in ("logits", "start_logits", "end_logits") if name in student]:
-        s, t = student[name].float(), teacher[name].float()
-        if s.dim() == 3 and mask is not None and mask.shape == s.shape[:2]:
-            s, t = s[mask.bool()], t[mask.bool()]
+        s, t = (_real(outputs[name].float(), mask) for outputs in (student, teacher))
         s, t = s.reshape(-1, s.shape[-1]), t.reshape(-1, t.shape[-1])
         if s.shape[-1] == 1:
             losses.append(functional.mse_loss(s, t))
         else:
             log_s, log_t = (functional.log_softmax(x / temperature, dim=-1) for x in (s, t))
             losses.append(functional.kl_div(log_s, log_t, reduction="batchmean", log_target=True) * temperature**2)
-    return sum(losses) / len(losses)
+    predictions = sum(losses) / len(losses)
+    if not (student.get("hidden_states") and teacher.get("hidden_states")):
+        return predictions
+    states = zip(student["hidden_states"][1:], teacher["hidden_states"][1:])
+    errors = [_relative_error(_real(s.float(), mask), _real(t.float(), mask)) for s, t in states]
+    return predictions + torch.stack(errors).mean()
+
+
+def _real(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Those of the real tokens, if there is one for each token."""
+    return values[mask.bool()] if values.dim() == 3 and mask is not None and mask.shape == values.shape[:2] else values
+
+
+def _relative_error(student: Tensor, teacher: Tensor) -> Tensor:
+    return functional.mse_loss(student, teacher) / teacher.var().clamp(min=torch.finfo(teacher.dtype).tiny)

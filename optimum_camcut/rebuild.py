@@ -21,6 +21,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import reduce as reduce_across_processes
@@ -33,14 +34,15 @@ from transformers.pytorch_utils import Conv1D
 from .groups import KINDS, PrunableGroup, find_groups
 from .modeling_camcut import list_blocks, list_groups, sublayer_of
 from .plan import PruningPlan, is_weight, without_removed
-from .scoring.batches import Batch, limit, take, token_mask
+from .scoring.batches import Batch, count_examples, limit, take, token_mask
 from .scoring.loop import scoring_mode
 from .sharding import check_whole
 
 
 logger = logging.getLogger(__name__)
 
-DAMPING = 1e-2  # of the mean squared activation
+DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the mean squared activation
+HELD_OUT = 8  # one example of so many chooses among them
 
 
 @torch.no_grad()
@@ -55,12 +57,15 @@ def reconstruct(
 ) -> PreTrainedModel:
     """Makes the output projections of a pruned model reproduce those of the dense one, in place.
 
-    Layer by layer from the input, each output projection becomes the W' that minimizes
-    ||X W' - Y||² + λ ||W' - W||², where X is what the pruned model, as rebuilt so far, feeds into it, and Y what must
-    come out so that the residual stream is the dense model's again: the output of the dense projection, plus what the
-    pruned stream lacks by then. Sums run over all real tokens; λ is 1e-2 times the mean diagonal of XᵀX, and the
-    normal equations are summed in float64. The activations of a layer are computed from those of the layer before, so
-    the cost is that of a few forward passes whatever the depth. With several processes, give each the same batches.
+    Layer by layer from the input, each output projection becomes the W' and, where it has one, the bias b' that
+    minimize ||X W' + b' - Y||² + λ ||W' - W||², where X is what the pruned model, as rebuilt so far, feeds into it,
+    and Y what must come out so that the residual stream is the dense model's again: the output of the dense
+    projection, plus what the pruned stream lacks by then. Sums run over all real tokens; in the last block over those
+    alone that the model's outputs are computed from (the first token, say, if a classifier reads that one). λ is one
+    of `DAMPINGS` times the mean diagonal of XᵀX: the one that, fitted to seven of eight examples, has the least error
+    on the eighths; the solution is then fitted to all. Normal equations are summed in float64. The activations of a
+    layer are computed from those of the layer before, so the cost is that of a few forward passes whatever the depth.
+    With several processes, give each the same batches.
 
     Args:
         model (`PreTrainedModel`): after `apply_plan(model, plan)`.
@@ -97,7 +102,8 @@ def reconstruct(
     if not batches:
         raise ValueError("the dataloader gave no batches: there is nothing to reconstruct from")
     projections = [model.get_submodule(group.output.module) for group in groups]
-    before = [projection.weight.clone() for projection in projections]
+    parameters = [parameter for projection in projections for parameter in projection.parameters()]
+    before = [parameter.clone() for parameter in parameters]
     disable = disable_tqdm or not state.is_local_main_process
     try:
         with (
@@ -108,10 +114,14 @@ def reconstruct(
             tqdm(total=len(groups), desc="reconstruct", unit="projection", disable=disable, leave=False) as bar,
         ):
             stages = _stages(model, batches[0], groups)
-            pruned = [_start(model, batch) for batch in batches[state.process_index :: state.num_processes]]
-            dense = [_start(dense_model, batch) for batch in batches[state.process_index :: state.num_processes]]
+            first = np.cumsum([0, *map(count_examples, batches)]).tolist()  # numbers of the examples
+            own = list(zip(first, batches))[state.process_index :: state.num_processes]
+            pruned = [_start(model, batch, number) for number, batch in own]
+            dense = [_start(dense_model, batch, number) for number, batch in own]
             for number, stage in enumerate(stages):
                 targets = [_run_dense(dense_model, stage, stream) for stream in dense]
+                if stage.blocks == list_blocks(model)[-1:]:
+                    _select_read_tokens(dense_model, stage, [batch for _, batch in own], dense, pruned)
                 for group in stage.groups:
                     _solve(model, stage, group, pruned, targets)
                     bar.update()
@@ -119,8 +129,8 @@ def reconstruct(
                     for stream in pruned:
                         stream.hidden = _run(model, stage, stream)
     except BaseException:
-        for projection, weight in zip(projections, before):
-            projection.weight.copy_(weight)
+        for parameter, value in zip(parameters, before):
+            parameter.copy_(value)
         raise
     return model
 
@@ -167,6 +177,7 @@ class _Stream:
     arguments: tuple[Any, ...]
     keywords: dict[str, Any]
     mask: Tensor  # (batch, tokens), true at real tokens
+    held_out: Tensor  # (batch, tokens), true in the examples that choose the damping
 
 
 @dataclass
@@ -176,6 +187,7 @@ class _Stage:
 
     blocks: list[str]
     groups: list[PrunableGroup]
+    gives_tuple: bool  # what a block returns: a tuple with the hidden states first, or them alone
 
 
 class _Stop(Exception):
@@ -212,25 +224,30 @@ def _forward_to_stop(model: PreTrainedModel, batch: Batch) -> None:
 def _stages(model: PreTrainedModel, batch: Batch, groups: Sequence[PrunableGroup]) -> list[_Stage]:
     """The order in which blocks run, cut where no block runs both before and after."""
     calls: list[str] = []
+    tuples: dict[str, bool] = {}
     with ExitStack() as stack:
         for path in list_blocks(model):
-            record = lambda *_, path=path: calls.append(path)  # noqa: E731
-            stack.callback(_hook(model.get_submodule(path), record, pre=True).remove)
+
+            def record(module: nn.Module, args: tuple, output: Any, path: str = path) -> None:
+                calls.append(path)
+                tuples[path] = isinstance(output, tuple)
+
+            stack.callback(_hook(model.get_submodule(path), record).remove)
         _forward_to_stop(model, take(batch, 1))
     stages, start = [], 0
     for end in range(1, len(calls) + 1):
         if not set(calls[start:end]) & set(calls[end:]):
             blocks = calls[start:end]
             inside = [g for path in dict.fromkeys(blocks) for g in groups if g.output.module.startswith(f"{path}.")]
-            stages.append(_Stage(blocks, inside))
+            stages.append(_Stage(blocks, inside, tuples[blocks[0]]))
             start = end
     while not stages[-1].groups:
         stages.pop()
     return stages
 
 
-def _start(model: PreTrainedModel, batch: Batch) -> _Stream:
-    """Runs a model up to its first block."""
+def _start(model: PreTrainedModel, batch: Batch, number: int) -> _Stream:
+    """Runs a model up to its first block. `number` is that of the batch's first example among all."""
     caught: list[tuple] = []
 
     def catch(module: nn.Module, arguments: tuple, keywords: dict) -> None:
@@ -246,8 +263,10 @@ def _start(model: PreTrainedModel, batch: Batch) -> _Stream:
     hidden, arguments = (keywords.pop("hidden_states"), ()) if not arguments else (arguments[0], arguments[1:])
     mask = token_mask(batch)
     mask = torch.ones(hidden.shape[:2]) if mask is None else mask.reshape(hidden.shape[:2])
-    mask = mask.to(hidden.device)
-    return _Stream(hidden, arguments, keywords, mask.bool())
+    rows, examples = hidden.shape[0], count_examples(batch)  # choices of an example are rows of their own
+    numbers = number + torch.arange(examples, device=hidden.device).repeat_interleave(rows // examples)
+    held_out = (numbers % HELD_OUT == HELD_OUT - 1)[:, None].expand(hidden.shape[:2])
+    return _Stream(hidden, arguments, keywords, mask.to(hidden.device).bool(), held_out)
 
 
 def _run(model: PreTrainedModel, stage: _Stage, stream: _Stream) -> Tensor:
@@ -286,6 +305,44 @@ def _run_dense(dense_model: PreTrainedModel, stage: _Stage, stream: _Stream) -> 
     return {name: [r.float() + y.float() for r, y in zip(residuals[name], calls)] for name, calls in outputs.items()}
 
 
+def _select_read_tokens(
+    model: PreTrainedModel,
+    stage: _Stage,
+    batches: Sequence[Batch],
+    dense: Sequence[_Stream],
+    pruned: Sequence[_Stream],
+) -> None:
+    """Leaves in the masks of the pruned streams only the tokens whose last hidden states reach the model's outputs."""
+    for batch, stream, other in zip(batches, dense, pruned):
+        hidden = stream.hidden.detach().requires_grad_()
+        with torch.enable_grad(), _blocks_give(model, stage, hidden):
+            outputs = model(**send_to_device(dict(batch), hidden.device))
+            values = [v for name, v in outputs.items() if name != "loss" and isinstance(v, Tensor) and v.requires_grad]
+            # At random, so that nothing cancels (the sum of what leaves a norm is constant).
+            generator = torch.Generator().manual_seed(0)
+            total = sum((v * torch.rand(v.shape, generator=generator).to(v)).sum() for v in values)
+            read = torch.autograd.grad(total, hidden)[0].abs().sum(-1) > 0 if values else stream.mask
+        if not (read & stream.mask).any() or torch.equal(read & stream.mask, stream.mask):
+            return  # all are read, and so it is in the other batches
+        other.mask = read & stream.mask
+
+
+@contextmanager
+def _blocks_give(model: PreTrainedModel, stage: _Stage, hidden: Tensor) -> Iterator[None]:
+    """All blocks give these hidden states, and compute nothing."""
+    modules = [model.get_submodule(path) for path in list_blocks(model)]
+    before = [module.__dict__.get("forward") for module in modules]
+    try:
+        for module in modules:
+            module.forward = lambda *_, **__: (hidden,) if stage.gives_tuple else hidden
+        yield
+    finally:
+        for module, forward in zip(modules, before):
+            del module.forward
+            if forward is not None:
+                module.forward = forward
+
+
 def _solve(
     model: PreTrainedModel,
     stage: _Stage,
@@ -294,29 +351,55 @@ def _solve(
     targets: Sequence[dict[str, list[Tensor]]],
 ) -> None:
     projection = model.get_submodule(group.output.module)
-    weight = projection.weight if isinstance(projection, Conv1D) else projection.weight.T  # (inputs, outputs)
-    inputs = weight.shape[0]
-    gram = torch.zeros(inputs, inputs, dtype=torch.float64, device=weight.device)
-    cross = torch.zeros(inputs, weight.shape[1], dtype=torch.float64, device=weight.device)
+    weight, bias = projection.weight if isinstance(projection, Conv1D) else projection.weight.T, projection.bias
+    inputs, outputs = weight.shape
+    rows, biased = inputs + (bias is not None), bias is not None  # the bias is the weight of an input that is 1
+    # Of the examples to fit, and of those held out.
+    gram = torch.zeros(2, rows, rows, dtype=torch.float64, device=weight.device)
+    cross = torch.zeros(2, rows, outputs, dtype=torch.float64, device=weight.device)
     for stream, target in zip(streams, targets):
         wanted = target.pop(group.name)
         x, residual = _inputs(model, stage, group, stream, len(wanted))
         y = torch.cat(wanted, dim=1) - residual.float()
-        real = stream.mask.repeat(1, x.shape[1] // stream.mask.shape[1])
-        x, y = x[real], y[real]
-        missing = y - projection(x).float()
-        x = x.float()
-        gram += x.T @ x
-        cross += x.T @ missing
+        real, held_out = (each.repeat(1, x.shape[1] // each.shape[1]) for each in (stream.mask, stream.held_out))
+        for part, chosen in enumerate((real & ~held_out, real & held_out)):
+            if not chosen.any():
+                continue
+            given = x[chosen]
+            missing = y[chosen] - projection(given).float()
+            given = torch.cat([given.float(), given.new_ones(len(given), int(biased), dtype=torch.float32)], dim=1)
+            gram[part] += given.T @ given
+            cross[part] += given.T @ missing
     if PartialState().num_processes > 1:
         gram, cross = reduce_across_processes((gram, cross), "sum")
     if not (torch.isfinite(gram).all() and torch.isfinite(cross).all()):
         raise ValueError(f"the activations at {group.name!r} are NaN or infinite; the model is as it was before")
-    damping = DAMPING * gram.diagonal().mean() if inputs else torch.zeros(())
-    if damping > 0:
-        gram.diagonal().add_(damping)
-        update = torch.cholesky_solve(cross, torch.linalg.cholesky(gram))
-        weight.add_(update.to(weight.dtype))
+    update = _ridge(gram.sum(0), cross.sum(0), inputs, _choose_damping(gram, cross, inputs)).to(weight.dtype)
+    weight.add_(update[:inputs])
+    if biased:
+        bias.add_(update[inputs])
+
+
+def _choose_damping(gram: Tensor, cross: Tensor, inputs: int) -> float:
+    """The damping whose solution for the first part, `gram[0]` and `cross[0]`, has the least error in the second."""
+    if not all(part.diagonal().any() for part in gram):
+        return DAMPINGS[len(DAMPINGS) // 2]  # too few examples to choose by
+
+    def error(damping: float) -> float:
+        update = _ridge(gram[0], cross[0], inputs, damping)
+        return float((update * (gram[1] @ update - 2 * cross[1])).sum())
+
+    return min(DAMPINGS, key=error)
+
+
+def _ridge(gram: Tensor, cross: Tensor, inputs: int, damping: float) -> Tensor:
+    """Solves for the weights, `(inputs, outputs)`, and below them the bias, if there is one more row; that is not
+    damped."""
+    matrix = gram.clone()
+    if inputs:
+        diagonal = matrix.diagonal()[:inputs]
+        diagonal += damping * (diagonal.mean() or 1.0)  # inputs that are all zero get no weights
+    return torch.cholesky_solve(cross, torch.linalg.cholesky(matrix))
 
 
 def _inputs(

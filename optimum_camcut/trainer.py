@@ -283,10 +283,12 @@ class CamCutTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
-        """The loss of `Trainer`; while a pruned model trains, mixed with the dense model's predictions."""
+        """The loss of `Trainer`; while a pruned model trains, mixed with `distillation_loss`, which tells how far its
+        predictions and hidden states are from the dense model's."""
         weight = self.pruning_config.distill_weight if self.pruning_config is not None else 0.0
         if weight == 0.0 or self.pruning_plan is None or self._scoring or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        inputs = {**inputs, "output_hidden_states": True}
         loss, outputs = super().compute_loss(model, dict(inputs), True, num_items_in_batch)
         with torch.no_grad():
             teacher = self.dense_model(**inputs)

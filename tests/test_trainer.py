@@ -314,6 +314,19 @@ def test_distillation_loss_by_hand():
     tokens = torch.tensor([[[2.0, 0.0], [9.0, -9.0]]])
     masked = distillation_loss({"logits": tokens}, {"logits": tokens * 0}, 2.0, torch.tensor([[1, 0]]))
     assert masked == pytest.approx(float(expected), abs=1e-6)
+    # Layer 0 does not count, 1 is off by 3 at one of two values of variance 8, 2 is right.
+    student["hidden_states"] = (
+        torch.full((1, 2, 1), 9.0),
+        torch.tensor([[[3.0], [4.0]]]),
+        torch.tensor([[[1.0], [2.0]]]),
+    )
+    teacher["hidden_states"] = (torch.zeros(1, 2, 1), torch.tensor([[[0.0], [4.0]]]), torch.tensor([[[1.0], [2.0]]]))
+    assert distillation_loss(student, teacher, 2.0) == pytest.approx(float(expected) + (9 / 2 / 8) / 2, abs=1e-6)
+    longer = torch.tensor([[[0.0], [4.0], [7.0]]])
+    student["hidden_states"] = (longer, longer + torch.tensor([[[3.0], [0.0], [50.0]]]))
+    teacher["hidden_states"] = (longer, longer)
+    masked = distillation_loss(student, teacher, 2.0, torch.tensor([[1, 1, 0]]))
+    assert masked == pytest.approx(float(expected) + 9 / 2 / 8, abs=1e-6)
 
 
 @pytest.mark.parametrize("steps", [1, 2])
@@ -328,9 +341,14 @@ def test_distillation_mixes_in_the_dense_predictions(steps, tmp_path):
     torch.manual_seed(1)
     got = trainer.compute_loss(model, batch, num_items_in_batch=None)
     torch.manual_seed(1)
-    outputs = model(**batch)
-    distilled = distillation_loss(outputs, trainer.dense_model(**batch), trainer.pruning_config.distill_temperature)
+    outputs, taught = (
+        model(**batch, output_hidden_states=True),
+        trainer.dense_model(**batch, output_hidden_states=True),
+    )
+    temperature = trainer.pruning_config.distill_temperature
+    distilled = distillation_loss(outputs, taught, temperature, batch["attention_mask"])
     torch.testing.assert_close(got, 0.75 * outputs.loss + 0.25 * distilled)
+    assert distilled > distillation_loss(trainer.dense_model(**batch), taught, temperature) + 0.01
     model.eval()
     torch.testing.assert_close(trainer.compute_loss(model, batch), model(**batch).loss)
     assert trainer.train().global_step == 6 / steps

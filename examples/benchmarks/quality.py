@@ -11,15 +11,17 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Quality of every method without retraining: cut only, and cut and rebuilt by least squares.
+"""Quality without training, at fractions of the encoder's multiply-accumulates: cut only, and cut and rebuilt.
 
-A model that is fine-tuned on a GLUE task is scored on training examples, cut to each fraction of heads and of neurons
-(`allocation="per_kind"`), and evaluated on the validation set.
+Models that are fine-tuned on GLUE tasks are scored on training examples, cut to each fraction of heads and of neurons
+(`allocation="per_kind"`) in one round or several, rebuilt by least squares, and evaluated on the validation set. Every
+task, method and sample writes one JSON file into the output folder; what is there is not run again.
 
-    python examples/benchmarks/quality.py --model_name_or_path MODEL --task_name sst2 --output quality.json
+    python examples/benchmarks/quality.py --model 'MODEL-{task}' --output_dir quality --seeds 1 2 3
 
-MODEL is a path or Hub id; `examples/run_glue.py` without pruning flags makes one. `--dataset_path DIR` reads
-`DIR/<task>/{train,validation}.parquet` in place of the Hub. `--table quality.json` prints the table of an earlier run.
+`{task}` in a model's path or Hub id stands for the task's name. `--finetune BASE` first fine-tunes BASE on each task
+whose model is missing: `python examples/fetch_model.py` fetches one. `--dataset_path DIR` reads
+`DIR/<task>/{train,validation}.parquet` in place of the Hub. `--tables` only prints the tables of what is there.
 """
 
 from __future__ import annotations
@@ -44,7 +46,16 @@ from transformers import (
 )
 from transformers.trainer_utils import PredictionOutput
 
-from optimum_camcut import CamCutTrainer, PruningConfig, apply_plan, find_groups, make_plan, reconstruct
+from optimum_camcut import (
+    CamCutTrainer,
+    PruningConfig,
+    apply_plan,
+    find_groups,
+    make_plan,
+    reconstruct,
+    score_groups,
+)
+from optimum_camcut.plan import remaining_budget
 from optimum_camcut.scoring import SCORERS
 
 
@@ -53,6 +64,7 @@ from run_glue import TASKS, DataArguments, load_data, load_metric
 
 
 HEADLINE = {"cola": "matthews_correlation", "stsb": "spearmanr"}  # accuracy elsewhere
+FINE_TUNING = {"sst2": (20_000, 2), "mrpc": (None, 4), "cola": (None, 3), "stsb": (None, 4)}  # rows and epochs
 
 
 class GlueTask:
@@ -85,12 +97,15 @@ class GlueTask:
 class Benchmark(GlueTask):
     """One dense model on one task."""
 
-    def __init__(self, options: argparse.Namespace, folder: str) -> None:
-        super().__init__(options.task_name, options.dataset_path, options.model_name_or_path)
+    def __init__(self, task: str, options: argparse.Namespace, folder: str) -> None:
+        self.path = options.model.format(task=task)
+        if options.finetune and not Path(self.path).exists():
+            fine_tune(task, options)
+        super().__init__(task, options.dataset_path, self.path)
         self.options, self.folder = options, folder
-        self.model = AutoModelForSequenceClassification.from_pretrained(
-            options.model_name_or_path, dtype=torch.float32
-        ).eval()
+        self.model = AutoModelForSequenceClassification.from_pretrained(self.path, dtype=torch.float32).eval()
+        self._predictor = self.trainer(PruningConfig(sparsity=0.5))
+        self.dense = self.evaluate(self.model)
 
     def trainer(self, config: PruningConfig) -> CamCutTrainer:
         arguments = TrainingArguments(
@@ -104,87 +119,169 @@ class Benchmark(GlueTask):
             pruning_config=config,
         )
 
-    def evaluate(self, trainer: CamCutTrainer, model: PreTrainedModel) -> float:
+    def evaluate(self, model: PreTrainedModel) -> float:
         """The task's headline metric, in percent."""
-        trainer.model = trainer.model_wrapped = model
-        return self.headline(trainer.predict(self.validation))
+        self._predictor.model = self._predictor.model_wrapped = model
+        return self.headline(self._predictor.predict(self.validation))
 
     def run(self, method: str, seed: int) -> list[dict]:
-        """Scores once; cuts, rebuilds and evaluates at each fraction."""
-        results = []
-        config = PruningConfig(method=method, sparsity=0.5, num_samples=self.options.num_samples, seed=seed)
-        trainer = self.trainer(config)
-        start = time.perf_counter()
-        scores, groups = trainer.score(), find_groups(self.model)
-        scoring_seconds = time.perf_counter() - start
-        for keep in self.options.keep:
-            plan = make_plan(scores, groups, PruningConfig(method=method, sparsity=1 - keep))
-            model = apply_plan(copy.deepcopy(self.model), plan)
-            row = {"method": method, "seed": seed, "keep": keep, "scoring_seconds": scoring_seconds}
-            row["cut"] = self.evaluate(trainer, model)
+        """Scores the dense model once; then cuts, rebuilds and evaluates at each fraction."""
+        options, rounds, results = self.options, self.options.rounds, []
+        settings = {"method": method, "num_samples": options.num_samples, "seed": seed}
+        batches = list(self.trainer(PruningConfig(sparsity=0.5, **settings)).get_scoring_dataloader())
+        everything, scores = find_groups(self.model), {}
+        for keep in options.keep:
+            model, row = copy.deepcopy(self.model), {"keep": keep}
             start = time.perf_counter()
-            reconstruct(model, self.model, plan, trainer.get_scoring_dataloader())
-            row["rebuild_seconds"] = time.perf_counter() - start
-            row["rebuilt"] = self.evaluate(trainer, model)
-            trainer.model = trainer.model_wrapped = self.model
+            for number in range(1, rounds + 1):
+                groups = find_groups(model)
+                counted = PruningConfig(sparsity=0.5, budget="flops")
+                left = remaining_budget(everything, groups, counted)
+                config = PruningConfig(sparsity=1 - keep ** (number / rounds) / left, **settings)
+                if number > 1 or not scores:
+                    found = score_groups(model, groups, batches, config)
+                    scores = scores or found  # those of the dense model serve all fractions
+                    if number == 1:
+                        scoring_seconds = time.perf_counter() - start
+                        start = time.perf_counter()
+                apply_plan(model, make_plan(scores if number == 1 else found, groups, config))
+                if rounds == 1:
+                    row["cut"] = self.evaluate(model)
+                    start = time.perf_counter()
+                reconstruct(model, self.model, model.pruning_plan, batches)
+            row["seconds"] = time.perf_counter() - start
+            row["rebuilt"] = self.evaluate(model)
+            row["macs"] = remaining_budget(everything, find_groups(model), counted)
             results.append(row)
-            print(json.dumps(row), flush=True)
-        return results
+            print(self.name, method, seed, json.dumps(row), flush=True)
+        return [{**row, "scoring_seconds": scoring_seconds} for row in results]
 
 
-def table(report: dict) -> str:
-    """Markdown: a row a method, mean over the seeds and their standard deviation."""
-    rows = report["results"]
+def fine_tune(task: str, options: argparse.Namespace) -> None:
+    """Fine-tunes the base model on a task and saves it where the benchmark looks for it."""
+    data = GlueTask(task, options.dataset_path, options.finetune)
+    labels = {} if data.task.labels else {"problem_type": "regression"}
+    model = AutoModelForSequenceClassification.from_pretrained(
+        options.finetune, num_labels=len(data.task.labels) or 1, **labels
+    )
+    rows, epochs = FINE_TUNING.get(task, (None, 3))
+    train = data.train if rows is None else data.train.shuffle(seed=0).select(range(min(rows, len(data.train))))
+    target = options.model.format(task=task)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            folder,
+            num_train_epochs=epochs,
+            learning_rate=5e-5,
+            per_device_train_batch_size=32,
+            save_strategy="no",
+            report_to="none",
+            seed=0,
+        )
+        trainer = CamCutTrainer(model=model, args=arguments, train_dataset=train, data_collator=data.collator)
+        trainer.train()
+        trainer.save_model(target)
+    data.tokenizer.save_pretrained(target)
+
+
+def read(folder: Path) -> list[dict]:
+    """Every row of every file: task, dense metric, method, seed, and what `Benchmark.run` gives."""
+    rows = []
+    for path in sorted(folder.glob("*.json")):
+        report = json.loads(path.read_text())
+        results = report.pop("results")
+        rows += [{**report, **row} for row in results]
+    return rows
+
+
+def tables(rows: list[dict]) -> str:
+    """Markdown: the mean over the tasks of metric / dense metric, each capped at 1; then the metrics of every task.
+    Means and standard deviations are over the seeds."""
     fractions = sorted({row["keep"] for row in rows}, reverse=True)
-    columns = [(keep, stage) for stage in ("cut", "rebuilt") for keep in fractions]
-    titles = [f"{keep:.0%}{' + rebuild' if stage == 'rebuilt' else ''}" for keep, stage in columns]
-    lines = [
-        f"| {report['task']}, dense {report['dense']:.1f} | {' | '.join(titles)} |",
-        "|---" * (len(titles) + 1) + "|",
-    ]
-    for method in dict.fromkeys(row["method"] for row in rows):
-        cells = []
-        for keep, stage in columns:
-            values = [row[stage] for row in rows if row["method"] == method and row["keep"] == keep]
-            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-            cells.append(f"{statistics.mean(values):.1f}{spread}")
-        lines.append(f"| `{method}` | {' | '.join(cells)} |")
+    found: dict[tuple, dict[float, dict[int, dict[str, float]]]] = {}
+    for row in rows:
+        for stage in ("rebuilt", "cut"):
+            if stage in row:
+                key = (row["method"], row["rounds"], stage)
+                ratio = min(row[stage] / row["dense"], 1.0)
+                found.setdefault(key, {}).setdefault(row["keep"], {}).setdefault(row["seed"], {})[row["task"]] = ratio
+    tasks = sorted({row["task"] for row in rows})
+    lines = [_header(f"mean ratio, {', '.join(tasks)}", fractions)]
+    for key, by_keep in sorted(found.items(), key=lambda item: (item[0][2], item[0][1], item[0][0])):
+        complete = {k: [v for v in seeds.values() if len(v) == len(tasks)] for k, seeds in by_keep.items()}
+        cells = [[statistics.mean(v.values()) for v in complete.get(k, [])] for k in fractions]
+        lines.append(_line(_label(*key), cells, 3))
+    for task in tasks:
+        own = [row for row in rows if row["task"] == task]
+        lines += ["", _header(f"{task}, dense {own[0]['dense']:.1f}", fractions)]
+        for key in sorted({(row["method"], row["rounds"]) for row in own}, key=lambda key: (key[1], key[0])):
+            cells = [
+                [r["rebuilt"] for r in own if (r["method"], r["rounds"], r["keep"]) == (*key, keep)]
+                for keep in fractions
+            ]
+            lines.append(_line(_label(*key, "rebuilt"), cells, 1))
     return "\n".join(lines)
+
+
+def _label(method: str, rounds: int, stage: str) -> str:
+    return f"`{method}`, {'cut only' if stage == 'cut' else f'{rounds} round' + 's' * (rounds > 1)}"
+
+
+def _header(title: str, fractions: list[float]) -> str:
+    return f"| {title} | {' | '.join(f'{keep:.0%}' for keep in fractions)} |\n|---{'|---' * len(fractions)}|"
+
+
+def _line(label: str, cells: list[list[float]], digits: int) -> str:
+    shown = []
+    for values in cells:
+        spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+        shown.append(f"{statistics.mean(values):.{digits}f}{spread}" if values else "-")
+    return f"| {label} | {' | '.join(shown)} |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model_name_or_path")
-    parser.add_argument("--task_name", default="sst2", choices=sorted(TASKS))
+    parser.add_argument("--model", help="of each task, with {task} in the place of its name")
+    parser.add_argument("--finetune", metavar="BASE", help="fine-tune this model where that of a task is missing")
+    parser.add_argument("--tasks", nargs="+", default=["sst2", "mrpc", "cola", "stsb"], choices=sorted(TASKS))
     parser.add_argument("--dataset_path")
-    parser.add_argument("--methods", nargs="+", default=list(SCORERS), choices=list(SCORERS))
-    parser.add_argument("--keep", nargs="+", type=float, default=[0.5, 0.3], help="fractions of heads and of neurons")
+    parser.add_argument("--methods", nargs="+", default=[PruningConfig(sparsity=0.5).method], choices=list(SCORERS))
+    parser.add_argument("--keep", nargs="+", type=float, default=[0.6, 0.5, 0.4, 0.3, 0.2])
+    parser.add_argument("--rounds", type=int, default=1, help="of score, cut and rebuild")
     parser.add_argument("--num_samples", type=int, default=2048)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="each draws another scoring sample")
-    parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
-    parser.add_argument("--table", type=Path, help="only print the table of this JSON file")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="each draws another scoring sample")
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--tables", action="store_true", help="only print the tables of what is in the output folder")
     options = parser.parse_args()
-    if options.table:
-        print(table(json.loads(options.table.read_text())))
-        return
-    if not options.model_name_or_path:
-        parser.error("--model_name_or_path is required")
-    with tempfile.TemporaryDirectory() as folder:
-        benchmark = Benchmark(options, folder)
-        trainer = benchmark.trainer(PruningConfig(sparsity=0.5))
-        report = {
-            "model": options.model_name_or_path,
-            "task": options.task_name,
-            "num_samples": options.num_samples,
-            "dense": benchmark.evaluate(trainer, benchmark.model),
-            "results": [],
-        }
+    if not options.tables:
+        if not options.model:
+            parser.error("--model is required")
+        options.output_dir.mkdir(parents=True, exist_ok=True)
+        run(options)
+    print(tables(read(options.output_dir)))
+
+
+def run(options: argparse.Namespace) -> None:
+    for task in options.tasks:
+        benchmark = None
         for seed in options.seeds:
             for method in options.methods:
-                report["results"] += benchmark.run(method, seed)
-                if options.output:
-                    options.output.write_text(json.dumps(report, indent=2))
-    print(table(report))
+                path = options.output_dir / f"{task}-{method}-{options.rounds}-{seed}.json"
+                if path.exists():
+                    continue
+                with tempfile.TemporaryDirectory() as folder:
+                    benchmark = benchmark or Benchmark(task, options, folder)
+                    report = {
+                        "task": task,
+                        "method": method,
+                        "rounds": options.rounds,
+                        "seed": seed,
+                        "num_samples": options.num_samples,
+                        "dense": benchmark.dense,
+                        "results": benchmark.run(method, seed),
+                    }
+                partial = path.with_suffix(".partial")
+                partial.write_text(json.dumps(report, indent=1))
+                partial.rename(path)
 
 
 if __name__ == "__main__":
