@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .checkpoint import load_pruned
     from .config import PruningConfig
     from .groups import PrunableGroup, find_groups
+    from .latency import LatencyTable, latency_table
     from .masking import hold_masks
     from .overlap import MaskOverlap, mask_iou
     from .plan import PruningPlan, make_plan
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 # Public name -> the module that defines it, imported at first use (PEP 562): importing the package costs nothing.
 _MODULES = {
     "CamCutTrainer": "trainer",
+    "LatencyTable": "latency",
     "MaskOverlap": "overlap",
     "PrunableGroup": "groups",
     "PruningConfig": "config",
@@ -43,6 +45,7 @@ _MODULES = {
     "apply_plan": "surgery",
     "find_groups": "groups",
     "hold_masks": "masking",
+    "latency_table": "latency",
     "load_pruned": "checkpoint",
     "make_plan": "plan",
     "mask_iou": "overlap",

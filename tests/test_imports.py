@@ -49,6 +49,8 @@ ORDER = (
     "scoring.batches",
     "scoring.weights",
     "scoring.loop",
+    "measure",
+    "latency",
     "plan",
     "overlap",
     "plots",
@@ -58,13 +60,13 @@ ORDER = (
     "surgery",
     "rebuild",
     "distillation",
-    "measure",
     "resume",
     "trainer",
     "",  # the package itself
 )
 PUBLIC = (
     "CamCutTrainer",
+    "LatencyTable",
     "MaskOverlap",
     "PrunableGroup",
     "PruningConfig",
@@ -72,6 +74,7 @@ PUBLIC = (
     "apply_plan",
     "find_groups",
     "hold_masks",
+    "latency_table",
     "load_pruned",
     "make_plan",
     "mask_iou",
