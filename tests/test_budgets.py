@@ -87,7 +87,7 @@ def counted(groups, plan):
 @pytest.mark.parametrize("budget", ["params", "flops"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_real_shapes_come_within_two_percent_of_what_is_wanted(shapes, shape, budget, allocation, multiple_of):
-    """Of what is to be left, at all sparsities. `uniform` takes the same step in all layers: half of it may be more."""
+    """Of what is to be left. `uniform` takes the same step in all layers, half of which may be more."""
     groups = [g for g in shapes[shape] if g.kind != "layers"]
     for percent in range(20, 86, 5):
         config = PruningConfig(

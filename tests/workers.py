@@ -261,7 +261,7 @@ def score(granularity, method, fault, patient=False):
 
 def measure(folder):
     """The latency table of this process. Each has a cache of its own, so that another would measure another."""
-    number = PartialState().process_index
+    number = PartialState(cpu=True).process_index
     config = PruningConfig(sparsity=0.5, budget="latency", latency_batch_size=2, sequence_length=8)
     table = latency_table(tiny_model("bert"), config, cache_dir=f"{folder}/cache-{number}", disable_tqdm=True)
     table.save(f"{folder}/{number}.json")
