@@ -23,6 +23,7 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .checkpoint import load_pruned
+    from .comparison import Comparison, compare
     from .config import PruningConfig
     from .groups import PrunableGroup, find_groups
     from .latency import LatencyTable, latency_table
@@ -37,12 +38,14 @@ if TYPE_CHECKING:
 # Public name -> the module that defines it, imported at first use (PEP 562): importing the package costs nothing.
 _MODULES = {
     "CamCutTrainer": "trainer",
+    "Comparison": "comparison",
     "LatencyTable": "latency",
     "MaskOverlap": "overlap",
     "PrunableGroup": "groups",
     "PruningConfig": "config",
     "PruningPlan": "plan",
     "apply_plan": "surgery",
+    "compare": "comparison",
     "find_groups": "groups",
     "hold_masks": "masking",
     "latency_table": "latency",

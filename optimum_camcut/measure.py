@@ -17,12 +17,12 @@ from __future__ import annotations
 
 import ctypes
 import platform
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -66,7 +66,12 @@ def measure_latency(
         batch_size (`int`): sequences at once.
         sequence_length (`int`): tokens in each.
         repeats (`int`): how often each model runs, after one run that does not count.
+
+    Raises:
+        `ValueError`: no repeats.
     """
+    if repeats < 1:
+        raise ValueError(f"repeats should be at least 1, got {repeats}")
     times: dict[str, list[float]] = {name: [] for name in models}
     inputs = {name: random_inputs(model, batch_size, sequence_length) for name, model in models.items()}
     with keeping_memory():
@@ -75,8 +80,7 @@ def measure_latency(
                 times[name].append(time_forward(model, inputs[name]))
     results = {}
     for name, values in times.items():
-        low, median, high = statistics.quantiles(values[1:], n=4, method="inclusive")
-        results[name] = LatencyResult(median, low, high)
+        results[name] = LatencyResult(*(float(np.quantile(values[1:], part)) for part in (0.5, 0.25, 0.75)))
     return results
 
 

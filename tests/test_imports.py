@@ -59,6 +59,7 @@ ORDER = (
     "checkpoint",
     "surgery",
     "rebuild",
+    "comparison",
     "distillation",
     "resume",
     "trainer",
@@ -66,12 +67,14 @@ ORDER = (
 )
 PUBLIC = (
     "CamCutTrainer",
+    "Comparison",
     "LatencyTable",
     "MaskOverlap",
     "PrunableGroup",
     "PruningConfig",
     "PruningPlan",
     "apply_plan",
+    "compare",
     "find_groups",
     "hold_masks",
     "latency_table",
