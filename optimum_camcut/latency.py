@@ -24,7 +24,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,8 @@ logger = logging.getLogger(__name__)
 LAYERS = 4
 SIZES = 16  # heads, and neurons, to measure at, at most
 ROUNDS = 5
+WHOLE, BARE, PRUNED = "whole", "bare", "pruned"  # the model, without its sub-layers, and cut unevenly, as plans do:
+PRUNED_TO = (1 / 6, 1 / 2, 1 / 3)  # to these fractions, layer by layer
 
 
 @dataclass(frozen=True)
@@ -200,9 +202,10 @@ def latency_table(
     """Measures how long the attention and the feed-forward layers of a model take by their numbers of heads and
     neurons, in place and on the device where the model is; or reads what was measured before.
 
-    The whole model runs with some sub-layers of one size in it and the others left out. All sizes run in turn, several
-    times, with the uncut model between them, so that whatever else the machine does slows all alike; the medians
-    count. That takes the time of about 30 forward passes, once: the table is kept in a file by all that it depends on.
+    The whole model runs with some sub-layers of one size in it and the others left out, and once cut unevenly. All run
+    in turn, several times, with the uncut model between them, so that whatever else the machine does slows all alike;
+    the medians count. That takes the time of about 40 forward passes of a BERT, once: the table is kept in a file, by
+    all that it depends on.
 
     With several processes, call it in all of them: one measures, and all get its table.
 
@@ -299,53 +302,76 @@ def _measure(
     model: PreTrainedModel, config: PruningConfig, conditions: Mapping[str, Any], disable_tqdm: bool
 ) -> LatencyTable:
     groups = [group for group in list_groups(model) if group.size]
-    kinds = {kind: [group for group in groups if group.kind == kind and group.size] for kind in SUBLAYERS}
+    kinds = {kind: [group for group in groups if group.kind == kind] for kind in SUBLAYERS}
     kinds = {kind: found for kind, found in kinds.items() if found}
-    live = {}  # of each kind, the layers that are measured: all of one size
+    live, grids = {}, {}  # of each kind, the layers that are measured, all of one size; and the sizes
     for kind, found in kinds.items():
         largest = max(group.size for group in found)
-        live[kind] = [group for group in found if group.size == largest][:LAYERS]
-    probes: list[tuple[str, int]] = [("", 0)]  # nothing but the rest of the model
-    for kind, found in live.items():
-        probes += [(kind, size) for size in _grid(found[0].size, config.multiple_of if kind == "neurons" else None)]
-    step = -(-len(probes) // 3)
+        live[kind] = [group.name for group in found if group.size == largest][:LAYERS]
+        grids[kind] = _grid(largest, config.multiple_of if kind == "neurons" else None)
+    # What is there in each copy to time, and how much of it: nothing, one kind at one size, and a whole pruned model.
+    probes: dict[Any, dict[str, int]] = {BARE: {}, PRUNED: {}}
+    for kind, found in kinds.items():
+        probes |= {(kind, size): dict.fromkeys(live[kind], size) for size in grids[kind]}
+        for number, group in enumerate(found):
+            wanted = group.size * PRUNED_TO[number % len(PRUNED_TO)]
+            fitting = [size for size in grids[kind] if size <= group.size]
+            probes[PRUNED][group.name] = min(fitting, key=lambda size: abs(size - wanted), default=group.size)
+    seconds = _time_in_turn(model, groups, probes, config, disable_tqdm)
+    total = statistics.median(seconds[WHOLE])
+    ratio = {probe: statistics.median(seconds[probe]) for probe in probes}  # to the whole model
+    shares = {
+        kind: {size: max(ratio[kind, size] - ratio[BARE], 0.0) / len(live[kind]) for size in grids[kind]}
+        for kind in kinds
+    }
+    table = LatencyTable(
+        conditions=dict(conditions),
+        total=total,
+        times=shares,
+        sizes={group.name: group.size for found in kinds.values() for group in found},
+        widths={kind: found[0].output.width for kind, found in kinds.items()},
+    )
+    # Together sub-layers take a little longer than one by one: the table is scaled to give the whole model's time, and
+    # the pruned model's.
+    whole, pruned = (
+        sum(table.seconds(name.rpartition(".")[2], size) for name, size in sizes.items())
+        for sizes in (table.sizes, probes[PRUNED])
+    )
+    scale = (1 - ratio[PRUNED]) / (whole - pruned) if whole > pruned else 1.0
+    scale = total * min(max(scale, 0.5), 2.0, 1 / (whole or 1.0))  # noise must not turn it around
+    times = {kind: {size: scale * share for size, share in points.items()} for kind, points in shares.items()}
+    return dataclasses.replace(table, times=times)
+
+
+def _time_in_turn(
+    model: PreTrainedModel,
+    groups: Sequence[Group],
+    probes: Mapping[Any, Mapping[str, int]],
+    config: PruningConfig,
+    disable_tqdm: bool,
+) -> dict[Any, list[float]]:
+    """For every probe, one number a round: its time over that of the model. Under `WHOLE`, the model's, in seconds."""
     # One thread: its processor time is the time it takes, less what other processes take of it.
     clock = time.thread_time if model.device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     inputs = random_inputs(model, config.latency_batch_size, config.sequence_length)
-    whole: list[float] = []
-    ratios: dict[tuple[str, int], list[float]] = {probe: [] for probe in probes}
+    found: dict[Any, list[float]] = {probe: [] for probe in (WHOLE, *probes)}
+    step = -(-len(probes) // 3)
     with (
         keeping_memory(),
         tqdm(total=(ROUNDS + 1) * len(probes), desc="latency", disable=disable_tqdm, leave=False) as bar,
     ):
         for number in range(ROUNDS + 1):
             times, seconds = [], {}
-            for position, probe in enumerate(probes):
+            for position, (probe, sizes) in enumerate(probes.items()):
                 if position % step == 0:
                     times.append(time_forward(model, inputs, clock))
-                kind, size = probe
-                seconds[probe] = time_forward(_only(model, groups, live.get(kind, ()), size), inputs, clock)
+                seconds[probe] = time_forward(_only(model, groups, sizes), inputs, clock)
                 bar.update()
             if number > 0:  # the first round warms up
-                whole += times
+                found[WHOLE] += times
                 for probe in probes:
-                    ratios[probe].append(seconds[probe] / statistics.median(times))
-    total, base = statistics.median(whole), statistics.median(ratios["", 0])
-    shares: dict[str, dict[int, float]] = {kind: {} for kind in live}  # of the total that a sub-layer takes
-    for kind, size in probes[1:]:
-        shares[kind][size] = max(statistics.median(ratios[kind, size]) - base, 0.0) / len(live[kind])
-    table = LatencyTable(
-        conditions=dict(conditions),
-        total=total,
-        times=shares,
-        sizes={group.name: group.size for group in groups if group.kind in kinds},
-        widths={kind: found[0].output.width for kind, found in live.items()},
-    )
-    # Together sub-layers take a little longer than one by one, the larger the longer.
-    parts = sum(table.seconds(name.rpartition(".")[2], size) for name, size in table.sizes.items())
-    scale = total * max(1 - base, 0.0) / parts if parts else 0.0
-    times = {kind: {size: scale * share for size, share in points.items()} for kind, points in shares.items()}
-    return dataclasses.replace(table, times=times)
+                    found[probe].append(seconds[probe] / statistics.median(times))
+    return found
 
 
 def _grid(size: int, multiple: int | None) -> list[int]:
@@ -361,29 +387,20 @@ def _grid(size: int, multiple: int | None) -> list[int]:
     return sorted(point for point in points | {size} if 0 < point <= size)
 
 
-def _only(model: PreTrainedModel, groups: Sequence[Group], live: Sequence[Group], size: int) -> PreTrainedModel:
-    """A copy of the model that shares its weights, with no other sub-layers than the live ones, which keep so many
-    units. Sub-layers that cannot be left out keep one unit."""
-    tensors = {id(tensor): tensor for tensor in _tensors(model)}
-    probe = copy.deepcopy(model, tensors)
-    names = {group.name for group in live}
-    parts = {sublayer_of(name) for name in names}
+def _only(model: PreTrainedModel, groups: Sequence[Group], sizes: Mapping[str, int]) -> PreTrainedModel:
+    """A copy of the model that shares its weights, with so many units of the named groups and without the other
+    sub-layers. Those that cannot be left out keep one unit."""
+    probe = copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
+    parts = {sublayer_of(name) for name in sizes}
     removable = {group.name for group in groups if group.kind == "layers"}
     cuts: list[tuple[Group, Sequence[int]]] = []
     for group in groups:
-        if group.name in names:
-            cuts.append((group, range(size)))
-        elif group.kind == "layers" and group.name not in parts:
-            cuts.append((group, ()))
-        elif group.kind != "layers" and sublayer_of(group.name) not in removable:
-            cuts.append((group, range(1)))
+        if group.kind == "layers":
+            cuts.append((group, range(group.name in parts)))
+        elif group.name in sizes or sublayer_of(group.name) not in removable:
+            cuts.append((group, range(sizes.get(group.name, 1))))
     cut_groups(probe, [(group, units) for group, units in cuts if len(units) < group.size])
     # Which heads are kept makes no difference to the time.
     kept = {group.name: list(range(len(units))) for group, units in cuts if group.kind == "heads"}
     bind_position_bias(probe, kept)
     return probe
-
-
-def _tensors(model: PreTrainedModel) -> Iterator[torch.Tensor]:
-    yield from model.parameters()
-    yield from model.buffers()
