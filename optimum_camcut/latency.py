@@ -310,20 +310,21 @@ def _measure(
         live[kind] = [group.name for group in found if group.size == largest][:LAYERS]
         grids[kind] = _grid(largest, config.multiple_of if kind == "neurons" else None)
     # What is there in each copy to time, and how much of it: nothing, one kind at one size, and a whole pruned model.
-    probes: dict[Any, dict[str, int]] = {BARE: {}, PRUNED: {}}
+    probes: dict[Any, dict[str, int]] = {PRUNED: {}, BARE: {}}
     for kind, found in kinds.items():
         probes |= {(kind, size): dict.fromkeys(live[kind], size) for size in grids[kind]}
         for number, group in enumerate(found):
             wanted = group.size * PRUNED_TO[number % len(PRUNED_TO)]
             fitting = [size for size in grids[kind] if size <= group.size]
             probes[PRUNED][group.name] = min(fitting, key=lambda size: abs(size - wanted), default=group.size)
-    seconds = _time_in_turn(model, groups, probes, config, disable_tqdm)
-    total = statistics.median(seconds[WHOLE])
-    ratio = {probe: statistics.median(seconds[probe]) for probe in probes}  # to the whole model
-    shares = {
-        kind: {size: max(ratio[kind, size] - ratio[BARE], 0.0) / len(live[kind]) for size in grids[kind]}
-        for kind in kinds
-    }
+    timed = _time_in_turn(model, groups, probes, config, disable_tqdm)
+    total = statistics.median(timed[WHOLE])
+    ratio = {probe: statistics.median(timed[probe]) for probe in probes}  # to the whole model
+    shares = {}
+    for kind, grid in grids.items():
+        errors = [statistics.variance(timed[kind, size]) / ROUNDS for size in grid]
+        smooth = _less_noise(grid, [ratio[kind, size] - ratio[BARE] for size in grid], statistics.fmean(errors))
+        shares[kind] = {size: max(share, 0.0) / len(live[kind]) for size, share in zip(grid, smooth)}
     table = LatencyTable(
         conditions=dict(conditions),
         total=total,
@@ -331,14 +332,15 @@ def _measure(
         sizes={group.name: group.size for found in kinds.values() for group in found},
         widths={kind: found[0].output.width for kind, found in kinds.items()},
     )
-    # Together sub-layers take a little longer than one by one: the table is scaled to give the whole model's time, and
-    # the pruned model's.
+    # Together sub-layers take a little longer than one by one, in proportion or not: the table is scaled to give the
+    # whole model's time, halfway between leaving all else as it was alone, and meeting the pruned model's time too.
     whole, pruned = (
         sum(table.seconds(name.rpartition(".")[2], size) for name, size in sizes.items())
         for sizes in (table.sizes, probes[PRUNED])
     )
-    scale = (1 - ratio[PRUNED]) / (whole - pruned) if whole > pruned else 1.0
-    scale = total * min(max(scale, 0.5), 2.0, 1 / (whole or 1.0))  # noise must not turn it around
+    alone = (1 - ratio[BARE]) / (whole or 1.0)
+    met = (1 - ratio[PRUNED]) / (whole - pruned) if whole > pruned else alone
+    scale = total * min(max((alone + met) / 2, 0.5), 2.0, 1 / (whole or 1.0))  # noise must not turn it around
     times = {kind: {size: scale * share for size, share in points.items()} for kind, points in shares.items()}
     return dataclasses.replace(table, times=times)
 
@@ -355,23 +357,36 @@ def _time_in_turn(
     clock = time.thread_time if model.device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     inputs = random_inputs(model, config.latency_batch_size, config.sequence_length)
     found: dict[Any, list[float]] = {probe: [] for probe in (WHOLE, *probes)}
-    step = -(-len(probes) // 3)
+    sized = {probe: sizes for probe, sizes in probes.items() if probe != PRUNED}
+    step = -(-len(sized) // 3)
     with (
         keeping_memory(),
-        tqdm(total=(ROUNDS + 1) * len(probes), desc="latency", disable=disable_tqdm, leave=False) as bar,
+        tqdm(total=(ROUNDS + 1) * len(sized), desc="latency", disable=disable_tqdm, leave=False) as bar,
     ):
         for number in range(ROUNDS + 1):
-            times, seconds = [], {}
-            for position, (probe, sizes) in enumerate(probes.items()):
-                if position % step == 0:
-                    times.append(time_forward(model, inputs, clock))
+            whole, pruned, seconds = [], [], {}
+            for position, (probe, sizes) in enumerate(sized.items()):
+                if position % step == 0:  # what all the others are measured by
+                    whole.append(time_forward(model, inputs, clock))
+                    pruned.append(time_forward(_only(model, groups, probes[PRUNED]), inputs, clock) / whole[-1])
                 seconds[probe] = time_forward(_only(model, groups, sizes), inputs, clock)
                 bar.update()
             if number > 0:  # the first round warms up
-                found[WHOLE] += times
-                for probe in probes:
-                    found[probe].append(seconds[probe] / statistics.median(times))
+                found[WHOLE] += whole
+                found[PRUNED] += pruned
+                for probe in sized:
+                    found[probe].append(seconds[probe] / statistics.median(whole))
     return found
+
+
+def _less_noise(sizes: Sequence[int], times: Sequence[float], variance: float) -> list[float]:
+    """Draws times towards a line by as much of their distance from it as their variance explains (as the estimator of
+    James and Stein does): a search for the best sizes would else go for those that were measured too fast."""
+    if len(sizes) < 3:
+        return list(times)
+    line = np.polyval(np.polyfit(sizes, times, 1), sizes)
+    distance = np.asarray(times) - line
+    return (line + distance * max(1 - variance / max(float(np.mean(distance**2)), 1e-30), 0.0)).tolist()
 
 
 def _grid(size: int, multiple: int | None) -> list[int]:
