@@ -23,8 +23,10 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .checkpoint import load_pruned
+    from .comparison import Comparison, compare
     from .config import PruningConfig
     from .groups import PrunableGroup, find_groups
+    from .latency import LatencyTable, latency_table
     from .masking import hold_masks
     from .overlap import MaskOverlap, mask_iou
     from .plan import PruningPlan, make_plan
@@ -36,13 +38,17 @@ if TYPE_CHECKING:
 # Public name -> the module that defines it, imported at first use (PEP 562): importing the package costs nothing.
 _MODULES = {
     "CamCutTrainer": "trainer",
+    "Comparison": "comparison",
+    "LatencyTable": "latency",
     "MaskOverlap": "overlap",
     "PrunableGroup": "groups",
     "PruningConfig": "config",
     "PruningPlan": "plan",
     "apply_plan": "surgery",
+    "compare": "comparison",
     "find_groups": "groups",
     "hold_masks": "masking",
+    "latency_table": "latency",
     "load_pruned": "checkpoint",
     "make_plan": "plan",
     "mask_iou": "overlap",

@@ -33,7 +33,7 @@ CONFIG_NAME = "pruning_config.json"
 
 CHOICES = {
     "granularity": ("heads", "neurons", "layers", "weights"),
-    "budget": ("params", "flops"),
+    "budget": ("params", "flops", "latency"),
     "allocation": ("per_kind", "global", "uniform"),
     "layer_unit": ("sublayer", "block"),
     "noise_scale": ("relative", "absolute"),
@@ -70,12 +70,14 @@ class PruningConfig:
         sparsity: fraction of the budget to remove, between 0 and 1. Give this or `compression`. Either counts from the
             model as it is: of one that was pruned before, from what is left.
         compression: parameters of the whole model over parameters kept, above 1. Give this or `sparsity`.
-        budget: what `sparsity` is a fraction of: the prunable `"params"` or `"flops"`. Only `allocation="global"`
-            weighs kinds against each other, so only there the two differ.
+        budget: what `sparsity` is a fraction of: the prunable `"params"` or `"flops"`, which differ only where kinds
+            are weighed against each other; or `"latency"`, the time of a forward pass of the whole model, as
+            `latency_table` measured it on the device (0.5: twice as fast).
         allocation: `"per_kind"` ranks all heads of the model together and all neurons together and removes the same
             fraction of each; `"global"` ranks heads and neurons together by score per cost; `"uniform"` removes the
-            same fraction in every layer (of single weights: of every weight matrix and every bias). Sub-layers are
-            always ranked over the whole model, by score per cost.
+            same fraction in every layer (of single weights: of every weight matrix and every bias). There, and with
+            `budget="latency"`, neurons make up for the rounding to whole heads. Sub-layers are always ranked over the
+            whole model, by score per cost.
         layer_unit: what `"layers"` removes at a time: a `"sublayer"`, or both of a `"block"`.
         num_samples: how many training examples to score on.
         smooth_samples: noisy passes of the smooth methods. Default: 5; for single weights 10, as in the paper.
@@ -97,7 +99,8 @@ class PruningConfig:
         distill_temperature: softens the predictions of both.
         min_units: heads, and neurons, that every layer keeps at least, if its sub-layer stays.
         multiple_of: keep a multiple of this many neurons in every layer (8 or 64 suit most hardware).
-        sequence_length: tokens per example assumed by `budget="flops"`.
+        sequence_length: tokens per example assumed by `budget="flops"` and `budget="latency"`.
+        latency_batch_size: examples at once assumed by `budget="latency"`.
         seed: draws the scoring examples and the noise.
 
     Raises:
@@ -114,7 +117,9 @@ class PruningConfig:
     )
     sparsity: float | None = field(default=None, metadata={"help": "Fraction of the budget to remove."})
     compression: float | None = field(default=None, metadata={"help": "All parameters over parameters kept."})
-    budget: str = field(default="params", metadata={"help": "What sparsity is a fraction of: params or flops."})
+    budget: str = field(
+        default="params", metadata={"help": "What sparsity is a fraction of: params, flops or latency."}
+    )
     allocation: str = field(default="per_kind", metadata={"help": "per_kind, global or uniform."})
     layer_unit: str = field(default="sublayer", metadata={"help": "What layers removes: a sublayer or a block."})
     num_samples: int = field(default=2048, metadata={"help": "Training examples to score on."})
@@ -133,7 +138,10 @@ class PruningConfig:
     distill_temperature: float = field(default=2.0, metadata={"help": "Temperature of that term."})
     min_units: int = field(default=1, metadata={"help": "Heads, and neurons, that every layer keeps."})
     multiple_of: int = field(default=1, metadata={"help": "Keep a multiple of this many neurons in a layer."})
-    sequence_length: int = field(default=128, metadata={"help": "Tokens per example for the FLOPs budget."})
+    sequence_length: int = field(
+        default=128, metadata={"help": "Tokens per example for the budgets flops and latency."}
+    )
+    latency_batch_size: int = field(default=8, metadata={"help": "Examples at once for the budget latency."})
     seed: int = field(default=0, metadata={"help": "Draws the scoring examples and the noise."})
 
     def __post_init__(self):
@@ -166,11 +174,23 @@ class PruningConfig:
                 "give exactly one of sparsity and compression, got "
                 f"sparsity={shown(self.sparsity)} and compression={shown(self.compression)}"
             )
+        if self.budget == "latency" and (self.compression is not None or "weights" in kinds):
+            raise ValueError(
+                "budget='latency' is the fraction of the time that sparsity removes, by removing heads, neurons or "
+                "layers; compression counts parameters, and masked weights take the same time"
+            )
         if self.sparsity is not None:
             self._check("sparsity", float, lambda v: 0 < v < 1, "a number between 0 and 1, both excluded")
         if self.compression is not None:
             self._check("compression", float, lambda v: v > 1, "a number above 1")
-        for name in ("num_samples", "smooth_samples", "rounds", "multiple_of", "sequence_length"):
+        for name in (
+            "num_samples",
+            "smooth_samples",
+            "rounds",
+            "multiple_of",
+            "sequence_length",
+            "latency_batch_size",
+        ):
             self._check(name, int, lambda v: v >= 1, "an integer of at least 1 and below 2**63")
         self._check("min_units", int, lambda v: v >= 0, "an integer of at least 0 and below 2**63")
         self._check("seed", int, lambda v: 0 <= v < 2**32, "an integer of at least 0 and below 2**32")

@@ -15,17 +15,23 @@
 
 from __future__ import annotations
 
-import statistics
+import ctypes
+import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from .scoring.loop import scoring_mode
+
+
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of mallopt(3)
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ def count_flops(model: PreTrainedModel, batch_size: int = 1, sequence_length: in
     """FLOPs of one forward pass (a multiplication and an addition are two), matrix products only."""
     plain = sdpa_kernel(SDPBackend.MATH)  # the counter knows no fused attention on the CPU
     with plain, scoring_mode(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(**_inputs(model, batch_size, sequence_length))
+        model(**random_inputs(model, batch_size, sequence_length))
     return counter.get_total_flops()
 
 
@@ -60,25 +66,57 @@ def measure_latency(
         batch_size (`int`): sequences at once.
         sequence_length (`int`): tokens in each.
         repeats (`int`): how often each model runs, after one run that does not count.
+
+    Raises:
+        `ValueError`: no repeats.
     """
+    if repeats < 1:
+        raise ValueError(f"repeats should be at least 1, got {repeats}")
     times: dict[str, list[float]] = {name: [] for name in models}
-    inputs = {name: _inputs(model, batch_size, sequence_length) for name, model in models.items()}
-    for _ in range(repeats + 1):
-        for name, model in models.items():
-            with scoring_mode(model), torch.inference_mode():
-                _synchronize(model)
-                start = time.perf_counter()
-                model(**inputs[name])
-                _synchronize(model)
-                times[name].append(time.perf_counter() - start)
+    inputs = {name: random_inputs(model, batch_size, sequence_length) for name, model in models.items()}
+    with keeping_memory():
+        for _ in range(repeats + 1):
+            for name, model in models.items():
+                times[name].append(time_forward(model, inputs[name]))
     results = {}
     for name, values in times.items():
-        low, median, high = statistics.quantiles(values[1:], n=4, method="inclusive")
-        results[name] = LatencyResult(median, low, high)
+        results[name] = LatencyResult(*(float(np.quantile(values[1:], part)) for part in (0.5, 0.25, 0.75)))
     return results
 
 
-def _inputs(model: PreTrainedModel, batch_size: int, sequence_length: int) -> dict[str, torch.Tensor]:
+@contextmanager
+def keeping_memory() -> Iterator[None]:
+    """Inside, the GNU C library keeps the memory that it frees, as allocators of accelerators do.
+
+    Else it may hand the largest activations back after every layer and get them again page by page: up to a sixth of
+    the time of a forward pass, more or less of it as other models have run before in the same process."""
+    if platform.libc_ver()[0] != "glibc":
+        yield
+        return
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt(_MMAP_MAX, 0)
+    mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+    try:
+        yield
+    finally:
+        mallopt(_MMAP_MAX, 2**16)  # its default
+        mallopt(_TRIM_THRESHOLD, 2**28)  # it no longer adapts: more than it would have come to
+
+
+def time_forward(
+    model: PreTrainedModel, inputs: Mapping[str, torch.Tensor], clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """Seconds of one forward pass, in evaluation mode."""
+    with scoring_mode(model), torch.inference_mode():
+        _synchronize(model)
+        start = clock()
+        model(**inputs)
+        _synchronize(model)
+        return clock() - start
+
+
+def random_inputs(model: PreTrainedModel, batch_size: int, sequence_length: int) -> dict[str, torch.Tensor]:
+    """Token ids without padding, and a mask of ones: each of shape `(batch_size, sequence_length)`."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(model.config.vocab_size, (batch_size, sequence_length), generator=generator)
     if model.config.pad_token_id is not None:

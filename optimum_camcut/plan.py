@@ -33,6 +33,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from .config import PruningConfig, check_fields
 from .files import read_json, shown, write_json
 from .groups import WEIGHTS, PrunableGroup
+from .latency import LatencyTable
 from .modeling_camcut import ARCHITECTURES, RECORD, SUBLAYERS, kept_heads, list_blocks, sublayer_of
 from .scoring import get_scorer
 from .scoring.loop import Scores, check_scores
@@ -42,6 +43,9 @@ from .units import IndexSet, mask_of
 logger = logging.getLogger(__name__)
 
 PLAN_NAME = "pruning_plan.json"
+
+TICKS = 2**15  # of the time to keep, in the search for the best sizes within it
+CHOICES_PER_GROUP = 64  # sizes of a layer in that search
 
 
 @dataclass(frozen=True)
@@ -238,11 +242,21 @@ def _label(name: str) -> str:
     return WEIGHTS if is_weight(name) else name.rpartition(".")[2]
 
 
-def make_plan(scores: Scores, groups: Sequence[PrunableGroup], config: PruningConfig) -> PruningPlan:
+def make_plan(
+    scores: Scores,
+    groups: Sequence[PrunableGroup],
+    config: PruningConfig,
+    *,
+    latency: LatencyTable | None = None,
+) -> PruningPlan:
     """Chooses the units to keep. A pure function: the same scores give the same plan.
 
     Ties are broken towards keeping the earlier unit. `sparsity` and `compression` count from the groups as they are:
     a model that has lost half its heads loses half of the rest at `sparsity=0.5`.
+
+    What `allocation="global"` keeps has the largest sum of scores within the budget but for less than the score of one
+    step (a head, or `multiple_of` neurons); with `budget="latency"`, the largest that there is among plans of at most
+    about 64 sizes a layer.
 
     Args:
         scores (`dict[str, Tensor]`): group name -> `(units,)`, larger = keep, as `score_groups` returns; of single
@@ -250,6 +264,8 @@ def make_plan(scores: Scores, groups: Sequence[PrunableGroup], config: PruningCo
         groups (`Sequence[PrunableGroup]`): the groups that were scored; those of `config.granularity` are cut.
         config (`PruningConfig`): `sparsity` or `compression`, `budget`, `allocation`, `layer_unit`, `min_units`,
             `multiple_of`.
+        latency (`LatencyTable`, *optional*): from `latency_table(model, config)`, for `budget="latency"`; of the model
+            as it is or as it was before earlier cuts.
 
     Returns:
         `PruningPlan`: with one entry for each group, except the heads and neurons of sub-layers that it removes.
@@ -269,7 +285,10 @@ def make_plan(scores: Scores, groups: Sequence[PrunableGroup], config: PruningCo
         )
     wanted = {group.name for group in groups}
     check_scores({name: s for name, s in scores.items() if name in wanted or name not in names}, groups)
-    keep = (_choose_weights if groups[0].kind == WEIGHTS else _choose_units)(scores, groups, config)
+    if groups[0].kind == WEIGHTS:
+        keep = _choose_weights(scores, groups, config)
+    else:
+        keep = _choose_units(scores, groups, config, latency)
     if all(len(keep.get(g.name, ())) == g.size for g in groups):
         logger.warning("the plan removes nothing: %s is too little for one unit", config.amount)
     groups = [g for g in groups if g.name in keep]
@@ -283,39 +302,70 @@ def make_plan(scores: Scores, groups: Sequence[PrunableGroup], config: PruningCo
 
 
 def _choose_units(
-    scores: Scores, groups: Sequence[PrunableGroup], config: PruningConfig
+    scores: Scores, groups: Sequence[PrunableGroup], config: PruningConfig, latency: LatencyTable | None
 ) -> dict[str, tuple[int, ...]]:
     """What to keep of heads, neurons and sub-layers: by group."""
-    cost = {g.name: unit_cost(g, config) for g in groups}
+    price = _prices(groups, config, latency)
     layers = [g for g in groups if g.kind == "layers"]
-    total, budget = groups[0].model_parameters, sum(g.size * cost[g.name] for g in layers or groups)
-    target = budget * (1 - _fraction_of_budget(total, budget, config))  # the cost to keep
-    ranked = _rank_layers(scores, layers, cost, config) or [[]]
-    price = [sum(cost[g.name] for g in candidate) for candidate in ranked]
-    for count in range(_count_layers(price, budget, target, len(layers) < len(groups)), 0, -1):
+    total, budget = groups[0].model_parameters, sum(price[g.name][-1] for g in layers or groups)
+    fixed = latency.total_of(groups) - budget if config.budget == "latency" else 0  # what counts and always stays
+    target = (budget + fixed) * (1 - _fraction_of_budget(total, budget, config)) - fixed  # the cost to keep
+    ranked = _rank_layers(scores, layers, price, config) or [[]]
+    costs = [sum(price[g.name][-1] for g in candidate) for candidate in ranked]
+    for count in range(_count_layers(costs, budget, target, len(layers) < len(groups)), 0, -1):
         removed = {g.name for candidate in ranked[count:] for g in candidate}
         units = [g for g in groups if g.kind != "layers" and sublayer_of(g.name) not in removed]
-        fraction, least = _fraction_to_remove(units, budget - sum(price[count:]), target, cost, config)
-        if least - target <= (1e-9 * budget if units else price[count - 1] / 2):
+        present = budget - sum(costs[count:])
+        fraction, least = _fraction_to_remove(units, present, target, price, config)
+        if least - target <= (1e-9 * budget if units else costs[count - 1] / 2):
             break  # else the units that are left cannot give what is wanted, and one more sub-layer goes
     else:
-        raise _unreachable(total, budget, least, config)
+        raise _unreachable(total, budget + fixed, least + fixed, config)
     keep = {g.name: [] if g.name in removed else [0] for g in layers}
-    scale = dict.fromkeys(config.granularity, 1.0)
-    if config.allocation == "global":
-        scale = _scale_of_kinds(scores, units, cost, config)
-    for pool in _pools(units, config):
-        keep |= _keep_best(scores, pool, config, fraction, cost, scale)
+    keep |= _keep_units(scores, units, config, fraction, present, target, price)
     return {g.name: tuple(g.units[i] for i in keep[g.name]) for g in groups if g.name in keep}
 
 
-def check_budget(groups: Sequence[PrunableGroup], config: PruningConfig) -> None:
+def _keep_units(
+    scores: Scores,
+    units: Sequence[PrunableGroup],
+    config: PruningConfig,
+    fraction: float,
+    present: float,
+    target: float,
+    price: Mapping[str, np.ndarray],
+) -> dict[str, list[int]]:
+    """Positions of the heads and neurons to keep, by group."""
+    rate = _rates(units, price, config)
+    if config.allocation == "global":
+        scale = _scale_of_kinds(scores, units, rate, config)
+        if config.budget == "latency":
+            room = target - present + sum(price[g.name][-1] for g in units)
+            return _search(scores, units, config, room, price, scale)
+        room = sum(price[g.name][-1] for g in units) * (1 - fraction)
+        return _keep_best(scores, units, config, room, price, rate, scale)
+    keep: dict[str, list[int]] = {}
+    scale = dict.fromkeys(config.granularity, 1.0)
+    left = list(units)
+    for kind in sorted({g.kind for g in units}):  # heads, then neurons, which are finer
+        chosen = [g for g in left if g.kind == kind]
+        for pool in _pools(chosen, config):
+            room = sum(float(_spent(price[g.name], g, fraction, config)) for g in pool)
+            keep |= _keep_best(scores, pool, config, room, price, rate, scale)
+        left = [g for g in left if g.kind != kind]
+        if left and (config.allocation == "uniform" or config.budget == "latency"):
+            present -= sum(price[g.name][-1] - price[g.name][len(keep[g.name])] for g in chosen)
+            fraction = min(_fraction_to_remove(left, present, target, price, config)[0], 1.0)
+    return keep
+
+
+def check_budget(groups: Sequence[PrunableGroup], config: PruningConfig, latency: LatencyTable | None = None) -> None:
     """Raises `ValueError`, naming the highest possible value, if the groups cannot give what the config wants: what
     `make_plan` would raise, before there are scores."""
     if WEIGHTS in config.granularity:
         _fraction_of_weights(groups, config)
     else:
-        _choose_units({g.name: torch.ones(g.size) for g in groups}, groups, config)
+        _choose_units({g.name: torch.ones(g.size) for g in groups}, groups, config, latency)
 
 
 def _fraction_of_weights(groups: Sequence[PrunableGroup], config: PruningConfig) -> float:
@@ -362,13 +412,61 @@ def unit_cost(group: PrunableGroup, config: PruningConfig) -> int:
     return group.unit_flops + group.unit_flops_per_position * config.sequence_length
 
 
-def remaining_budget(before: Sequence[PrunableGroup], now: Sequence[PrunableGroup], config: PruningConfig) -> float:
+def remaining_budget(
+    before: Sequence[PrunableGroup],
+    now: Sequence[PrunableGroup],
+    config: PruningConfig,
+    latency: LatencyTable | None = None,
+) -> float:
     """Fraction of the budget of `before` that the same groups still take up; with sub-layers among them, the
-    sub-layers', which hold the rest."""
+    sub-layers', which hold the rest. Of latency, the fraction of the whole model's, as the table predicts it."""
+    if config.budget == "latency":
+        _prices(before, config, latency)  # raises if there is no table for this config
+        return latency.total_of(now) / latency.total_of(before)
     if any(group.kind == "layers" for group in before):
         before, now = ([g for g in groups if g.kind == "layers"] for groups in (before, now))
     after, total = (sum(g.size * unit_cost(g, config) for g in groups) for groups in (now, before))
     return after / total
+
+
+def _prices(
+    groups: Sequence[PrunableGroup], config: PruningConfig, latency: LatencyTable | None
+) -> dict[str, np.ndarray]:
+    """What every group costs with 0 to all of its units, in the unit of the budget: `(size + 1,)`."""
+    if config.budget != "latency":
+        return {g.name: unit_cost(g, config) * np.arange(g.size + 1) for g in groups}
+    if latency is None:
+        raise ValueError(
+            "budget='latency' needs the times of this model on this device: "
+            "make_plan(scores, groups, config, latency=latency_table(model, config)), or CamCutTrainer, which "
+            "measures them by itself"
+        )
+    for wanted, name in ((config.latency_batch_size, "batch_size"), (config.sequence_length, "sequence_length")):
+        if latency.conditions.get(name, wanted) != wanted:
+            raise ValueError(
+                f"the config wants the latency at {config.latency_batch_size} x {config.sequence_length} tokens, but "
+                f"the table was measured with {name}={latency.conditions[name]}; measure one for this config with "
+                "latency_table(model, config)"
+            )
+    return {g.name: latency.price(g) for g in groups}
+
+
+def _rates(units: Sequence[PrunableGroup], price: Mapping[str, np.ndarray], config: PruningConfig) -> dict[str, float]:
+    """What a unit of each group costs; of latency, on average over its kind."""
+    if config.budget != "latency":
+        return {g.name: unit_cost(g, config) for g in units}
+    whole: dict[str, list[float]] = {}
+    for g in units:
+        cost, size = whole.get(g.kind, (0.0, 0))
+        whole[g.kind] = (cost + float(price[g.name][-1]), size + g.size)
+    return {g.name: (whole[g.kind][0] or 1.0) / max(whole[g.kind][1], 1) for g in units}
+
+
+def _spent(price: np.ndarray, group: PrunableGroup, fraction: Any, config: PruningConfig) -> Any:
+    """What a group costs without a fraction of its units, but with those that it must keep."""
+    if config.budget != "latency":
+        return price[-1] * (1 - fraction)
+    return np.interp(np.maximum(group.size * (1 - fraction), _least(group, config)), np.arange(len(price)), price)
 
 
 def _multiple(group: PrunableGroup, config: PruningConfig) -> int:
@@ -382,7 +480,7 @@ def _least(group: PrunableGroup, config: PruningConfig) -> int:
 
 
 def _scale_of_kinds(
-    scores: Scores, groups: Sequence[PrunableGroup], cost: Mapping[str, int], config: PruningConfig
+    scores: Scores, groups: Sequence[PrunableGroup], rate: Mapping[str, float], config: PruningConfig
 ) -> dict[str, float]:
     """What makes scores of different kinds comparable. Estimates of the loss change are; of other scores, each kind
     gets the share of the total that it has of the cost."""
@@ -391,7 +489,7 @@ def _scale_of_kinds(
         for kind in scale:
             pool = [g for g in groups if g.kind == kind]
             total = sum(float(scores[g.name].sum()) for g in pool)
-            scale[kind] = sum(g.size * cost[g.name] for g in pool) / (total or 1.0)
+            scale[kind] = sum(g.size * rate[g.name] for g in pool) / (total or 1.0)
     return scale
 
 
@@ -414,7 +512,7 @@ def _fraction_of_budget(total: int | None, budget: float, config: PruningConfig)
 
 
 def _rank_layers(
-    scores: Scores, layers: Sequence[PrunableGroup], cost: Mapping[str, int], config: PruningConfig
+    scores: Scores, layers: Sequence[PrunableGroup], price: Mapping[str, np.ndarray], config: PruningConfig
 ) -> list[list[PrunableGroup]]:
     """Sub-layers or whole blocks, the highest score per cost first, the earlier first in a tie."""
     candidates: dict[str, list[PrunableGroup]] = {}
@@ -422,7 +520,8 @@ def _rank_layers(
         candidates.setdefault(layer_of(g.name) if config.layer_unit == "block" else g.name, []).append(g)
 
     def value(candidate: list[PrunableGroup]) -> float:
-        return sum(float(scores[g.name]) for g in candidate) / max(sum(cost[g.name] for g in candidate), 1)
+        cost = float(sum(price[g.name][-1] for g in candidate))
+        return sum(float(scores[g.name]) for g in candidate) / (cost or 1.0)
 
     return sorted(candidates.values(), key=value, reverse=True)
 
@@ -439,18 +538,26 @@ def _count_layers(price: Sequence[float], budget: float, target: float, joint: b
 
 
 def _fraction_to_remove(
-    units: Sequence[PrunableGroup], present: float, target: float, cost: Mapping[str, int], config: PruningConfig
+    units: Sequence[PrunableGroup],
+    present: float,
+    target: float,
+    price: Mapping[str, np.ndarray],
+    config: PruningConfig,
 ) -> tuple[float, float]:
-    """Fraction of each pool's cost to remove so that of the present cost the target is left, and the least that can
+    """Fraction of each pool's units to remove so that of the present cost the target is left, and the least that can
     be left where a pool cannot give so much."""
-    prunable = sum(g.size * cost[g.name] for g in units)
+    prunable = sum(price[g.name][-1] for g in units)
+    if config.budget == "latency":
+        fractions = np.linspace(0, 1, 4001)
+        left = present - prunable + sum(_spent(price[g.name], g, fractions, config) for g in units)
+        enough = np.flatnonzero(left <= target)
+        least = present - sum(price[g.name][-1] - price[g.name][_least(g, config) :].min() for g in units)
+        return float(fractions[enough[0]]) if len(enough) else 1.0, least
     fraction = possible = max(present - target, 0) / prunable if prunable else 0.0
     for pool in _pools(units, config):
-        whole, least = (
-            sum(n(g) * cost[g.name] for g in pool) for n in (lambda g: g.size, lambda g: _least(g, config))
-        )
+        whole, least = sum(price[g.name][-1] for g in pool), sum(price[g.name][_least(g, config)] for g in pool)
         # Units of one kind are rounded to whole ones; a joint budget is never exceeded.
-        slack = cost[pool[0].name] / 2 if len({g.kind for g in pool}) == 1 else 1e-9 * whole
+        slack = unit_cost(pool[0], config) / 2 if len({g.kind for g in pool}) == 1 else 1e-9 * whole
         if least - whole * (1 - fraction) > slack:
             possible = min(possible, 1 - least / whole)
     return fraction, present - possible * prunable
@@ -473,11 +580,12 @@ def _keep_best(
     scores: Scores,
     pool: Sequence[PrunableGroup],
     config: PruningConfig,
-    fraction: float,
-    cost: Mapping[str, int],
+    room: float,
+    price: Mapping[str, np.ndarray],
+    rate: Mapping[str, float],
     scale: Mapping[str, float],
 ) -> dict[str, list[int]]:
-    """Fills the budget of a pool with its best units by score per cost: positions to keep, by group.
+    """Fills what a pool may cost with its best units by score per cost: positions to keep, by group.
 
     Every group keeps its best `min_units` first. Units then enter in steps of `multiple_of`, ranked by their mean
     score; a step of one unit is plain ranking. A joint budget of several kinds is never exceeded; the number of units
@@ -491,20 +599,61 @@ def _keep_best(
         multiple = _multiple(group, config)
         for start in range(counts[group.name], group.size, multiple):
             step = ranked[start : start + multiple]
-            value = scale[group.kind] * sum(step) / len(step) / cost[group.name]
+            value = scale[group.kind] * sum(step) / len(step) / rate[group.name]
             steps.append((-value, start, position, len(step)))
-    left = sum(g.size * cost[g.name] for g in pool) * (1 - fraction) - sum(counts[n] * cost[n] for n in counts)
+    left = room - sum(price[name][count] for name, count in counts.items())
     joint = len({g.kind for g in pool}) > 1
     closed = set()
-    for _, _, position, size in sorted(steps):
+    for _, start, position, size in sorted(steps):
         name = pool[position].name
-        price = size * cost[name]
-        if name in closed or price * (1 - 1e-9 if joint else 0.5) > left:
+        cost = price[name][start + size] - price[name][start]
+        if name in closed or cost * (1 - 1e-9 if joint else 0.5 - 1e-9) > left:
             closed.add(name)  # a group's steps enter in order, better units first
             continue
         counts[name] += size
-        left -= price
+        left -= cost
     return {name: sorted(units[: counts[name]]) for name, units in order.items()}
+
+
+def _search(
+    scores: Scores,
+    units: Sequence[PrunableGroup],
+    config: PruningConfig,
+    room: float,
+    price: Mapping[str, np.ndarray],
+    scale: Mapping[str, float],
+) -> dict[str, list[int]]:
+    """The sizes with the largest sum of scores of which the times fit into `room`: a knapsack with one choice for
+    every group, solved by dynamic programming over the time in `TICKS` steps, each group's rounded down.
+
+    Times need not grow evenly with the size, nor at all.
+    """
+    tick = max(room, 1e-12) / TICKS
+    best = np.zeros(TICKS + 1)  # of the groups so far, the largest sum within so many ticks
+    taken: list[tuple[np.ndarray, np.ndarray]] = []
+    order = {g.name: scores[g.name].argsort(descending=True, stable=True).tolist() for g in units}
+    for group in units:
+        multiple = _multiple(group, config)
+        step = multiple * -(-group.size // (multiple * CHOICES_PER_GROUP))
+        first = _least(group, config)
+        counts = np.array([*range(first, group.size, step), group.size])
+        worth = np.concatenate([[0.0], scores[group.name][order[group.name]].double().cumsum(0).numpy()])
+        ticks = np.floor(price[group.name][counts] / tick).astype(int)
+        sums, chosen = np.full(TICKS + 1, -np.inf), np.zeros(TICKS + 1, dtype=np.int32)
+        for count, used in zip(counts, ticks):
+            if used <= TICKS:
+                reached = best[: TICKS + 1 - used] + scale[group.kind] * worth[count]
+                better = reached >= sums[used:]
+                sums[used:][better] = reached[better]
+                chosen[used:][better] = count
+        taken.append((chosen, price[group.name]))
+        best = sums
+    keep, left = {}, TICKS
+    for group, (chosen, times) in zip(reversed(units), reversed(taken)):
+        count = int(chosen[left])
+        left -= int(np.floor(times[count] / tick))
+        keep[group.name] = sorted(order[group.name][:count])
+    return keep
 
 
 def plain_shape(config: PretrainedConfig, plan: PruningPlan) -> dict[str, int] | None:

@@ -40,6 +40,7 @@ from .config import CONFIG_NAME, PruningConfig
 from .distillation import distillation_loss
 from .files import replacing, write_errors
 from .groups import WEIGHTS, find_groups
+from .latency import LatencyTable, latency_table
 from .masking import hold_masks, masked_weights
 from .plan import PLAN_NAME, PruningPlan, check_budget, make_plan, remaining_budget
 from .rebuild import reconstruct
@@ -97,6 +98,7 @@ class CamCutTrainer(Trainer):
         scores (`dict[str, Tensor]`): of the last call to `score`, else None.
         pruning_plan (`PruningPlan`): what was kept, once the model is cut, else None.
         dense_model (`PreTrainedModel`): a copy from before the cut, where the recovery needs it, else None.
+        latency_table (`LatencyTable`): of the uncut model, measured for `budget="latency"`, else None.
     """
 
     def __init__(self, *args: Any, pruning_config: PruningConfig | None = None, **kwargs: Any) -> None:
@@ -107,6 +109,7 @@ class CamCutTrainer(Trainer):
         self.scores: Scores | None = None
         self.pruning_plan: PruningPlan | None = None
         self.dense_model: PreTrainedModel | None = None
+        self.latency_table: LatencyTable | None = None
         self._scoring = False
         self._measured: tuple[int, dict[str, float]] = (0, {})  # the last evaluation, and the step it was at
         self._dense_metrics: dict[str, float] = {}
@@ -142,7 +145,7 @@ class CamCutTrainer(Trainer):
         if config is None:
             return super().train(resume_from_checkpoint, trial, *args, **kwargs)
         if trial is not None:  # every trial of a search prunes a model of its own
-            self.pruning_plan = self.scores = self.dense_model = None
+            self.pruning_plan = self.scores = self.dense_model = self.latency_table = None
             self._dense_metrics = {}
         with self._one_model(trial):
             if self.pruning_plan is not None:
@@ -150,7 +153,8 @@ class CamCutTrainer(Trainer):
             if self.train_dataset is None and (config.recovery == "finetune" or config.dense_epochs):
                 raise ValueError("train_dataset is None: there is nothing to train on")
             self._check_model()
-            check_budget(find_groups(self.model, config.granularity), config)
+            self._measure_latency()
+            check_budget(find_groups(self.model, config.granularity), config, self.latency_table)
             if self.is_fsdp_enabled and self.accelerator.state.fsdp_plugin.cpu_ram_efficient_loading:
                 self._shard()  # only the first process has read the weights: this spreads them
             self._gather()
@@ -452,9 +456,21 @@ class CamCutTrainer(Trainer):
             self._scoring = False
 
     def _plan(self, config: PruningConfig) -> PruningPlan:
-        model = self._bare_model()
-        plan = make_plan(self.scores, find_groups(model, config.granularity), config)
+        self._measure_latency()
+        groups = find_groups(self._bare_model(), config.granularity)
+        plan = make_plan(self.scores, groups, config, latency=self.latency_table)
         return dataclasses.replace(plan, config=dataclasses.replace(self.pruning_config))
+
+    def _measure_latency(self) -> None:
+        """Measures, once, what `budget="latency"` counts in; every process gets the table of the first."""
+        if self.pruning_config.budget != "latency" or self.latency_table is not None:
+            return
+        model = self._bare_model()
+        if self.is_fsdp_enabled:  # until it is sharded, the model is on the CPU
+            model = gather(model) if is_sharded(model) else copy.deepcopy(model)
+            if self.is_world_process_zero():  # the others measure nothing, and may not have the weights yet
+                self._place(model)
+        self.latency_table = latency_table(model, self.pruning_config, disable_tqdm=self.args.disable_tqdm)
 
     def _keep_dense_model(self) -> None:
         """A copy of the model before its first cut; if it teaches, also on disk, for a run that is resumed."""
@@ -528,7 +544,7 @@ class CamCutTrainer(Trainer):
         done = (rounds.index(phase) + 1) / len(rounds)
         now = find_groups(self.model, config.granularity)
         if config.sparsity is not None:
-            left = remaining_budget(before, now, config)
+            left = remaining_budget(before, now, config, self.latency_table)
             sparsity = 1 - (1 - config.sparsity) ** done / left
             return dataclasses.replace(config, sparsity=max(sparsity, 1e-9))  # rounding to layers may be ahead
         left = now[0].model_parameters / before[0].model_parameters

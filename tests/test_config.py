@@ -55,6 +55,7 @@ BAD = {
     "min_units": LEAST,
     "multiple_of": COUNT,
     "sequence_length": COUNT,
+    "latency_batch_size": COUNT,
     "seed": LEAST,
 }
 KNOWN = {"method": tuple(SCORERS), **CHOICES}
@@ -175,6 +176,7 @@ OTHER = {
     "min_units": 2,
     "multiple_of": 8,
     "sequence_length": 64,
+    "latency_batch_size": 2,
     "seed": 7,
 }
 

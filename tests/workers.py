@@ -37,7 +37,7 @@ from datasets import Dataset
 from models import tiny_batch, tiny_model
 from transformers import TrainerCallback, TrainingArguments, modeling_utils
 
-from optimum_camcut import CamCutTrainer, PruningConfig, find_groups, load_pruned, score_groups
+from optimum_camcut import CamCutTrainer, PruningConfig, find_groups, latency_table, load_pruned, score_groups
 from optimum_camcut.card import write_card
 from optimum_camcut.scoring import sums
 
@@ -257,6 +257,14 @@ def score(granularity, method, fault, patient=False):
         if patient and isinstance(error, ValueError):
             time.sleep(600)
         raise SystemExit(3) from None
+
+
+def measure(folder):
+    """The latency table of this process. Each has a cache of its own, so that another would measure another."""
+    number = PartialState(cpu=True).process_index
+    config = PruningConfig(sparsity=0.5, budget="latency", latency_batch_size=2, sequence_length=8)
+    table = latency_table(tiny_model("bert"), config, cache_dir=f"{folder}/cache-{number}", disable_tqdm=True)
+    table.save(f"{folder}/{number}.json")
 
 
 def train_unprivileged(folder):

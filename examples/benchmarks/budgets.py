@@ -1,0 +1,156 @@
+# Copyright 2026 The optimum-camcut authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""How near pruned models come to their budgets: wanted, predicted by the plan and measured of the physical model.
+
+Parameters and FLOPs are counted in the cut model; its time is measured in turn with the dense model's, pair by pair,
+so that a busy machine slows both alike. `wanted` is 1 - sparsity: of the prunable parameters or FLOPs, and of the time
+of the whole model.
+
+    python examples/benchmarks/budgets.py --output budgets.json
+    python examples/benchmarks/budgets.py --model_name_or_path google-bert/bert-base-uncased --budgets latency
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification, PreTrainedModel
+
+from optimum_camcut import (
+    LatencyTable,
+    PrunableGroup,
+    PruningConfig,
+    apply_plan,
+    find_groups,
+    latency_table,
+    make_plan,
+    score_groups,
+)
+from optimum_camcut.measure import count_flops, count_parameters, keeping_memory, random_inputs, time_forward
+from optimum_camcut.plan import remaining_budget, unit_cost
+
+
+def paired_ratios(dense: PreTrainedModel, pruned: PreTrainedModel, options: argparse.Namespace) -> list[float]:
+    """Time of the pruned model to the dense one's, once a round, after a round that does not count."""
+    inputs = random_inputs(dense, options.batch_size, options.tokens)
+    clock = time.thread_time if options.cpu_time else time.perf_counter
+    with keeping_memory():
+        pairs = [[time_forward(model, inputs, clock) for model in (dense, pruned)] for _ in range(options.rounds + 1)]
+    return [after / before for before, after in pairs[1:]]
+
+
+def measure(
+    dense: PreTrainedModel,
+    pruned: PreTrainedModel,
+    groups: list[PrunableGroup],
+    config: PruningConfig,
+    options: argparse.Namespace,
+) -> dict[str, float]:
+    """The fraction of the budget that is left in the cut model, with its quartiles where it is a time."""
+    if config.budget == "latency":
+        low, median, high = statistics.quantiles(paired_ratios(dense, pruned, options), n=4, method="inclusive")
+        return {"measured": median, "low": low, "high": high}
+    prunable = sum(group.size * unit_cost(group, config) for group in groups)
+    if config.budget == "params":
+        removed = count_parameters(dense) - count_parameters(pruned)
+    else:
+        removed = count_flops(dense, 1, options.tokens) - count_flops(pruned, 1, options.tokens)
+        prunable *= options.tokens * dense.config.num_hidden_layers / groups[0].num_layers  # ALBERT repeats layers
+    return {"measured": 1 - removed / prunable}
+
+
+def run(dense: PreTrainedModel, options: argparse.Namespace) -> tuple[list[dict], LatencyTable | None, float]:
+    groups, rows, table, seconds = find_groups(dense), [], None, 0.0
+    scores = score_groups(dense, groups, None, PruningConfig(method=options.method, sparsity=0.5))
+    for budget in options.budgets:
+        for allocation in options.allocations:
+            for sparsity in options.sparsities:
+                config = PruningConfig(
+                    method=options.method,
+                    sparsity=sparsity,
+                    budget=budget,
+                    allocation=allocation,
+                    multiple_of=options.multiple_of,
+                    sequence_length=options.tokens,
+                    latency_batch_size=options.batch_size,
+                )
+                if budget == "latency" and table is None:
+                    start = time.perf_counter()
+                    table = latency_table(dense, config, refresh=options.refresh)
+                    seconds = time.perf_counter() - start
+                    print(table)
+                pruned = apply_plan(copy.deepcopy(dense), make_plan(scores, groups, config, latency=table))
+                row = {
+                    "budget": budget,
+                    "allocation": allocation,
+                    "wanted": 1 - sparsity,
+                    "predicted": remaining_budget(groups, find_groups(pruned), config, table),
+                    **measure(dense, pruned, groups, config, options),
+                }
+                rows.append(row)
+                spread = f" ({row['low']:.4f} to {row['high']:.4f})" if "low" in row else ""
+                print(
+                    f"{budget:<8} {allocation:<9} wanted {row['wanted']:.2f}  predicted {row['predicted']:.4f}  "
+                    f"measured {row['measured']:.4f}{spread}  off by {row['measured'] / row['wanted'] - 1:+.1%}",
+                    flush=True,
+                )
+    return rows, table, seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model_name_or_path", help="default: a BERT-base shape with random weights")
+    parser.add_argument("--budgets", nargs="+", default=["params", "flops", "latency"])
+    parser.add_argument("--allocations", nargs="+", default=["per_kind", "global", "uniform"])
+    parser.add_argument("--sparsities", nargs="+", type=float, default=[0.3, 0.5, 0.7])
+    parser.add_argument("--method", default="magnitude", choices=("magnitude", "random"), help="scores need no data")
+    parser.add_argument("--multiple_of", type=int, default=1)
+    parser.add_argument("--batch_size", type=int, default=8, help="of the latency")
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=11, help="of dense and pruned in turn")
+    parser.add_argument("--threads", type=int, help="of torch, on the CPU")
+    parser.add_argument(
+        "--cpu_time", action="store_true", help="processor time, where others use the machine too; with --threads 1"
+    )
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--refresh", action="store_true", help="measure the latency table even if it is cached")
+    parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
+    options = parser.parse_args()
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    if options.model_name_or_path:
+        model = AutoModelForSequenceClassification.from_pretrained(options.model_name_or_path)
+    else:
+        model = BertForSequenceClassification(BertConfig())
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = model.to(device, getattr(torch, options.dtype)).eval()
+    rows, table, seconds = run(model, options)
+    if table is not None:
+        print(f"the latency table took {seconds:.1f} s, the dense model takes {table.total:.4f} s a forward pass")
+    if options.output:
+        settings = {**vars(options), "output": None, "device": device}
+        measured = {"table": table and table.to_dict(), "table_seconds": seconds, "rows": rows}
+        options.output.write_text(json.dumps({**settings, **measured}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

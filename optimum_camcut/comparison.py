@@ -1,0 +1,375 @@
+# Copyright 2026 The optimum-camcut authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""`compare`: methods and budgets on one model and its data, as a table of quality against measured latency."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import logging
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import send_to_device
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from .config import PruningConfig, check_fields
+from .files import read_json, write_json
+from .groups import WEIGHTS, find_groups
+from .latency import LatencyTable, latency_table
+from .measure import LatencyResult, count_flops, count_parameters, measure_latency
+from .plan import PruningPlan, check_budget, make_plan
+from .rebuild import reconstruct
+from .scoring import get_scorer
+from .scoring.batches import Batch, limit
+from .scoring.loop import score_groups, scoring_mode
+from .surgery import apply_plan
+
+
+logger = logging.getLogger(__name__)
+
+DENSE = "dense"
+METHODS = ("cam_cut", "smooth_cut", "smooth_cam_cut", "taylor", "fisher")
+RECOVERIES = ("none", "reconstruct")
+
+
+@dataclass(frozen=True)
+class ComparedModel:
+    """One row: the dense model, or it pruned by one method to one budget.
+
+    Args:
+        method (`str`): `"dense"` or a scoring method.
+        sparsity (`float`): the fraction of the budget that was removed.
+        quality (`float`): what the evaluation gave; larger is better.
+        quality_ratio (`float`, *optional*): that over the dense model's, unless that is 0.
+        parameters (`int`): of the whole model.
+        flops (`int`): of one forward pass of one sequence.
+        latency (`float`): seconds of one forward pass of the batch; the median.
+        latency_low, latency_high (`float`): its first and third quartile.
+        speedup (`float`): latency of the dense model over it, both measured in turn.
+        quality_deviation (`float`): standard deviation of the quality where several comparisons were averaged.
+        plan (`PruningPlan`, *optional*): what was kept; not written to JSON.
+    """
+
+    method: str
+    sparsity: float
+    quality: float
+    quality_ratio: float | None
+    parameters: int
+    flops: int
+    latency: float
+    latency_low: float
+    latency_high: float
+    speedup: float
+    quality_deviation: float = 0.0
+    plan: PruningPlan | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found: prints as a table, and `plots.plot_pareto` draws it.
+
+    Args:
+        rows (`tuple[ComparedModel, ...]`): the dense model, then every method with every sparsity.
+        settings (`Mapping[str, Any]`): what all of them share: the model, the recovery, the budget, the batch size of
+            the latency, ...
+    """
+
+    rows: tuple[ComparedModel, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def dense(self) -> ComparedModel:
+        """The row of the dense model."""
+        return self.rows[0]
+
+    def pareto(self) -> tuple[ComparedModel, ...]:
+        """The rows that no other beats: none is at least as good and as fast, and better or faster. Fastest first."""
+
+        def beaten(row: ComparedModel) -> bool:
+            return any(
+                other.quality >= row.quality
+                and other.latency <= row.latency
+                and (other.quality > row.quality or other.latency < row.latency)
+                for other in self.rows
+            )
+
+        return tuple(sorted((row for row in self.rows if not beaten(row)), key=lambda row: row.latency))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings and the rows as JSON types, without the plans."""
+        names = [f.name for f in dataclasses.fields(ComparedModel) if f.name != "plan"]
+        rows = [{name: getattr(row, name) for name in names} for row in self.rows]
+        return {"settings": dict(self.settings), "rows": rows}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Comparison:
+        """From what `to_dict` gives.
+
+        Raises:
+            `ValueError`: unknown keys, or no rows.
+        """
+        check_fields(cls, values)
+        rows = values.get("rows")
+        if not isinstance(rows, list) or not rows:
+            raise ValueError("a comparison should hold 'rows', a list that begins with the dense model")
+        for row in rows:
+            check_fields(ComparedModel, row)
+        return cls(tuple(ComparedModel(**row) for row in rows), dict(values.get("settings") or {}))
+
+    def save(self, path: str | Path) -> None:
+        """Writes a JSON file."""
+        write_json(path, self.to_dict())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Comparison:
+        """Reads what `save` wrote."""
+        return cls.from_dict(read_json(path))
+
+    @classmethod
+    def average(cls, comparisons: Sequence[Comparison]) -> Comparison:
+        """The means of comparisons with the same methods and sparsities, of several scoring samples, say.
+
+        Raises:
+            `ValueError`: none, or their rows differ.
+        """
+        keys = [[(row.method, row.sparsity) for row in each.rows] for each in comparisons]
+        if not keys or any(key != keys[0] for key in keys):
+            raise ValueError("expected one comparison or more, of the same methods and sparsities")
+        rows = []
+        for same in zip(*(each.rows for each in comparisons)):
+            qualities = [row.quality for row in same]
+            means = {
+                name: statistics.fmean(getattr(row, name) for row in same)
+                for name in ("quality", "latency", "latency_low", "latency_high", "speedup")
+            }
+            counts = {
+                name: round(statistics.fmean(getattr(row, name) for row in same)) for name in ("parameters", "flops")
+            }
+            ratios = [row.quality_ratio for row in same]
+            means["quality_ratio"] = None if None in ratios else statistics.fmean(ratios)
+            deviation = statistics.stdev(qualities) if len(qualities) > 1 else 0.0
+            rows.append(dataclasses.replace(same[0], **means, **counts, quality_deviation=deviation))
+        settings = {**comparisons[0].settings, "comparisons": len(comparisons)}
+        return cls(tuple(rows), settings)
+
+    def cells(self) -> list[list[str]]:
+        """The table as text, its titles first. The last column marks the rows of `pareto`."""
+        best, spread = self.pareto(), any(row.quality_deviation for row in self.rows)
+        titles = ["method", "sparsity", "quality", "/ dense", "params (M)", "FLOPs (G)", "ms", "quartiles", "speed-up"]
+        lines = [[*titles, "Pareto"]]
+        for row in self.rows:
+            lines.append(
+                [
+                    row.method,
+                    "" if row.method == DENSE else f"{row.sparsity:.0%}",
+                    f"{row.quality:.4g}" + (f" ± {row.quality_deviation:.2g}" if spread else ""),
+                    "-" if row.quality_ratio is None else f"{row.quality_ratio:.3f}",
+                    f"{row.parameters / 1e6:.2f}",
+                    f"{row.flops / 1e9:.2f}",
+                    f"{1e3 * row.latency:.1f}",
+                    f"{1e3 * row.latency_low:.1f} to {1e3 * row.latency_high:.1f}",
+                    f"{row.speedup:.2f}x",
+                    "*" if row in best else "",
+                ]
+            )
+        return lines
+
+    def __str__(self) -> str:
+        lines = self.cells()
+        widths = [max(map(len, column)) for column in zip(*lines)]
+        text = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
+        text.insert(1, "-" * max(map(len, text)))
+        return "\n".join(text)
+
+    def to_markdown(self) -> str:
+        """The table for a README or a model card."""
+        titles, *lines = ([cell.replace("|", "\\|") for cell in line] for line in self.cells())
+        rules = ["---", *["---:"] * (len(titles) - 2), ":---:"]
+        return "\n".join(f"| {' | '.join(line)} |" for line in (titles, rules, *lines)) + "\n"
+
+
+def compare(
+    model: PreTrainedModel,
+    dataloader: Iterable[Batch] | None,
+    evaluate: Callable[[PreTrainedModel], float] | None = None,
+    config: PruningConfig | None = None,
+    *,
+    methods: Sequence[str] = METHODS,
+    sparsities: Sequence[float] = (0.3, 0.5, 0.7),
+    recovery: str = "reconstruct",
+    eval_dataloader: Iterable[Batch] | None = None,
+    metric: Callable[[np.ndarray, np.ndarray], float] | None = None,
+    latency: LatencyTable | None = None,
+    repeats: int = 10,
+    disable_tqdm: bool = False,
+) -> Comparison:
+    """Prunes copies of a model by every method to every budget, and measures how good and how fast each is.
+
+    A method scores once for all its budgets. The time of each pruned model is measured in turn with the dense one's,
+    at `config.latency_batch_size` and `config.sequence_length`. No more than two models are in memory at a time.
+
+    Args:
+        model (`PreTrainedModel`): fine-tuned, of a supported architecture; it is left as it was.
+        dataloader (`Iterable[Batch]`, *optional*): batches with labels to score and rebuild on, `config.num_samples`
+            examples at most. Not needed by methods that read no data (`magnitude`) without a rebuild.
+        evaluate (`Callable`): gives the quality of a model, larger is better. Or else `eval_dataloader` and `metric`.
+        config (`PruningConfig`, *optional*): all but the method, the sparsity and the recovery: `budget`,
+            `allocation`, `granularity`, `num_samples`, ... Default: `PruningConfig`'s own.
+        methods (`Sequence[str]`): what to score by.
+        sparsities (`Sequence[float]`): fractions of the budget to remove.
+        recovery (`str`): `"none"`, or `"reconstruct"` for least squares after the cut. Nothing is trained.
+        eval_dataloader (`Iterable[Batch]`, *optional*): batches with `"labels"`, read once for every model.
+        metric (`Callable`, *optional*): of the logits `(examples, ...)` and the labels `(examples, ...)` of all its
+            batches, the quality.
+        latency (`LatencyTable`, *optional*): for `budget="latency"`; measured if it is not given.
+        repeats (`int`): timings of every model.
+        disable_tqdm (`bool`): no progress bar.
+
+    Returns:
+        `Comparison`: `print` it, `save` it, or draw it with `optimum_camcut.plots.plot_pareto`.
+
+    Raises:
+        `ValueError`: no way to evaluate, or two; no or unknown methods; a budget that cannot be met; no data.
+    """
+    config = config or PruningConfig(sparsity=0.5)
+    configs = _configs(config, methods, sparsities, recovery, repeats)
+    quality = _evaluator(evaluate, eval_dataloader, metric)
+    kinds = config.granularity
+    reads = recovery == "reconstruct" or any(get_scorer(method, kinds).source != "weights" for method in methods)
+    if reads and dataloader is None:
+        raise ValueError("scoring and rebuilding read data: give a dataloader of batches with labels")
+    if config.budget == "latency" and latency is None:
+        latency = latency_table(model, config, disable_tqdm=disable_tqdm)
+    groups = find_groups(model, kinds)
+    for each in configs[0][1]:
+        check_budget(groups, each, latency)  # before hours of scoring
+    batches = list(limit(dataloader, config.num_samples, "compare: reading", disable_tqdm=True)) if reads else None
+
+    shape = (config.latency_batch_size, config.sequence_length)
+    total = sum(len(each) for _, each in configs) + 1
+    with tqdm(total=total, desc="compare", unit="model", disable=disable_tqdm, leave=False) as bar:
+        whole = (quality(model), count_parameters(model), count_flops(model, 1, shape[1]))
+        bar.update()
+        found: list[tuple[PruningConfig, tuple[float, int, int], dict[str, LatencyResult], PruningPlan]] = []
+        for method, of_method in configs:
+            bar.set_postfix_str(method)
+            scores = score_groups(model, groups, batches, of_method[0], disable_tqdm=True)
+            for each in of_method:
+                plan = make_plan(scores, groups, each, latency=latency)
+                pruned = apply_plan(copy.deepcopy(model), plan)
+                if recovery == "reconstruct":
+                    reconstruct(pruned, model, plan, batches, disable_tqdm=True)
+                facts = (quality(pruned), count_parameters(pruned), count_flops(pruned, 1, shape[1]))
+                times = measure_latency({DENSE: model, method: pruned}, *shape, repeats=repeats)
+                found.append((each, facts, times, plan))
+                del pruned
+                bar.update()
+    # The dense model was timed beside each of the others; all of them are told on the scale of its median.
+    dense = statistics.median(times[DENSE].median for _, _, times, _ in found)
+    low, high = (
+        statistics.median(getattr(times[DENSE], name) for _, _, times, _ in found) for name in ("low", "high")
+    )
+    ratio = 1.0 if whole[0] else None
+    rows = [ComparedModel(DENSE, 0.0, whole[0], ratio, whole[1], whole[2], dense, low, high, 1.0)]
+    for each, (value, parameters, flops), times, plan in found:
+        timed, scale = times[each.method], dense / times[DENSE].median
+        rows.append(
+            ComparedModel(
+                method=each.method,
+                sparsity=each.sparsity,
+                quality=value,
+                quality_ratio=value / whole[0] if whole[0] else None,
+                parameters=parameters,
+                flops=flops,
+                latency=timed.median * scale,
+                latency_low=timed.low * scale,
+                latency_high=timed.high * scale,
+                speedup=times[DENSE].median / timed.median,
+                plan=plan,
+            )
+        )
+    settings = {
+        "model": type(model).__name__,
+        "recovery": recovery,
+        "device": str(model.device),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "repeats": repeats,
+        "config": {name: v for name, v in config.to_dict().items() if name not in ("method", "sparsity", "recovery")},
+    }
+    return Comparison(tuple(rows), settings)
+
+
+def _configs(
+    config: PruningConfig, methods: Sequence[str], sparsities: Sequence[float], recovery: str, repeats: int
+) -> list[tuple[str, list[PruningConfig]]]:
+    """What to do: for every method, a config for every sparsity."""
+    if recovery not in RECOVERIES:
+        raise ValueError(
+            f"recovery should be {' or '.join(map(repr, RECOVERIES))}, got {recovery!r}; nothing is trained here"
+        )
+    if recovery == "reconstruct" and WEIGHTS in config.granularity:
+        raise ValueError("recovery='reconstruct' is for units; compare methods on single weights with 'none'")
+    if repeats < 1:
+        raise ValueError(f"repeats should be at least 1, got {repeats}")
+    for name, values in (("methods", methods), ("sparsities", sparsities)):
+        if isinstance(values, str) or not list(values) or len(set(values)) != len(list(values)):
+            raise ValueError(f"{name} should be a list of one or more, each once; got {values!r}")
+    base = {**config.to_dict(), "compression": None, "recovery": recovery, "distill_weight": 0.0}
+    return [
+        (method, [PruningConfig(**{**base, "method": method, "sparsity": sparsity}) for sparsity in sparsities])
+        for method in methods
+    ]
+
+
+def _evaluator(
+    evaluate: Callable[[PreTrainedModel], float] | None,
+    eval_dataloader: Iterable[Batch] | None,
+    metric: Callable[[np.ndarray, np.ndarray], float] | None,
+) -> Callable[[PreTrainedModel], float]:
+    """What gives the quality of a model: a finite number."""
+    if (evaluate is None) == (eval_dataloader is None) or (eval_dataloader is None) != (metric is None):
+        raise ValueError("give a function evaluate(model), or else eval_dataloader and metric(logits, labels)")
+
+    def quality(model: PreTrainedModel) -> float:
+        with scoring_mode(model):
+            value = float(evaluate(model) if evaluate is not None else metric(*_predict(model, eval_dataloader)))
+        if not math.isfinite(value):
+            raise ValueError(f"the quality of a model should be a finite number; the evaluation gave {value}")
+        return value
+
+    return quality
+
+
+def _predict(model: PreTrainedModel, batches: Iterable[Batch]) -> tuple[np.ndarray, np.ndarray]:
+    """Logits and labels of all examples."""
+    logits, labels = [], []
+    with torch.inference_mode():
+        for batch in batches:
+            outputs = model(**send_to_device(dict(batch), model.device))
+            logits.append(outputs.logits.float().cpu().numpy())
+            labels.append(batch["labels"].cpu().numpy())
+    if not logits:
+        raise ValueError(
+            "eval_dataloader gave no batches; it is read once for every model, so it cannot be a generator"
+        )
+    return np.concatenate(logits), np.concatenate(labels)
