@@ -371,6 +371,12 @@ def remaining_budget(before: Sequence[PrunableGroup], now: Sequence[PrunableGrou
     return after / total
 
 
+def removed_by(number: int, rounds: int) -> float:
+    """The part of what is to be removed that is gone after so many rounds: 1 - (1 - number / rounds)³, much in the
+    first and little in the last (Zhu and Gupta 2017, eq. 1)."""
+    return 1 - (1 - number / rounds) ** 3
+
+
 def _multiple(group: PrunableGroup, config: PruningConfig) -> int:
     return config.multiple_of if group.kind == "neurons" else 1
 

@@ -55,7 +55,7 @@ from optimum_camcut import (
     reconstruct,
     score_groups,
 )
-from optimum_camcut.plan import remaining_budget
+from optimum_camcut.plan import remaining_budget, removed_by
 from optimum_camcut.scoring import SCORERS
 
 
@@ -137,7 +137,7 @@ class Benchmark(GlueTask):
                 groups = find_groups(model)
                 counted = PruningConfig(sparsity=0.5, budget="flops")
                 left = remaining_budget(everything, groups, counted)
-                config = PruningConfig(sparsity=1 - keep ** (number / rounds) / left, **settings)
+                config = PruningConfig(sparsity=1 - (1 - (1 - keep) * removed_by(number, rounds)) / left, **settings)
                 if number > 1 or not scores:
                     found = score_groups(model, groups, batches, config)
                     scores = scores or found  # those of the dense model serve all fractions
