@@ -11,8 +11,8 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What the whole training-free job costs (score, plan, cut, rebuild), as a ratio to one plain forward and backward pass
-over the same examples.
+"""What the whole training-free job costs (score, plan, cut, rebuild), as a ratio to one plain forward and backward
+pass over the same examples.
 
 Every round times the plain pass, a plain forward pass, and the job with each method, in turn. BERT-base shape with
 random weights: the cost does not depend on their values. Solving for the weights takes the same time however many
@@ -97,10 +97,10 @@ def main() -> None:
             "scoring": statistics.median(scoring),
             "rebuild_in_forward_passes": statistics.median(passes),
         }
-        r = results[name]["job"]
+        r, shares = results[name]["job"], (statistics.median(scoring), statistics.median(passes))
         print(
-            f"{name:<16}{r['median']:.2f} ({r['low']:.2f} - {r['high']:.2f}), scoring {statistics.median(scoring):.2f}, "
-            f"rebuild {statistics.median(passes):.2f} plain forward passes"
+            f"{name:<16}{r['median']:.2f} ({r['low']:.2f} - {r['high']:.2f}), scoring {shares[0]:.2f}, "
+            f"rebuild {shares[1]:.2f} plain forward passes"
         )
     if options.output:
         options.output.write_text(json.dumps({"device": device, **vars(options), "output": None, "results": results}))
