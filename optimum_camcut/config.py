@@ -89,7 +89,8 @@ class PruningConfig:
             as in the paper's code; in `score_groups`, on if the model is in training mode.
         shift: added to the mean output by `cam_cut` and `smooth_cam_cut` on single weights (the paper's is 10); other
             methods have no mean output to shift, and heads and neurons take 0 only.
-        rounds: cut in this many rounds of score, cut and recover.
+        rounds: cut in this many rounds of score, cut and recover, by a cubic schedule: after round r of n,
+            1 - (1 - r/n)³ of what is to go is gone.
         rewind: return to the initial weights before the recovery (the lottery-ticket recipe); needs `dense_epochs`.
         recovery: what follows the cut in `CamCutTrainer.train`: `"finetune"` for `num_train_epochs`, `"reconstruct"`
             (least squares, without labels) or `"none"`.

@@ -429,6 +429,12 @@ def remaining_budget(
     return after / total
 
 
+def removed_by(number: int, rounds: int) -> float:
+    """The part of what is to be removed that is gone after so many rounds: 1 - (1 - number / rounds)³, much in the
+    first and little in the last (Zhu and Gupta 2017, eq. 1)."""
+    return 1 - (1 - number / rounds) ** 3
+
+
 def _prices(
     groups: Sequence[PrunableGroup], config: PruningConfig, latency: LatencyTable | None
 ) -> dict[str, np.ndarray]:

@@ -368,8 +368,9 @@ def _solve(
             given = x[chosen]
             missing = y[chosen] - projection(given).float()
             given = torch.cat([given.float(), given.new_ones(len(given), int(biased), dtype=torch.float32)], dim=1)
-            gram[part] += given.T @ given
-            cross[part] += given.T @ missing
+            with torch.autocast(given.device.type, enabled=False):  # the models may run in half precision, not this
+                gram[part] += given.T @ given
+                cross[part] += given.T @ missing
     if PartialState().num_processes > 1:
         gram, cross = reduce_across_processes((gram, cross), "sum")
     if not (torch.isfinite(gram).all() and torch.isfinite(cross).all()):

@@ -42,7 +42,7 @@ from .files import replacing, write_errors
 from .groups import WEIGHTS, find_groups
 from .latency import LatencyTable, latency_table
 from .masking import hold_masks, masked_weights
-from .plan import PLAN_NAME, PruningPlan, check_budget, make_plan, remaining_budget
+from .plan import PLAN_NAME, PruningPlan, check_budget, make_plan, remaining_budget, removed_by
 from .rebuild import reconstruct
 from .resume import (
     UNFINISHED,
@@ -541,14 +541,15 @@ class CamCutTrainer(Trainer):
         config, rounds = self.pruning_config, self._round_names()
         if len(rounds) == 1:
             return config
-        done = (rounds.index(phase) + 1) / len(rounds)
+        done = removed_by(rounds.index(phase) + 1, len(rounds))
         now = find_groups(self.model, config.granularity)
         if config.sparsity is not None:
             left = remaining_budget(before, now, config, self.latency_table)
-            sparsity = 1 - (1 - config.sparsity) ** done / left
+            sparsity = 1 - (1 - config.sparsity * done) / left
             return dataclasses.replace(config, sparsity=max(sparsity, 1e-9))  # rounding to layers may be ahead
         left = now[0].model_parameters / before[0].model_parameters
-        return dataclasses.replace(config, compression=max(left * config.compression**done, 1 + 1e-9))
+        compression = left / (1 - (1 - 1 / config.compression) * done)
+        return dataclasses.replace(config, compression=max(compression, 1 + 1e-9))
 
     @contextmanager
     def _one_model(self, trial: Any) -> Iterator[None]:

@@ -716,9 +716,9 @@ def test_reconstruct_makes_up_for_sublayers(architecture):
     assert reconstruct(model, dense, plan, batches, disable_tqdm=True) is model
     assert distance() < 0.9 * before
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, weights[name])}
-    outputs_of = {g.output.module + ".weight" for g in find_groups(model)}
-    if architecture != "albert":  # there, what was cut is before everything
-        outputs_of.remove(find_groups(model)[0].output.module + ".weight")
+    projections = [group.output.module for group in find_groups(model)]
+    projections = projections if architecture == "albert" else projections[1:]  # behind the first cut
+    outputs_of = {f"{name}.{part}" for name in projections for part in ("weight", "bias")}
     assert changed <= outputs_of and len(changed) >= 1
 
 

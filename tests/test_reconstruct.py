@@ -136,6 +136,20 @@ def make_redundant(model):
     return model
 
 
+def test_under_autocast_sums_stay_exact():
+    """The models run in bfloat16, and the result is what it is without, to their rounding."""
+    results = []
+    for enabled in (False, True):
+        model, dense, plan = pair("bert")
+        before = weights(model)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            reconstruct(model, dense, plan, batches_of(12))
+        results.append(distance(model, dense))
+        assert any(not torch.equal(before[name], value) for name, value in model.state_dict().items())
+        assert all(value.dtype == before[name].dtype for name, value in model.state_dict().items())
+    assert results[1] == pytest.approx(results[0], rel=0.02)
+
+
 @pytest.mark.parametrize("architecture", ["bert", "gpt2", "llama"])
 def test_redundant_units_are_made_up_for(architecture, monkeypatch):
     """Units that others can stand in for exactly: without damping, nothing is lost when they go."""

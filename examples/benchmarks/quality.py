@@ -55,7 +55,7 @@ from optimum_camcut import (
     reconstruct,
     score_groups,
 )
-from optimum_camcut.plan import remaining_budget
+from optimum_camcut.plan import remaining_budget, removed_by
 from optimum_camcut.scoring import SCORERS
 
 
@@ -119,6 +119,10 @@ class Benchmark(GlueTask):
             pruning_config=config,
         )
 
+    def precision(self) -> torch.autocast:
+        """What scoring and rebuilding run in; evaluation is in float32."""
+        return torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.options.bf16)
+
     def evaluate(self, model: PreTrainedModel) -> float:
         """The task's headline metric, in percent."""
         self._predictor.model = self._predictor.model_wrapped = model
@@ -137,9 +141,10 @@ class Benchmark(GlueTask):
                 groups = find_groups(model)
                 counted = PruningConfig(sparsity=0.5, budget="flops")
                 left = remaining_budget(everything, groups, counted)
-                config = PruningConfig(sparsity=1 - keep ** (number / rounds) / left, **settings)
+                config = PruningConfig(sparsity=1 - (1 - (1 - keep) * removed_by(number, rounds)) / left, **settings)
                 if number > 1 or not scores:
-                    found = score_groups(model, groups, batches, config)
+                    with self.precision():
+                        found = score_groups(model, groups, batches, config)
                     scores = scores or found  # those of the dense model serve all fractions
                     if number == 1:
                         scoring_seconds = time.perf_counter() - start
@@ -148,7 +153,8 @@ class Benchmark(GlueTask):
                 if rounds == 1:
                     row["cut"] = self.evaluate(model)
                     start = time.perf_counter()
-                reconstruct(model, self.model, model.pruning_plan, batches)
+                with self.precision():
+                    reconstruct(model, self.model, model.pruning_plan, batches)
             row["seconds"] = time.perf_counter() - start
             row["rebuilt"] = self.evaluate(model)
             row["macs"] = remaining_budget(everything, find_groups(model), counted)
@@ -249,6 +255,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1, help="of score, cut and rebuild")
     parser.add_argument("--num_samples", type=int, default=2048)
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="each draws another scoring sample")
+    parser.add_argument("--bf16", action="store_true", help="score and rebuild under autocast; not evaluate")
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--tables", action="store_true", help="only print the tables of what is in the output folder")
     options = parser.parse_args()
@@ -276,6 +283,7 @@ def run(options: argparse.Namespace) -> None:
                         "rounds": options.rounds,
                         "seed": seed,
                         "num_samples": options.num_samples,
+                        "bf16": options.bf16,
                         "dense": benchmark.dense,
                         "results": benchmark.run(method, seed),
                     }
