@@ -35,8 +35,8 @@ def distillation_loss(student: Any, teacher: Any, temperature: float, mask: Tens
             `(batch, tokens, classes)`), or `start_logits` and `end_logits` (`(batch, tokens)`), and perhaps
             `hidden_states` (a tuple of `(batch, tokens, hidden size)`).
         temperature (`float`): divides all logits.
-        mask (`torch.Tensor` of shape `(batch, tokens)`): for logits and hidden states of tokens, 0 at padding, which
-            does not count.
+        mask (`torch.Tensor` of shape `(batch, tokens)`, or `(examples, choices, tokens)` of a batch of choices): for
+            logits and hidden states of tokens, 0 at padding, which does not count.
 
     Returns:
         `torch.Tensor`: scalar, the sum of both; each is a mean over examples or real tokens.
@@ -60,6 +60,7 @@ def distillation_loss(student: Any, teacher: Any, temperature: float, mask: Tens
 
 def _real(values: Tensor, mask: Tensor | None) -> Tensor:
     """Those of the real tokens, if there is one for each token."""
+    mask = None if mask is None else mask.flatten(end_dim=-2)  # choices of an example are rows of their own
     return values[mask.bool()] if values.dim() == 3 and mask is not None and mask.shape == values.shape[:2] else values
 
 

@@ -354,6 +354,61 @@ def test_distillation_mixes_in_the_dense_predictions(steps, tmp_path):
     assert trainer.train().global_step == 6 / steps
 
 
+def test_distilled_hidden_states_of_choices_by_hand():
+    """Each choice of an example is a row; their padding does not count."""
+    torch.manual_seed(0)
+    taught, off = torch.randn(4, 3, 2), torch.randn(4, 3, 2)
+    mask = torch.tensor([[[1, 1, 0], [1, 0, 0]], [[1, 1, 1], [1, 1, 0]]])
+    logits = torch.zeros(2, 2)
+    student = {"logits": logits, "hidden_states": (taught, taught + off)}
+    real = mask.view(4, 3).bool()
+    expected = off[real].square().mean() / taught[real].var()
+    loss = distillation_loss(student, {"logits": logits, "hidden_states": (taught, taught)}, 2.0, mask)
+    torch.testing.assert_close(loss, expected)
+
+
+class Minimal(transformers.BertPreTrainedModel):
+    """Its forward knows none of the keywords that ask for more."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.bert = transformers.BertModel(config)
+        self.classifier = torch.nn.Linear(config.hidden_size, 3)
+        self.post_init()
+
+    def forward(self, input_ids, attention_mask=None, labels=None):
+        logits = self.classifier(self.bert(input_ids, attention_mask)[0][:, 0])
+        loss = torch.nn.functional.cross_entropy(logits, labels) if labels is not None else None
+        return transformers.modeling_outputs.SequenceClassifierOutput(loss=loss, logits=logits)
+
+
+def test_distillation_of_a_model_that_gives_no_hidden_states(tmp_path):
+    trainer = make_trainer(tmp_path, pruning(distill_weight=0.25), model=Minimal(tiny_model("bert").config))
+    trainer.prune()
+    model, batch = trainer.model.eval(), tiny_batch()
+    with torch.no_grad():
+        outputs, taught = model(**batch), trainer.dense_model(**batch)
+    model.train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    for layer in model.bert.encoder.layer:
+        layer.attention.self.eval()
+    expected = 0.75 * outputs.loss + 0.25 * distillation_loss(outputs, taught, 2.0)
+    torch.testing.assert_close(trainer.compute_loss(model, batch), expected)
+    assert trainer.train().global_step == 6
+
+
+def test_distillation_of_models_that_return_tuples(tmp_path):
+    losses = []
+    for returned in (True, False):
+        model = tiny_model("bert")
+        model.config.return_dict = returned
+        trainer = make_trainer(tmp_path, pruning(distill_weight=0.25), model=model)
+        losses.append(trainer.train().training_loss)
+    assert losses[0] == pytest.approx(losses[1])
+
+
 def test_model_init(tmp_path):
     calls = []
 
