@@ -579,7 +579,7 @@ def test_models_built_in_other_threads_meanwhile_draw_their_weights():
 
 def test_nothing_is_drawn_where_there_is_no_storage():
     cls, drawn = checkpoint.checkpoint_class(transformers.BertForSequenceClassification), []
-    config = pruned_model().config
+    config = apply_plan(tiny_model("bert"), PruningPlan({"layer.0.neurons": range(9)})).config
 
     class Watch(TorchFunctionMode):
         def __torch_function__(self, function, types, args=(), kwargs=None):
@@ -612,14 +612,16 @@ def test_a_config_class_of_the_users_own(tmp_path):
 
 def test_a_model_with_another_one_inside(tmp_path):
     """The files are compared with the one that they fill."""
-    inner = pruned_model("bert", hidden_size=16)
+    inner, model = (
+        apply_plan(tiny_model("bert", hidden_size=size), PruningPlan({"layer.0.neurons": range(9)}))
+        for size in (16, 32)
+    )
 
     class Outer(transformers.BertForSequenceClassification):
         def __init__(self, config):
             super().__init__(config)
             self.inner = type(inner)(inner.config)
 
-    model = pruned_model()
     model.save_pretrained(tmp_path)
     outer = load_pruned(tmp_path, model_class=Outer)
     assert torch.equal(logits(outer), logits(model))
