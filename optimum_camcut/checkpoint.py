@@ -58,6 +58,7 @@ class PrunedCheckpoint(SavesWhole):
 
     def __init__(self, config: PretrainedConfig, *args: Any, **kwargs: Any):
         loading = _loading.get()
+        _loading.set(None)  # this model alone is filled, not what it may build inside
         if loading and not loading.quantize and getattr(config, "quantization_config", None) is not None:
             loading = None
         if loading and is_cut(config) and transformers.__version__.startswith("4."):
@@ -68,12 +69,13 @@ class PrunedCheckpoint(SavesWhole):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Before the first answer, looks for NaN and infinity among the weights. Not while loading, which only maps
-        the files: to read all of them takes as long as the rest, and the answer needs it anyway.
+        the files: to read all of them takes as long as the rest, and the answer needs it anyway. Nor while the model
+        is compiled or traced, which would make the look a part of it.
 
         Raises:
             `ValueError`: names the weight.
         """
-        if self._unread is not None and not torch.compiler.is_compiling():
+        if self._unread is not None and not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
             check_finite(self._unread, self)
             self._unread = None
         return super().__call__(*args, **kwargs)
@@ -161,6 +163,7 @@ def load_pruned(
                 f"transformers has no class {name!r} for a {config.model_type!r} model; pass model_class= to say what "
                 "to load it as"
             )
-    if set(kwargs) <= {*HUB_ARGUMENTS, "dtype", "device_map"}:  # nothing that changes it
+    own = isinstance(config, model_class.config_class or ())
+    if own and set(kwargs) <= {*HUB_ARGUMENTS, "dtype", "device_map"}:  # nothing that changes it
         kwargs["config"] = config
     return checkpoint_class(model_class).from_pretrained(name_or_path, **kwargs)

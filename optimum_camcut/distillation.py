@@ -27,16 +27,16 @@ def distillation_loss(student: Any, teacher: Any, temperature: float, mask: Tens
 
     Of predictions, the Kullback-Leibler divergence of the softened ones, times the squared temperature (Hinton et al.
     2015); a single logit (regression) is matched by its squared error instead. Of hidden states, the squared error
-    relative to the variance of the teacher's, mean over the layers behind the embeddings (layer by layer as in Romero
-    et al. 2015, with no map between them: a cut leaves the hidden size as it is).
+    relative to the variance of the teacher's features at the token, mean over the layers behind the embeddings (layer
+    by layer as in Romero et al. 2015, with no map between them: a cut leaves the hidden size as it is).
 
     Args:
         student, teacher: model outputs with `logits` (`torch.Tensor` of shape `(batch, classes)` or
             `(batch, tokens, classes)`), or `start_logits` and `end_logits` (`(batch, tokens)`), and perhaps
             `hidden_states` (a tuple of `(batch, tokens, hidden size)`).
         temperature (`float`): divides all logits.
-        mask (`torch.Tensor` of shape `(batch, tokens)`): for logits and hidden states of tokens, 0 at padding, which
-            does not count.
+        mask (`torch.Tensor` of shape `(batch, tokens)`, or `(examples, choices, tokens)` of a batch of choices): for
+            logits and hidden states of tokens, 0 at padding, which does not count.
 
     Returns:
         `torch.Tensor`: scalar, the sum of both; each is a mean over examples or real tokens.
@@ -54,14 +54,20 @@ def distillation_loss(student: Any, teacher: Any, temperature: float, mask: Tens
     if not (student.get("hidden_states") and teacher.get("hidden_states")):
         return predictions
     states = zip(student["hidden_states"][1:], teacher["hidden_states"][1:])
-    errors = [_relative_error(_real(s.float(), mask), _real(t.float(), mask)) for s, t in states]
-    return predictions + torch.stack(errors).mean()
+    return predictions + torch.stack([_relative_error(s.float(), t.float(), mask) for s, t in states]).mean()
 
 
 def _real(values: Tensor, mask: Tensor | None) -> Tensor:
     """Those of the real tokens, if there is one for each token."""
+    mask = None if mask is None else mask.flatten(end_dim=-2)  # choices of an example are rows of their own
     return values[mask.bool()] if values.dim() == 3 and mask is not None and mask.shape == values.shape[:2] else values
 
 
-def _relative_error(student: Tensor, teacher: Tensor) -> Tensor:
-    return functional.mse_loss(student, teacher) / teacher.var().clamp(min=torch.finfo(teacher.dtype).tiny)
+def _relative_error(student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean over examples, and within each over real tokens, so that it does not matter how examples are shared out."""
+    spread = teacher.var(dim=-1, correction=0).clamp(min=torch.finfo(teacher.dtype).tiny)
+    errors = (student - teacher).square().mean(dim=-1) / spread
+    real = torch.ones_like(errors)
+    if mask is not None and mask.flatten(end_dim=-2).shape == errors.shape:
+        real = mask.flatten(end_dim=-2).to(errors.dtype)
+    return ((errors * real).sum(dim=1) / real.sum(dim=1).clamp(min=1)).mean()

@@ -23,21 +23,18 @@ import functools
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 import transformers
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-
-try:
-    from transformers.initialization import no_init_weights
-except ImportError:  # transformers 4
-    from transformers.modeling_utils import no_init_weights
 
 RECORD = "camcut_pruning"  # the key of config.json that holds the kept sizes
 
@@ -616,15 +613,25 @@ def shrink(model: PreTrainedModel) -> None:
     bind_position_bias(model, kept_of)
 
 
+class DrawsNothing(TorchFunctionMode):
+    """Where models are built without storage, `torch.nn.init` returns at once: to go through it takes as long as the
+    rest. In this thread alone, unlike `no_init_weights` of transformers, which replaces its functions for all threads,
+    and for good if two of them load at once."""
+
+    def __torch_function__(
+        self, function: Callable, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
+
+
 class PrunedModel:
     """Mixed in before a transformers class: builds the model, then shrinks it to the sizes in its config."""
 
     def __init__(self, config: PretrainedConfig, *args: Any, **kwargs: Any):
-        if torch.empty(0).is_meta:  # as in from_pretrained: no numbers to draw, which takes as long as the rest
-            with no_init_weights():
-                super().__init__(config, *args, **kwargs)
-            self.tie_weights()
-        else:
+        with DrawsNothing() if torch.empty(0).is_meta else nullcontext():  # as in from_pretrained
             super().__init__(config, *args, **kwargs)
         with torch._C.DisableTorchFunction():  # a device context makes every step five times slower; devices are known
             shrink(self)

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+from transformers.utils import find_labels
 
 from .groups import KINDS, PrunableGroup, find_groups
 from .modeling_camcut import list_blocks, list_groups, sublayer_of
@@ -101,6 +102,8 @@ def reconstruct(
     batches = list(limit(dataloader, num_samples, "reconstruct: reading", disable_tqdm=True))
     if not batches:
         raise ValueError("the dataloader gave no batches: there is nothing to reconstruct from")
+    labels = find_labels(type(model))  # no loss is asked for; of a test set they are -1, which gives none
+    batches = [{name: value for name, value in batch.items() if name not in labels} for batch in batches]
     projections = [model.get_submodule(group.output.module) for group in groups]
     parameters = [parameter for projection in projections for parameter in projection.parameters()]
     before = [parameter.clone() for parameter in parameters]
@@ -187,7 +190,7 @@ class _Stage:
 
     blocks: list[str]
     groups: list[PrunableGroup]
-    gives_tuple: bool  # what a block returns: a tuple with the hidden states first, or them alone
+    returned: int  # the length of the tuple that a block returns, hidden states first; 0 if it returns them alone
 
 
 class _Stop(Exception):
@@ -224,13 +227,13 @@ def _forward_to_stop(model: PreTrainedModel, batch: Batch) -> None:
 def _stages(model: PreTrainedModel, batch: Batch, groups: Sequence[PrunableGroup]) -> list[_Stage]:
     """The order in which blocks run, cut where no block runs both before and after."""
     calls: list[str] = []
-    tuples: dict[str, bool] = {}
+    lengths: dict[str, int] = {}
     with ExitStack() as stack:
         for path in list_blocks(model):
 
             def record(module: nn.Module, args: tuple, output: Any, path: str = path) -> None:
                 calls.append(path)
-                tuples[path] = isinstance(output, tuple)
+                lengths[path] = len(output) if isinstance(output, tuple) else 0
 
             stack.callback(_hook(model.get_submodule(path), record).remove)
         _forward_to_stop(model, take(batch, 1))
@@ -239,7 +242,7 @@ def _stages(model: PreTrainedModel, batch: Batch, groups: Sequence[PrunableGroup
         if not set(calls[start:end]) & set(calls[end:]):
             blocks = calls[start:end]
             inside = [g for path in dict.fromkeys(blocks) for g in groups if g.output.module.startswith(f"{path}.")]
-            stages.append(_Stage(blocks, inside, tuples[blocks[0]]))
+            stages.append(_Stage(blocks, inside, lengths[blocks[0]]))
             start = end
     while not stages[-1].groups:
         stages.pop()
@@ -317,24 +320,29 @@ def _select_read_tokens(
         hidden = stream.hidden.detach().requires_grad_()
         with torch.enable_grad(), _blocks_give(model, stage, hidden):
             outputs = model(**send_to_device(dict(batch), hidden.device))
-            values = [v for name, v in outputs.items() if name != "loss" and isinstance(v, Tensor) and v.requires_grad]
+            outputs = outputs if isinstance(outputs, tuple) else outputs.values()
+            values = [v for v in outputs if isinstance(v, Tensor) and v.requires_grad and v.dim()]
             # At random, so that nothing cancels (the sum of what leaves a norm is constant).
-            generator = torch.Generator().manual_seed(0)
-            total = sum((v * torch.rand(v.shape, generator=generator).to(v)).sum() for v in values)
+            generator = torch.Generator("cpu").manual_seed(0)
+            draws = [torch.rand(v.shape[-1], generator=generator, device="cpu").to(v) for v in values]
+            total = sum((v @ draw).sum() for v, draw in zip(values, draws))
             read = torch.autograd.grad(total, hidden)[0].abs().sum(-1) > 0 if values else stream.mask
-        if not (read & stream.mask).any() or torch.equal(read & stream.mask, stream.mask):
+        real = read & stream.mask
+        if torch.equal(real, stream.mask) and (real.sum(1) > 1).any():
             return  # all are read, and so it is in the other batches
-        other.mask = read & stream.mask
+        if real.any():
+            other.mask = real
 
 
 @contextmanager
 def _blocks_give(model: PreTrainedModel, stage: _Stage, hidden: Tensor) -> Iterator[None]:
     """All blocks give these hidden states, and compute nothing."""
+    given = (hidden, *[None] * (stage.returned - 1)) if stage.returned else hidden
     modules = [model.get_submodule(path) for path in list_blocks(model)]
     before = [module.__dict__.get("forward") for module in modules]
     try:
         for module in modules:
-            module.forward = lambda *_, **__: (hidden,) if stage.gives_tuple else hidden
+            module.forward = lambda *_, **__: given
         yield
     finally:
         for module, forward in zip(modules, before):

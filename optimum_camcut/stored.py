@@ -33,6 +33,7 @@ from . import modeling_camcut
 from .files import read_json
 from .modeling_camcut import (
     ARCHITECTURES,
+    DrawsNothing,
     PrunedModel,
     is_cut,
     kept_heads,
@@ -45,11 +46,6 @@ from .plan import PLAN_NAME, PruningPlan, is_weight, plain_shape, plan_of
 from .scoring import scorers_of
 from .units import mask_of
 
-
-try:
-    from transformers.initialization import no_init_weights
-except ImportError:  # transformers 4
-    from transformers.modeling_utils import no_init_weights
 
 logger = logging.getLogger(__name__)
 
@@ -200,7 +196,7 @@ def skeleton(model_class: type[PreTrainedModel], config: PretrainedConfig) -> Pr
     """The model without storage, and uncut unless the class cuts."""
     uncut = copy.deepcopy(config)
     uncut.pruned_heads = {}  # transformers 4 would cut by itself, which fails without storage
-    with torch.device("meta"), no_init_weights():
+    with torch.device("meta"), DrawsNothing():
         return model_class(uncut)
 
 
@@ -227,6 +223,8 @@ def check_finite(name_or_path: str | Path, model: PreTrainedModel) -> None:
         values = parameter.to_local() if hasattr(parameter, "to_local") else parameter
         if type(values) not in (torch.Tensor, nn.Parameter) or values.is_meta or not values.is_floating_point():
             continue  # quantized, or offloaded
+        if values.element_size() == 1:
+            continue  # quantized too: floats of 8 bits have no sum
         # A sum is finite only if all are, and takes a tenth of the time; a narrow dtype may overflow.
         if not values.sum().isfinite() and not values.isfinite().all():
             raise ValueError(

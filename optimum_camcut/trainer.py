@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 import logging
 import re
 import shutil
@@ -292,7 +293,7 @@ class CamCutTrainer(Trainer):
         weight = self.pruning_config.distill_weight if self.pruning_config is not None else 0.0
         if weight == 0.0 or self.pruning_plan is None or self._scoring or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        inputs = {**inputs, "output_hidden_states": True}
+        inputs = {**inputs, **_accepted(self.dense_model, output_hidden_states=True, return_dict=True)}
         loss, outputs = super().compute_loss(model, dict(inputs), True, num_items_in_batch)
         with torch.no_grad():
             teacher = self.dense_model(**inputs)
@@ -615,3 +616,10 @@ class CamCutTrainer(Trainer):
         if self.pruning_config.distill_weight > 0:
             self._load_dense_model()
         self._apply(PruningPlan.load(checkpoint))
+
+
+def _accepted(model: PreTrainedModel, **keywords: Any) -> dict[str, Any]:
+    """Those that the model's forward takes: a class of the user's own may know none of them."""
+    parameters = inspect.signature(type(model).forward).parameters
+    anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return {name: value for name, value in keywords.items() if anything or name in parameters}

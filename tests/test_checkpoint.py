@@ -21,6 +21,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import threading
 
 import pytest
 import torch
@@ -29,6 +30,7 @@ from huggingface_hub import ModelCard
 from models import ARCHITECTURES, CONFIGS, random_plan, tiny_batch, tiny_model
 from safetensors.torch import load_file, save_file
 from torch.nn.utils.prune import l1_unstructured
+from torch.overrides import TorchFunctionMode
 
 from optimum_camcut import (
     PruningConfig,
@@ -44,6 +46,7 @@ from optimum_camcut import (
 from optimum_camcut.modeling_camcut import ARCHITECTURES as TABLE
 from optimum_camcut.modeling_camcut import RECORD
 from optimum_camcut.scoring import SCORERS, scorer
+from optimum_camcut.stored import check_finite
 
 
 FILES = {"config.json", "model.safetensors", "pruning_plan.json", "modeling_camcut.py", "README.md"}
@@ -541,6 +544,111 @@ def test_a_model_built_from_a_config_draws_its_weights():
     model = modeling_camcut.BertForSequenceClassification(config)
     weights = [m.weight for m in model.modules() if isinstance(m, torch.nn.Linear | torch.nn.Embedding)]
     assert all(0.01 < weight.std() < 0.03 for weight in weights)  # initializer_range is 0.02
+
+
+def test_models_built_in_other_threads_meanwhile_draw_their_weights():
+    """What keeps the one from drawing is seen by its own thread alone, and is gone behind it."""
+    config, cls = pruned_model().config, checkpoint.checkpoint_class(transformers.BertForSequenceClassification)
+    functions = [torch.nn.init.kaiming_uniform_, torch.nn.init.normal_, transformers.PreTrainedModel.init_weights]
+    interval = sys.getswitchinterval()
+
+    def build():
+        for _ in range(10):
+            with torch.device("meta"):
+                cls(config)
+
+    threads = [threading.Thread(target=build) for _ in range(2)]
+    sys.setswitchinterval(1e-5)
+    try:
+        for thread in threads:
+            thread.start()
+        deviations = [torch.nn.Linear(64, 64).weight.std().item()]
+        while any(thread.is_alive() for thread in threads):
+            deviations.append(torch.nn.Linear(64, 64).weight.std().item())
+    finally:
+        sys.setswitchinterval(interval)
+        for thread in threads:
+            thread.join()
+    assert min(deviations) > 0.06 and max(deviations) < 0.08  # uniform within 1/8
+    assert functions == [
+        torch.nn.init.kaiming_uniform_,
+        torch.nn.init.normal_,
+        transformers.PreTrainedModel.init_weights,
+    ]
+
+
+def test_nothing_is_drawn_where_there_is_no_storage():
+    cls, drawn = checkpoint.checkpoint_class(transformers.BertForSequenceClassification), []
+    config = apply_plan(tiny_model("bert"), PruningPlan({"layer.0.neurons": range(9)})).config
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            drawn.append(getattr(function, "__module__", ""))
+            return function(*args, **(kwargs or {}))
+
+    with Watch(), torch.device("meta"):
+        cls(config)
+    assert drawn and "torch.nn.init" not in drawn
+
+
+def test_a_config_class_of_the_users_own(tmp_path):
+    class OwnConfig(transformers.BertConfig):
+        @property
+        def scale(self):
+            return 2 * self.hidden_size
+
+    class Own(transformers.BertForSequenceClassification):
+        config_class = OwnConfig
+
+        def __init__(self, config):
+            super().__init__(config)
+            self.scale = config.scale
+
+    model = pruned_model()
+    model.save_pretrained(tmp_path)
+    own = load_pruned(tmp_path, model_class=Own)
+    assert own.scale == 64 and torch.equal(logits(own), logits(model))
+
+
+def test_a_model_with_another_one_inside(tmp_path):
+    """The files are compared with the one that they fill."""
+    inner, model = (
+        apply_plan(tiny_model("bert", hidden_size=size), PruningPlan({"layer.0.neurons": range(9)}))
+        for size in (16, 32)
+    )
+
+    class Outer(transformers.BertForSequenceClassification):
+        def __init__(self, config):
+            super().__init__(config)
+            self.inner = type(inner)(inner.config)
+
+    model.save_pretrained(tmp_path)
+    outer = load_pruned(tmp_path, model_class=Outer)
+    assert torch.equal(logits(outer), logits(model))
+    edit_json(tmp_path / "config.json", lambda config: config[RECORD]["sizes"].update({"layer.0.neurons": 1}))
+    with pytest.raises(ValueError, match="records 1 units for 'layer.0.neurons'"):
+        load_pruned(tmp_path, model_class=Outer)
+
+
+def test_a_model_is_traced_before_its_first_answer(tmp_path):
+    model = pruned_model()
+    model.save_pretrained(tmp_path)
+    reloaded = load_pruned(tmp_path)
+    reloaded.config.return_dict = False
+    inputs = tuple(tiny_batch(labels=False).values())
+    traced = torch.jit.trace(reloaded, inputs)
+    torch.testing.assert_close(traced(*inputs)[0], logits(model))
+
+
+def test_floats_of_8_bits_are_not_looked_at():
+    """Quantizers make them of linear maps, and torch cannot add them up."""
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    packed = model[0].weight.detach().to(torch.float8_e4m3fn)
+    model[0].weight = torch.nn.Parameter(packed, requires_grad=False)
+    check_finite("here", model)
+    model[1].weight.data[0, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"'1.weight' of here holds NaN"):
+        check_finite("here", model)
 
 
 @pytest.mark.parametrize("length", [0, 4, 8, 100, 0.5, -1])

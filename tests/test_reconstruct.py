@@ -398,6 +398,42 @@ def test_the_model_is_not_started_again_for_every_layer(architecture):
     assert starts[0] == starts[1] and 5 <= starts[0][0] <= 6 and starts[0][1] == 10
 
 
+@pytest.mark.parametrize("architecture", ["bert", "mpnet"])
+def test_only_hidden_states_are_asked_for(architecture):
+    """Labels that no loss takes (-1, as in test sets), and whatever else the config makes the models return, change
+    nothing."""
+    results = []
+    for given, settings in (
+        (batches_of(2), {}),
+        ([{**batch, "labels": torch.full((16,), -1)} for batch in batches_of(2)], {}),
+        (batches_of(2), {"return_dict": False}),
+        (batches_of(2), {"output_attentions": True, "output_hidden_states": True}),
+    ):
+        model, dense, plan = pair(architecture, attn_implementation="eager")
+        for each in (model, dense):
+            for name, value in settings.items():
+                setattr(each.config, name, value)
+        results.append(weights(reconstruct(model, dense, plan, given)))
+    for other in results[1:]:
+        for name, value in results[0].items():
+            torch.testing.assert_close(other[name], value, atol=1e-5, rtol=1e-5)
+
+
+def test_examples_of_one_token_may_come_first(monkeypatch):
+    """Of those, all tokens are read; of the others, still one."""
+    counts, solve = [], module._solve
+
+    def count(model, stage, group, streams, targets):
+        counts.append([int(stream.mask.sum()) for stream in streams])
+        solve(model, stage, group, streams, targets)
+
+    monkeypatch.setattr(module, "_solve", count)
+    model, dense, plan = pair("bert")
+    short = {name: value[:, :1] for name, value in tiny_batch(16, labels=False).items()}
+    reconstruct(model, dense, plan, [short, *batches_of(2)])
+    assert counts[0] == [16, 120, 120] and counts[-2:] == [[16, 16, 16]] * 2
+
+
 # --- what it leaves alone -------------------------------------------------------------------------------------------
 
 

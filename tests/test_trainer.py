@@ -317,19 +317,13 @@ def test_distillation_loss_by_hand():
     tokens = torch.tensor([[[2.0, 0.0], [9.0, -9.0]]])
     masked = distillation_loss({"logits": tokens}, {"logits": tokens * 0}, 2.0, torch.tensor([[1, 0]]))
     assert masked == pytest.approx(float(expected), abs=1e-6)
-    # Layer 0 does not count, 1 is off by 3 at one of two values of variance 8, 2 is right.
-    student["hidden_states"] = (
-        torch.full((1, 2, 1), 9.0),
-        torch.tensor([[[3.0], [4.0]]]),
-        torch.tensor([[[1.0], [2.0]]]),
-    )
-    teacher["hidden_states"] = (torch.zeros(1, 2, 1), torch.tensor([[[0.0], [4.0]]]), torch.tensor([[[1.0], [2.0]]]))
-    assert distillation_loss(student, teacher, 2.0) == pytest.approx(float(expected) + (9 / 2 / 8) / 2, abs=1e-6)
-    longer = torch.tensor([[[0.0], [4.0], [7.0]]])
-    student["hidden_states"] = (longer, longer + torch.tensor([[[3.0], [0.0], [50.0]]]))
-    teacher["hidden_states"] = (longer, longer)
-    masked = distillation_loss(student, teacher, 2.0, torch.tensor([[1, 1, 0]]))
-    assert masked == pytest.approx(float(expected) + 9 / 2 / 8, abs=1e-6)
+    # Two layers behind the embeddings, of features 0 and 4, of variance 4. The second is right. The first is off by 2
+    # in both features of the one real token of an example, and of one of the two of the other.
+    right = torch.tensor([0.0, 4.0]).expand(2, 2, 2)
+    off = torch.tensor([[[2.0, 2.0], [50.0, 50.0]], [[2.0, 2.0], [0.0, 0.0]]])
+    student["hidden_states"], teacher["hidden_states"] = (right + 9, right + off, right), (right, right, right)
+    masked = distillation_loss(student, teacher, 2.0, torch.tensor([[1, 0], [1, 1]]))
+    assert masked == pytest.approx(float(expected) + (1 + 1 / 2) / 2 / 2, abs=1e-6)
 
 
 @pytest.mark.parametrize("steps", [1, 2])
@@ -355,6 +349,62 @@ def test_distillation_mixes_in_the_dense_predictions(steps, tmp_path):
     model.eval()
     torch.testing.assert_close(trainer.compute_loss(model, batch), model(**batch).loss)
     assert trainer.train().global_step == 6 / steps
+
+
+def test_distilled_hidden_states_of_choices_by_hand():
+    """Each choice of an example is a row; their padding does not count."""
+    torch.manual_seed(0)
+    taught, off = torch.randn(4, 3, 2), torch.randn(4, 3, 2)
+    mask = torch.tensor([[[1, 1, 0], [1, 0, 0]], [[1, 1, 1], [1, 1, 0]]])
+    logits = torch.zeros(2, 2)
+    student = {"logits": logits, "hidden_states": (taught, taught + off)}
+    real = mask.view(4, 3).bool()
+    error = off.square().mean(-1) / taught.var(-1, correction=0)
+    expected = sum(each[tokens].mean() for each, tokens in zip(error, real)) / 4
+    loss = distillation_loss(student, {"logits": logits, "hidden_states": (taught, taught)}, 2.0, mask)
+    torch.testing.assert_close(loss, expected)
+
+
+class Minimal(transformers.BertPreTrainedModel):
+    """Its forward knows none of the keywords that ask for more."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.bert = transformers.BertModel(config)
+        self.classifier = torch.nn.Linear(config.hidden_size, 3)
+        self.post_init()
+
+    def forward(self, input_ids, attention_mask=None, labels=None):
+        logits = self.classifier(self.bert(input_ids, attention_mask)[0][:, 0])
+        loss = torch.nn.functional.cross_entropy(logits, labels) if labels is not None else None
+        return transformers.modeling_outputs.SequenceClassifierOutput(loss=loss, logits=logits)
+
+
+def test_distillation_of_a_model_that_gives_no_hidden_states(tmp_path):
+    trainer = make_trainer(tmp_path, pruning(distill_weight=0.25), model=Minimal(tiny_model("bert").config))
+    trainer.prune()
+    model, batch = trainer.model.eval(), tiny_batch()
+    with torch.no_grad():
+        outputs, taught = model(**batch), trainer.dense_model(**batch)
+    model.train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    for layer in model.bert.encoder.layer:
+        layer.attention.self.eval()
+    expected = 0.75 * outputs.loss + 0.25 * distillation_loss(outputs, taught, 2.0)
+    torch.testing.assert_close(trainer.compute_loss(model, batch), expected)
+    assert trainer.train().global_step == 6
+
+
+def test_distillation_of_models_that_return_tuples(tmp_path):
+    losses = []
+    for returned in (True, False):
+        model = tiny_model("bert")
+        model.config.return_dict = returned
+        trainer = make_trainer(tmp_path, pruning(distill_weight=0.25), model=model)
+        losses.append(trainer.train().training_loss)
+    assert losses[0] == pytest.approx(losses[1])
 
 
 def test_model_init(tmp_path):
