@@ -22,6 +22,7 @@ from .version import __version__
 
 
 if TYPE_CHECKING:
+    from .allocation import make_plan
     from .checkpoint import load_pruned
     from .comparison import Comparison, compare
     from .config import PruningConfig
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from .latency import LatencyTable, latency_table
     from .masking import hold_masks
     from .overlap import MaskOverlap, mask_iou
-    from .plan import PruningPlan, make_plan
+    from .plan import PruningPlan
     from .rebuild import reconstruct
     from .scoring.loop import score_groups
     from .surgery import apply_plan, prune_heads
@@ -50,7 +51,7 @@ _MODULES = {
     "hold_masks": "masking",
     "latency_table": "latency",
     "load_pruned": "checkpoint",
-    "make_plan": "plan",
+    "make_plan": "allocation",
     "mask_iou": "overlap",
     "prune_heads": "surgery",
     "reconstruct": "rebuild",

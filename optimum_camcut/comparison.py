@@ -31,12 +31,13 @@ from accelerate.utils import send_to_device
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from .allocation import check_budget, make_plan
 from .config import PruningConfig, check_fields
 from .files import read_json, write_json
 from .groups import WEIGHTS, find_groups
 from .latency import LatencyTable, latency_table
 from .measure import LatencyResult, count_flops, count_parameters, measure_latency
-from .plan import PruningPlan, check_budget, make_plan
+from .plan import PruningPlan
 from .rebuild import reconstruct
 from .scoring import get_scorer
 from .scoring.batches import Batch, limit

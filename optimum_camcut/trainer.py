@@ -35,6 +35,7 @@ from transformers import PreTrainedModel, Trainer, set_seed
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, TrainOutput
 from transformers.utils import is_datasets_available
 
+from .allocation import check_budget, make_plan, remaining_budget, removed_by
 from .card import write_card
 from .checkpoint import PrunedCheckpoint
 from .config import CONFIG_NAME, PruningConfig
@@ -43,7 +44,7 @@ from .files import replacing, write_errors
 from .groups import WEIGHTS, find_groups
 from .latency import LatencyTable, latency_table
 from .masking import hold_masks, masked_weights
-from .plan import PLAN_NAME, PruningPlan, check_budget, make_plan, remaining_budget, removed_by
+from .plan import PLAN_NAME, PruningPlan
 from .rebuild import reconstruct
 from .resume import (
     UNFINISHED,

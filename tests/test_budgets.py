@@ -37,10 +37,10 @@ from optimum_camcut import (
     latency_table,
     make_plan,
 )
+from optimum_camcut.allocation import check_budget, remaining_budget, unit_cost
 from optimum_camcut.groups import KINDS
 from optimum_camcut.measure import count_flops, count_parameters, measure_latency
 from optimum_camcut.modeling_camcut import Slice
-from optimum_camcut.plan import check_budget, remaining_budget, unit_cost
 
 
 SHAPES = {

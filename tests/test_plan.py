@@ -26,8 +26,9 @@ from hypothesis import strategies as st
 from models import random_plan, tiny_batch, tiny_model
 
 from optimum_camcut import PrunableGroup, PruningConfig, PruningPlan, apply_plan, find_groups, make_plan, score_groups
+from optimum_camcut.allocation import remaining_budget, unit_cost
 from optimum_camcut.measure import count_flops, count_parameters
-from optimum_camcut.plan import layer_of, remaining_budget, unit_cost
+from optimum_camcut.plan import layer_of
 
 
 def group(name, size, **changes):

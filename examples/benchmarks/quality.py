@@ -55,7 +55,7 @@ from optimum_camcut import (
     reconstruct,
     score_groups,
 )
-from optimum_camcut.plan import remaining_budget, removed_by
+from optimum_camcut.allocation import remaining_budget, removed_by
 from optimum_camcut.scoring import SCORERS
 
 

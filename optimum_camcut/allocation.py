@@ -1,0 +1,461 @@
+# Copyright 2026 The optimum-camcut authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""`make_plan`: how much of what to keep within a budget, by scores."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .config import PruningConfig
+from .groups import WEIGHTS, PrunableGroup
+from .latency import LatencyTable
+from .modeling_camcut import sublayer_of
+from .plan import PruningPlan, layer_of
+from .scoring import get_scorer
+from .scoring.loop import Scores, check_scores
+from .units import IndexSet, mask_of
+
+
+logger = logging.getLogger(__name__)
+
+TICKS = 2**15  # of the time to keep, in the search for the best sizes within it
+CHOICES_PER_GROUP = 64  # sizes of a layer in that search
+
+
+def make_plan(
+    scores: Scores,
+    groups: Sequence[PrunableGroup],
+    config: PruningConfig,
+    *,
+    latency: LatencyTable | None = None,
+) -> PruningPlan:
+    """Chooses the units to keep. A pure function: the same scores give the same plan.
+
+    Ties are broken towards keeping the earlier unit. `sparsity` and `compression` count from the groups as they are:
+    a model that has lost half its heads loses half of the rest at `sparsity=0.5`.
+
+    What `allocation="global"` keeps has the largest sum of scores within the budget but for less than the score of one
+    step (a head, or `multiple_of` neurons); with `budget="latency"`, the largest that there is among plans of at most
+    about 64 sizes a layer.
+
+    Args:
+        scores (`dict[str, Tensor]`): group name -> `(units,)`, larger = keep, as `score_groups` returns; of single
+            weights, in the parameter's shape.
+        groups (`Sequence[PrunableGroup]`): the groups that were scored; those of `config.granularity` are cut.
+        config (`PruningConfig`): `sparsity` or `compression`, `budget`, `allocation`, `layer_unit`, `min_units`,
+            `multiple_of`.
+        latency (`LatencyTable`, *optional*): from `latency_table(model, config)`, for `budget="latency"`; of the model
+            as it is or as it was before earlier cuts.
+
+    Returns:
+        `PruningPlan`: with one entry for each group, except the heads and neurons of sub-layers that it removes.
+
+    Raises:
+        `ValueError`: scores that are missing, NaN, infinite or all zero; a budget that cannot be met (the message
+            names the highest possible value).
+    """
+    if not isinstance(config, PruningConfig):
+        raise TypeError(f"expected a PruningConfig, got {type(config).__name__}")
+    names = {group.name for group in groups}
+    groups = [group for group in groups if group.kind in config.granularity]
+    if not groups:
+        raise ValueError(
+            f"no groups of {' or '.join(config.granularity)} to plan for; find_groups(model, {config.granularity}) "
+            "gives them"
+        )
+    wanted = {group.name for group in groups}
+    check_scores({name: s for name, s in scores.items() if name in wanted or name not in names}, groups)
+    if groups[0].kind == WEIGHTS:
+        keep = _choose_weights(scores, groups, config)
+    else:
+        keep = _choose_units(scores, groups, config, latency)
+    if all(len(keep.get(g.name, ())) == g.size for g in groups):
+        logger.warning("the plan removes nothing: %s is too little for one unit", config.amount)
+    groups = [g for g in groups if g.name in keep]
+    return PruningPlan(
+        keep={g.name: keep[g.name] for g in groups},
+        sizes={g.name: g.original_size for g in groups},
+        model_type=groups[0].model_type,
+        config=dataclasses.replace(config),
+        num_layers=groups[0].num_layers,
+    )
+
+
+def _choose_units(
+    scores: Scores, groups: Sequence[PrunableGroup], config: PruningConfig, latency: LatencyTable | None
+) -> dict[str, tuple[int, ...]]:
+    """What to keep of heads, neurons and sub-layers: by group."""
+    price = _prices(groups, config, latency)
+    layers = [g for g in groups if g.kind == "layers"]
+    total, budget = groups[0].model_parameters, sum(price[g.name][-1] for g in layers or groups)
+    fixed = latency.total_of(groups) - budget if config.budget == "latency" else 0  # what counts and always stays
+    target = (budget + fixed) * (1 - _fraction_of_budget(total, budget, config)) - fixed  # the cost to keep
+    ranked = _rank_layers(scores, layers, price, config) or [[]]
+    costs = [sum(price[g.name][-1] for g in candidate) for candidate in ranked]
+    for count in range(_count_layers(costs, budget, target, len(layers) < len(groups)), 0, -1):
+        removed = {g.name for candidate in ranked[count:] for g in candidate}
+        units = [g for g in groups if g.kind != "layers" and sublayer_of(g.name) not in removed]
+        present = budget - sum(costs[count:])
+        fraction, least = _fraction_to_remove(units, present, target, price, config)
+        if least - target <= (1e-9 * budget if units else costs[count - 1] / 2):
+            break  # else the units that are left cannot give what is wanted, and one more sub-layer goes
+    else:
+        raise _unreachable(total, budget + fixed, least + fixed, config)
+    keep = {g.name: [] if g.name in removed else [0] for g in layers}
+    keep |= _keep_units(scores, units, config, fraction, present, target, price)
+    return {g.name: tuple(g.units[i] for i in keep[g.name]) for g in groups if g.name in keep}
+
+
+def _keep_units(
+    scores: Scores,
+    units: Sequence[PrunableGroup],
+    config: PruningConfig,
+    fraction: float,
+    present: float,
+    target: float,
+    price: Mapping[str, np.ndarray],
+) -> dict[str, list[int]]:
+    """Positions of the heads and neurons to keep, by group."""
+    rate = _rates(units, price, config)
+    if config.allocation == "global":
+        scale = _scale_of_kinds(scores, units, rate, config)
+        if config.budget == "latency":
+            room = target - present + sum(price[g.name][-1] for g in units)
+            return _search(scores, units, config, room, price, scale)
+        room = sum(price[g.name][-1] for g in units) * (1 - fraction)
+        return _keep_best(scores, units, config, room, price, rate, scale)
+    keep: dict[str, list[int]] = {}
+    scale = dict.fromkeys(config.granularity, 1.0)
+    left = list(units)
+    for kind in sorted({g.kind for g in units}):  # heads, then neurons, which are finer
+        chosen = [g for g in left if g.kind == kind]
+        for pool in _pools(chosen, config):
+            room = sum(float(_spent(price[g.name], g, fraction, config)) for g in pool)
+            keep |= _keep_best(scores, pool, config, room, price, rate, scale)
+        left = [g for g in left if g.kind != kind]
+        if left and (config.allocation == "uniform" or config.budget == "latency"):
+            present -= sum(price[g.name][-1] - price[g.name][len(keep[g.name])] for g in chosen)
+            fraction = min(_fraction_to_remove(left, present, target, price, config)[0], 1.0)
+    return keep
+
+
+def check_budget(groups: Sequence[PrunableGroup], config: PruningConfig, latency: LatencyTable | None = None) -> None:
+    """Raises `ValueError`, naming the highest possible value, if the groups cannot give what the config wants: what
+    `make_plan` would raise, before there are scores."""
+    if WEIGHTS in config.granularity:
+        _fraction_of_weights(groups, config)
+    else:
+        _choose_units({g.name: torch.ones(g.size) for g in groups}, groups, config, latency)
+
+
+def _fraction_of_weights(groups: Sequence[PrunableGroup], config: PruningConfig) -> float:
+    total, budget = groups[0].model_parameters, sum(group.size for group in groups)
+    fraction = _fraction_of_budget(total, budget, config)
+    if fraction > 1 + 1e-9:
+        raise _unreachable(total, budget, 0, config)
+    return min(fraction, 1.0)
+
+
+def _choose_weights(scores: Scores, groups: Sequence[PrunableGroup], config: PruningConfig) -> dict[str, IndexSet]:
+    """What to keep of single weights: by parameter, or over all of them, those with the largest scores. Their number
+    is rounded."""
+    fraction, keep = _fraction_of_weights(groups, config), {}
+    for pool in _pools(groups, config):
+        present = [torch.from_numpy(mask_of(group.units, group.original_size)) for group in pool]
+        values = torch.cat([scores[group.name].flatten()[mask] for group, mask in zip(pool, present)])
+        chosen = _largest(values, math.floor(len(values) * (1 - fraction) + 0.5))
+        for group, mask, part in zip(pool, present, chosen.split([int(mask.sum()) for mask in present])):
+            kept = torch.zeros(group.original_size, dtype=torch.bool)
+            kept[mask] = part
+            keep[group.name] = IndexSet(kept.numpy())
+    emptied = [name for name, units in keep.items() if not units and name.endswith(".weight")]
+    if emptied:
+        logger.warning("the plan removes all weights of %s: nothing flows through them any more", ", ".join(emptied))
+    return keep
+
+
+def _largest(values: Tensor, count: int) -> Tensor:
+    """Bool: True at the largest values; of equal ones, the earlier."""
+    chosen = torch.zeros(len(values), dtype=torch.bool)
+    if count > 0:
+        threshold = values.kthvalue(len(values) - count + 1).values
+        chosen = values > threshold
+        chosen[(values == threshold).nonzero().flatten()[: count - int(chosen.sum())]] = True
+    return chosen
+
+
+def unit_cost(group: PrunableGroup, config: PruningConfig) -> int:
+    """What one unit costs in `config.budget`: parameters (also for `compression`), or FLOPs per token at
+    `config.sequence_length`. A single weight counts 1 in either."""
+    if config.budget == "params" or config.compression is not None:
+        return group.unit_parameters
+    return group.unit_flops + group.unit_flops_per_position * config.sequence_length
+
+
+def remaining_budget(
+    before: Sequence[PrunableGroup],
+    now: Sequence[PrunableGroup],
+    config: PruningConfig,
+    latency: LatencyTable | None = None,
+) -> float:
+    """Fraction of the budget of `before` that the same groups still take up; with sub-layers among them, the
+    sub-layers', which hold the rest. Of latency, the fraction of the whole model's, as the table predicts it."""
+    if config.budget == "latency":
+        _prices(before, config, latency)  # raises if there is no table for this config
+        return latency.total_of(now) / latency.total_of(before)
+    if any(group.kind == "layers" for group in before):
+        before, now = ([g for g in groups if g.kind == "layers"] for groups in (before, now))
+    after, total = (sum(g.size * unit_cost(g, config) for g in groups) for groups in (now, before))
+    return after / total
+
+
+def removed_by(number: int, rounds: int) -> float:
+    """The part of what is to be removed that is gone after so many rounds: 1 - (1 - number / rounds)³, much in the
+    first and little in the last (Zhu and Gupta 2017, eq. 1)."""
+    return 1 - (1 - number / rounds) ** 3
+
+
+def _prices(
+    groups: Sequence[PrunableGroup], config: PruningConfig, latency: LatencyTable | None
+) -> dict[str, np.ndarray]:
+    """What every group costs with 0 to all of its units, in the unit of the budget: `(size + 1,)`."""
+    if config.budget != "latency":
+        return {g.name: unit_cost(g, config) * np.arange(g.size + 1) for g in groups}
+    if latency is None:
+        raise ValueError(
+            "budget='latency' needs the times of this model on this device: "
+            "make_plan(scores, groups, config, latency=latency_table(model, config)), or CamCutTrainer, which "
+            "measures them by itself"
+        )
+    for wanted, name in ((config.latency_batch_size, "batch_size"), (config.sequence_length, "sequence_length")):
+        if latency.conditions.get(name, wanted) != wanted:
+            raise ValueError(
+                f"the config wants the latency at {config.latency_batch_size} x {config.sequence_length} tokens, but "
+                f"the table was measured with {name}={latency.conditions[name]}; measure one for this config with "
+                "latency_table(model, config)"
+            )
+    return {g.name: latency.price(g) for g in groups}
+
+
+def _rates(units: Sequence[PrunableGroup], price: Mapping[str, np.ndarray], config: PruningConfig) -> dict[str, float]:
+    """What a unit of each group costs; of latency, on average over its kind."""
+    if config.budget != "latency":
+        return {g.name: unit_cost(g, config) for g in units}
+    whole: dict[str, list[float]] = {}
+    for g in units:
+        cost, size = whole.get(g.kind, (0.0, 0))
+        whole[g.kind] = (cost + float(price[g.name][-1]), size + g.size)
+    return {g.name: (whole[g.kind][0] or 1.0) / max(whole[g.kind][1], 1) for g in units}
+
+
+def _spent(price: np.ndarray, group: PrunableGroup, fraction: Any, config: PruningConfig) -> Any:
+    """What a group costs without a fraction of its units, but with those that it must keep."""
+    if config.budget != "latency":
+        return price[-1] * (1 - fraction)
+    return np.interp(np.maximum(group.size * (1 - fraction), _least(group, config)), np.arange(len(price)), price)
+
+
+def _multiple(group: PrunableGroup, config: PruningConfig) -> int:
+    return config.multiple_of if group.kind == "neurons" else 1
+
+
+def _least(group: PrunableGroup, config: PruningConfig) -> int:
+    """The fewest units the group may keep."""
+    multiple = _multiple(group, config)
+    return min(-(-config.min_units // multiple) * multiple, group.size)
+
+
+def _scale_of_kinds(
+    scores: Scores, groups: Sequence[PrunableGroup], rate: Mapping[str, float], config: PruningConfig
+) -> dict[str, float]:
+    """What makes scores of different kinds comparable. Estimates of the loss change are; of other scores, each kind
+    gets the share of the total that it has of the cost."""
+    scale = {group.kind: 1.0 for group in groups}
+    if not get_scorer(config.method).quadratic:
+        for kind in scale:
+            pool = [g for g in groups if g.kind == kind]
+            total = sum(float(scores[g.name].sum()) for g in pool)
+            scale[kind] = sum(g.size * rate[g.name] for g in pool) / (total or 1.0)
+    return scale
+
+
+def _pools(units: Sequence[PrunableGroup], config: PruningConfig) -> list[list[PrunableGroup]]:
+    """Groups whose units are ranked together."""
+    if config.allocation == "global":
+        return [list(units)] if units else []
+    if config.allocation == "uniform":
+        return [[g] for g in units]
+    return [[g for g in units if g.kind == kind] for kind in dict.fromkeys(g.kind for g in units)]
+
+
+def _fraction_of_budget(total: int | None, budget: float, config: PruningConfig) -> float:
+    """The fraction of the budget that the config wants removed."""
+    if config.sparsity is not None:
+        return config.sparsity
+    if total is None:
+        raise ValueError("compression needs the model's parameter count; take the groups from find_groups(model)")
+    return total * (1 - 1 / config.compression) / budget
+
+
+def _rank_layers(
+    scores: Scores, layers: Sequence[PrunableGroup], price: Mapping[str, np.ndarray], config: PruningConfig
+) -> list[list[PrunableGroup]]:
+    """Sub-layers or whole blocks, the highest score per cost first, the earlier first in a tie."""
+    candidates: dict[str, list[PrunableGroup]] = {}
+    for g in layers:
+        candidates.setdefault(layer_of(g.name) if config.layer_unit == "block" else g.name, []).append(g)
+
+    def value(candidate: list[PrunableGroup]) -> float:
+        cost = float(sum(price[g.name][-1] for g in candidate))
+        return sum(float(scores[g.name]) for g in candidate) / (cost or 1.0)
+
+    return sorted(candidates.values(), key=value, reverse=True)
+
+
+def _count_layers(price: Sequence[float], budget: float, target: float, joint: bool) -> int:
+    """How many candidates to keep, at prices from the best to the worst: what is nearest to the target, but one at
+    least. With heads or neurons, which can give the rest, only down to the geometric mean of the two."""
+    aim = math.sqrt(max(target, 0) * budget) if joint else target
+    count, left = len(price), budget
+    while count > 1 and left - aim > price[count - 1] / 2 and not (joint and left - price[count - 1] < target):
+        count -= 1
+        left -= price[count]
+    return count
+
+
+def _fraction_to_remove(
+    units: Sequence[PrunableGroup],
+    present: float,
+    target: float,
+    price: Mapping[str, np.ndarray],
+    config: PruningConfig,
+) -> tuple[float, float]:
+    """Fraction of each pool's units to remove so that of the present cost the target is left, and the least that can
+    be left where a pool cannot give so much."""
+    prunable = sum(price[g.name][-1] for g in units)
+    if config.budget == "latency":
+        fractions = np.linspace(0, 1, 4001)
+        left = present - prunable + sum(_spent(price[g.name], g, fractions, config) for g in units)
+        enough = np.flatnonzero(left <= target)
+        least = present - sum(price[g.name][-1] - price[g.name][_least(g, config) :].min() for g in units)
+        return float(fractions[enough[0]]) if len(enough) else 1.0, least
+    fraction = possible = max(present - target, 0) / prunable if prunable else 0.0
+    for pool in _pools(units, config):
+        whole, least = sum(price[g.name][-1] for g in pool), sum(price[g.name][_least(g, config)] for g in pool)
+        # Units of one kind are rounded to whole ones; a joint budget is never exceeded.
+        slack = unit_cost(pool[0], config) / 2 if len({g.kind for g in pool}) == 1 else 1e-9 * whole
+        if least - whole * (1 - fraction) > slack:
+            possible = min(possible, 1 - least / whole)
+    return fraction, present - possible * prunable
+
+
+def _unreachable(total: int | None, budget: float, least: float, config: PruningConfig) -> ValueError:
+    """Names the highest value, at which the least possible cost is left."""
+    name, value = "sparsity", 1 - least / budget
+    if config.sparsity is None:
+        name, value = "compression", total / (total - budget + least)
+    limits = f"granularity {list(config.granularity)}"
+    limits += "" if WEIGHTS in config.granularity else f", min_units={config.min_units}"
+    return ValueError(
+        f"{config.amount} cannot be reached: the highest possible {name} here is {math.floor(value * 1e4) / 1e4} "
+        f"({limits})"
+    )
+
+
+def _keep_best(
+    scores: Scores,
+    pool: Sequence[PrunableGroup],
+    config: PruningConfig,
+    room: float,
+    price: Mapping[str, np.ndarray],
+    rate: Mapping[str, float],
+    scale: Mapping[str, float],
+) -> dict[str, list[int]]:
+    """Fills what a pool may cost with its best units by score per cost: positions to keep, by group.
+
+    Every group keeps its best `min_units` first. Units then enter in steps of `multiple_of`, ranked by their mean
+    score; a step of one unit is plain ranking. A joint budget of several kinds is never exceeded; the number of units
+    of one kind is rounded.
+    """
+    order = {g.name: scores[g.name].argsort(descending=True, stable=True).tolist() for g in pool}
+    counts = {g.name: _least(g, config) for g in pool}
+    steps = []
+    for position, group in enumerate(pool):
+        ranked = scores[group.name][order[group.name]].tolist()
+        multiple = _multiple(group, config)
+        for start in range(counts[group.name], group.size, multiple):
+            step = ranked[start : start + multiple]
+            value = scale[group.kind] * sum(step) / len(step) / rate[group.name]
+            steps.append((-value, start, position, len(step)))
+    left = room - sum(price[name][count] for name, count in counts.items())
+    joint = len({g.kind for g in pool}) > 1
+    closed = set()
+    for _, start, position, size in sorted(steps):
+        name = pool[position].name
+        cost = price[name][start + size] - price[name][start]
+        if name in closed or cost * (1 - 1e-9 if joint else 0.5 - 1e-9) > left:
+            closed.add(name)  # a group's steps enter in order, better units first
+            continue
+        counts[name] += size
+        left -= cost
+    return {name: sorted(units[: counts[name]]) for name, units in order.items()}
+
+
+def _search(
+    scores: Scores,
+    units: Sequence[PrunableGroup],
+    config: PruningConfig,
+    room: float,
+    price: Mapping[str, np.ndarray],
+    scale: Mapping[str, float],
+) -> dict[str, list[int]]:
+    """The sizes with the largest sum of scores of which the times fit into `room`: a knapsack with one choice for
+    every group, solved by dynamic programming over the time in `TICKS` steps, each group's rounded down.
+
+    Times need not grow evenly with the size, nor at all.
+    """
+    tick = max(room, 1e-12) / TICKS
+    best = np.zeros(TICKS + 1)  # of the groups so far, the largest sum within so many ticks
+    taken: list[tuple[np.ndarray, np.ndarray]] = []
+    order = {g.name: scores[g.name].argsort(descending=True, stable=True).tolist() for g in units}
+    for group in units:
+        multiple = _multiple(group, config)
+        step = multiple * -(-group.size // (multiple * CHOICES_PER_GROUP))
+        first = _least(group, config)
+        counts = np.array([*range(first, group.size, step), group.size])
+        worth = np.concatenate([[0.0], scores[group.name][order[group.name]].double().cumsum(0).numpy()])
+        ticks = np.floor(price[group.name][counts] / tick).astype(int)
+        sums, chosen = np.full(TICKS + 1, -np.inf), np.zeros(TICKS + 1, dtype=np.int32)
+        for count, used in zip(counts, ticks):
+            if used <= TICKS:
+                reached = best[: TICKS + 1 - used] + scale[group.kind] * worth[count]
+                better = reached >= sums[used:]
+                sums[used:][better] = reached[better]
+                chosen[used:][better] = count
+        taken.append((chosen, price[group.name]))
+        best = sums
+    keep, left = {}, TICKS
+    for group, (chosen, times) in zip(reversed(units), reversed(taken)):
+        count = int(chosen[left])
+        left -= int(np.floor(times[count] / tick))
+        keep[group.name] = sorted(order[group.name][:count])
+    return keep
