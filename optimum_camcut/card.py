@@ -33,7 +33,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from .files import write_text
 from .groups import WEIGHTS, find_groups
 from .masking import count_zeros
-from .modeling_camcut import ARCHITECTURES, RECORD
+from .modeling_camcut import ARCHITECTURES, RECORD, is_cut
 from .plan import is_weight, layer_of
 
 
@@ -46,6 +46,8 @@ LICENSE = ("license", "license_name", "license_link")
 WIDEST = 32  # characters of a figure
 TOKENS = 128  # of the sequence that FLOPs are counted for
 SPEED = ("_runtime", "_per_second", "_time", "epoch")  # what a trainer gives beside the metrics
+
+TOKENIZER = "Pruning leaves the tokenizer as it was: if none is saved here, take that of the base model."
 
 Metrics = Mapping[str, Mapping[str, float]]
 
@@ -140,16 +142,16 @@ def pruning_section(model: PreTrainedModel, arguments: str, metrics: Metrics) ->
         recipe = f"`{config.amount}`, `allocation={config.allocation!r}`"
         recipe += f", `rounds={config.rounds}`" if config.rounds > 1 else ""
         recipe += f", `dense_epochs={config.dense_epochs}`, `rewind=True`" if config.rewind else ""
-        lines += [f"{kinds.capitalize()} were scored with `{config.method}` and removed at {recipe}.", ""]
+        lines += [
+            f"{kinds.capitalize()} were scored with `{config.method}` and removed at {recipe}, of what earlier cuts, "
+            "if any, had left.",
+            "",
+        ]
     lines += _comparison(model, metrics)
     zeros = count_zeros(model)
     if zeros:
         lines += _masks(model, zeros)
-    if _is_cut(model) and getattr(model.config, RECORD, None) is None:
-        lines += _plain(model)
-    else:
-        lines += _loading(model, arguments)
-    return "\n".join([*lines, *_kept(model)])
+    return "\n".join([*lines, *_loading(model, arguments), "", TOKENIZER, *_kept(model)])
 
 
 def _comparison(model: PreTrainedModel, metrics: Metrics) -> list[str]:
@@ -161,7 +163,7 @@ def _comparison(model: PreTrainedModel, metrics: Metrics) -> list[str]:
         return []
     lines = ["| | dense | pruned | pruned / dense |", "|---|---:|---:|---:|"]
     for name, before, after, style in rows:
-        cells = ["not measured" if value is None else style.format(value) for value in (before, after)]
+        cells = ["" if value is None else style.format(value) for value in (before, after)]
         ratio = f"{after / before:.2f}" if before and after is not None else ""
         lines.append(f"| {name} | {' | '.join(cells)} | {ratio} |")
     return [*lines, ""]
@@ -236,28 +238,37 @@ def _masks(model: PreTrainedModel, zeros: dict[str, int]) -> list[str]:
 
 
 def _loading(model: PreTrainedModel, arguments: str) -> list[str]:
-    name, cut = _name(model), _is_cut(model)
-    lines = ["```python", "# with optimum-camcut", "from optimum_camcut import load_pruned"]
-    lines += [f"model = load_pruned({arguments})", "", "# with nothing but torch and transformers"]
-    if not cut:
-        return [
-            *lines,
-            f"from transformers import {name}",
-            f"model = {name}.from_pretrained({arguments})",
-            "```",
-        ]
-    auto = _auto_class(model)
+    name, remote = _name(model), is_cut(model.config)
+    auto, option = (_auto_class(model), ", trust_remote_code=True") if remote else (name, "")
+    lines = [
+        "```python",
+        "# with optimum-camcut",
+        "from optimum_camcut import load_pruned",
+        f"model = load_pruned({arguments})",
+        "",
+        "# with nothing but torch and transformers",
+        f"from transformers import {auto}",
+        f"model = {auto}.from_pretrained({arguments}{option})",
+        "```",
+    ]
+    if not remote:
+        return [*(_plain(model) if _is_cut(model) else []), *lines]
+    plain = f"lain `{name}.from_pretrained` fails with a size mismatch"
+    only = "In transformers 5 a p" + plain + "; 4.57 reads `pruned_heads`" if _is_native(model) else "A p" + plain
     return [
-        "Layers differ in size, so this checkpoint loads in one of two ways:",
+        "Its sizes are not those that the config's own fields can say, so this checkpoint loads in one of two ways:",
         "",
         *lines,
-        f"from transformers import {auto}",
-        f"model = {auto}.from_pretrained({arguments}, trust_remote_code=True)",
-        "```",
         "",
-        "The second runs `modeling_camcut.py` of this repository. A plain "
-        f"`{name}.from_pretrained` fails with a size mismatch; never pass `ignore_mismatched_sizes`.",
+        f"The second runs `modeling_camcut.py` of this repository. {only}; never pass `ignore_mismatched_sizes`.",
     ]
+
+
+def _is_native(model: PreTrainedModel) -> bool:
+    """Whether nothing but heads is gone, and transformers 4 builds the model without them by itself."""
+    record = getattr(model.config, RECORD, None) or {"sizes": {}}
+    heads = all(name.endswith(".heads") and size for name, size in record["sizes"].items())
+    return heads and ARCHITECTURES[model.config.model_type].native_pruned_heads
 
 
 def _kept(model: PreTrainedModel) -> list[str]:
@@ -266,7 +277,11 @@ def _kept(model: PreTrainedModel) -> list[str]:
     names = [name for name in plan.keep if not is_weight(name)] if plan is not None else []
     if not names:
         return []
-    lines = ["", f"What is kept, █, and what was removed, ░; up to {WIDEST} units stand one by one.", ""]
+    lines = [
+        "",
+        f"What is kept of the uncut model, █, and what was removed, ░; up to {WIDEST} units stand one by one.",
+        "",
+    ]
     lines += ["| layer | kind | kept | |", "|---|---|---|---|"]
     for name in names:
         units, size = plan.keep[name], plan.sizes.get(name)
@@ -295,11 +310,12 @@ def _name(model: PreTrainedModel) -> str:
 
 
 def _plain(model: PreTrainedModel) -> list[str]:
-    name, parameters = type(model).__name__, sum(parameter.numel() for parameter in model.parameters())
+    parameters = sum(parameter.numel() for parameter in model.parameters())
     return [
         f"This is a plain transformers checkpoint of {parameters:,} parameters: all its layers have the same size, "
-        f'as its config says. `{name}.from_pretrained("path-or-id")` loads it with no extra code, and so does '
-        "whatever reads such models. `optimum_camcut.load_pruned` also reads which units were kept, to prune further.",
+        "as its config says, and whatever reads such models loads it with no extra code. `load_pruned` also reads "
+        "which units were kept; to prune it further, take that.",
+        "",
     ]
 
 

@@ -105,6 +105,8 @@ def find_groups(model: PreTrainedModel, kinds: Sequence[str] = ("heads", "neuron
         raise ValueError(f"unknown kinds {sorted(unknown)}; expected one or more of {', '.join((*KINDS, WEIGHTS))}")
     if not isinstance(model, PreTrainedModel):
         hint = "; pass the model inside it (`model.module`)" if isinstance(model, nn.Module) else ""
+        if type(model).__module__.startswith("peft."):
+            hint = "; merge the adapter first: `model = model.merge_and_unload()`"
         raise TypeError(f"expected a transformers PreTrainedModel, got {type(model).__name__}{hint}")
     groups = _unit_groups(model) if set(kinds) - {WEIGHTS} else []
     plan = getattr(model, "pruning_plan", None)

@@ -393,8 +393,9 @@ def linear_map(model: nn.Module, path: str) -> nn.Linear | Conv1D:
     if not plain:
         found = f" with a {type(weight).__name__}" if weight is not None else ""
         raise ValueError(
-            f"{path} is a {type(module).__name__}{found}; expected torch.nn.Linear or Conv1D with a plain weight. "
-            "Merge adapters and undo quantization before pruning."
+            f"{path} is a {type(module).__module__}.{type(module).__name__}{found}; expected torch.nn.Linear or "
+            "Conv1D with a plain weight. Merge adapters (`model = model.merge_and_unload()`) and undo quantization "
+            "before pruning."
         )
     return module
 

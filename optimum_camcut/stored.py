@@ -27,7 +27,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from . import modeling_camcut
 from .files import read_json
@@ -50,6 +50,7 @@ from .units import mask_of
 logger = logging.getLogger(__name__)
 
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+ADAPTER_NAME = "adapter_config.json"  # of PEFT
 
 
 def add_variant(name: str, variant: str | None) -> str:
@@ -81,9 +82,14 @@ def load_config(name_or_path: str | Path, hub: Mapping[str, Any]) -> PretrainedC
         raise FileNotFoundError(f"there is no folder {path} to load from (it cannot be the id of a Hub repository)")
     try:
         return AutoConfig.from_pretrained(name_or_path, **hub)
-    except OSError:
-        raise
     except Exception as error:
+        if find(name_or_path, CONFIG_NAME, hub) is None and find(name_or_path, ADAPTER_NAME, hub) is not None:
+            raise ValueError(
+                f"{name_or_path} holds a PEFT adapter, not a model: load the pruned model that it was trained on, and "
+                f"put it on that, `PeftModel.from_pretrained(load_pruned(...), {path!r})`"
+            ) from error
+        if isinstance(error, OSError):
+            raise
         raise ValueError(
             f"transformers cannot read config.json of {name_or_path}: {type(error).__name__}: {error!s:.500}; restore "
             "the file from where the model was saved"

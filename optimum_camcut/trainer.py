@@ -150,6 +150,7 @@ class CamCutTrainer(Trainer):
             self.pruning_plan = self.scores = self.dense_model = self.latency_table = None
             self._dense_metrics = {}
         with self._one_model(trial):
+            self._warn_of_float16()
             if self.pruning_plan is not None:
                 return super().train(resume_from_checkpoint, trial, *args, **kwargs)
             if self.train_dataset is None and (config.recovery == "finetune" or config.dense_epochs):
@@ -415,6 +416,18 @@ class CamCutTrainer(Trainer):
             shard_by_block(self.accelerator, self._bare_model())
         else:
             check_whole(self.model, "pruning without FSDP")
+
+    def _warn_of_float16(self) -> None:
+        """transformers 5 loads weights in the dtype they were saved in, also when they are to be trained."""
+        trains = self.pruning_plan is not None or self.pruning_config.recovery == "finetune"
+        if not trains and not self.pruning_config.dense_epochs:
+            return
+        if any(p.dtype == torch.float16 and p.requires_grad for p in self.model.parameters()):
+            logger.warning(
+                "the model's float16 weights will be trained as they are, in which small updates are lost and large "
+                "values overflow; load it with dtype=torch.float32, and for speed set fp16=True or bf16=True in the "
+                "training arguments"
+            )
 
     def _require_config(self) -> PruningConfig:
         if self.pruning_config is None:

@@ -321,6 +321,31 @@ def test_a_checkpoint_that_is_not_pruned(tmp_path):
         load_pruned(tmp_path)
 
 
+def test_an_adapter_is_told_from_a_model(tmp_path):
+    """On the way in, and where one is to be pruned: with what to do, which then works."""
+    peft = pytest.importorskip("peft")
+    pruned_model().save_pretrained(tmp_path / "model")
+    config = peft.LoraConfig(r=2, target_modules=["query"], task_type="SEQ_CLS", init_lora_weights=False)
+    tuned = peft.get_peft_model(load_pruned(tmp_path / "model"), config).eval()
+    tuned.save_pretrained(tmp_path / "adapter")
+    message = (
+        f"adapter holds a PEFT adapter, not a model: .*PeftModel.from_pretrained\\(load_pruned\\(...\\), '{tmp_path}"
+    )
+    with pytest.raises(ValueError, match=message):
+        load_pruned(tmp_path / "adapter")
+    loaded = peft.PeftModel.from_pretrained(load_pruned(tmp_path / "model"), tmp_path / "adapter").eval()
+    assert torch.equal(logits(loaded), logits(tuned))
+    with pytest.raises(TypeError, match=re.escape("PeftModelForSequenceClassification; merge the adapter first: `")):
+        find_groups(loaded)
+    with pytest.raises(TypeError, match=re.escape("got Linear; pass the model inside it (`model.module`)")):
+        find_groups(torch.nn.Linear(1, 1))
+    with pytest.raises(
+        ValueError, match=r"query is a peft\.tuners\.\S+\.Linear; expected torch.nn.Linear .* Merge adapt"
+    ):
+        find_groups(loaded.get_base_model())
+    assert find_groups(loaded.merge_and_unload())
+
+
 @pytest.mark.parametrize("name", ["{}/none", "./none", "../none/there", "~/none", "none/of/those"])
 def test_a_folder_that_is_not_there(name, tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no folder .*none.* to load from"):

@@ -31,10 +31,21 @@ import transformers
 from hub import TOKEN, Hub, check_card
 from huggingface_hub import ModelCard
 from models import tiny_batch, tiny_model
-from test_checkpoint import FILES, OfTheUsersOwn, logits, pruned_model
+from test_checkpoint import FILES, OfTheUsersOwn, edit_json, logits, pruned_model
 from test_trainer import make_trainer, pruning
 
-from optimum_camcut import PruningConfig, PruningPlan, apply_plan, card, load_pruned, prune_heads
+from optimum_camcut import (
+    PruningConfig,
+    PruningPlan,
+    apply_plan,
+    card,
+    find_groups,
+    load_pruned,
+    make_plan,
+    prune_heads,
+    score_groups,
+)
+from optimum_camcut.modeling_camcut import RECORD
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +150,13 @@ def run_card(text):
 def push_masked(repo_id):
     model = tiny_model("bert")
     apply_plan(model, PruningPlan({"bert.pooler.dense.weight": range(0, 1024, 2)})).push_to_hub(repo_id)
+    return logits(model)
+
+
+def push_plain(repo_id):
+    keep = {f"layer.{layer}.neurons": range(9) for layer in range(3)}
+    model = apply_plan(tiny_model("bert"), PruningPlan(keep))
+    model.push_to_hub(repo_id)
     return logits(model)
 
 
@@ -349,6 +367,51 @@ def test_the_card_shows_the_exact_lines(hub, client):
     text = repository.commits[repository.names["main"]]["tree"]["README.md"][0].decode()
     assert "trust_remote_code" not in text and "512 single weights" in text
     assert all(torch.equal(got, expected) for _, got in client(run_card, text))
+    expected = client(push_plain, "user/plain")
+    repository = hub.repositories["user/plain"]
+    text = repository.commits[repository.names["main"]]["tree"]["README.md"][0].decode()
+    assert 'BertForSequenceClassification.from_pretrained("user/plain")' in text and "trust_remote_code" not in text
+    assert all(torch.equal(got, expected) for _, got in client(run_card, text))
+
+
+def test_the_card_says_what_holds_for_its_kind_of_cut(tmp_path):
+    """Equal sizes are not told to differ, heads that transformers 4 removes by itself not to fail there, a further cut
+    not to be of the uncut model; and the tokenizer, which is not saved with a model, is spoken of."""
+    plans = {
+        "heads": {"layer.0.heads": [0, 2]},
+        "no heads": {"layer.0.heads": ()},  # transformers 4 does not run these
+        "even": {f"layer.{layer}.heads": [0, 2] for layer in range(3)},
+        "both": {"layer.0.heads": [0, 2], "layer.1.neurons": range(9)},
+        "plain": {f"layer.{layer}.neurons": range(9) for layer in range(3)},
+    }
+    cards = {}
+    for kind, keep in plans.items():
+        apply_plan(tiny_model("bert"), PruningPlan(keep)).save_pretrained(tmp_path / kind)
+        cards[kind] = (tmp_path / kind / "README.md").read_text()
+    prune_heads(tiny_model("mpnet"), {0: [1]}).save_pretrained(tmp_path / "mpnet")
+    cards["mpnet"] = (tmp_path / "mpnet" / "README.md").read_text()
+    assert not any("differ" in text for text in cards.values())
+    native = {kind for kind, text in cards.items() if "4.57 reads `pruned_heads`" in text}
+    assert native == {"heads", "even"}
+    assert {kind for kind, text in cards.items() if "fails with a size mismatch" in text} == {*cards} - {"plain"}
+    assert all("take that of the base model" in text for text in cards.values())
+
+    config = PruningConfig(method="magnitude", sparsity=0.5)
+    model = prune_heads(tiny_model("bert"), {0: [1, 2]})
+    groups = find_groups(model)
+    apply_plan(model, make_plan(score_groups(model, groups, None, config), groups, config)).save_pretrained(tmp_path)
+    assert "of what earlier cuts, if any, had left" in (tmp_path / "README.md").read_text()
+
+
+def test_heads_that_transformers_4_has_pruned_are_no_plain_checkpoint(tmp_path):
+    model = prune_heads(tiny_model("bert"), {0: [1, 2]})
+    model.save_pretrained(tmp_path)
+    edit_json(tmp_path / "config.json", lambda values: values.pop(RECORD))
+    (tmp_path / "pruning_plan.json").unlink()
+    loaded = load_pruned(tmp_path)
+    loaded.save_pretrained(tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert "trust_remote_code=True" in text and "plain transformers checkpoint" not in text
 
 
 def test_the_card_of_the_repository_stays(hub, client):
@@ -442,7 +505,7 @@ def test_models_whose_dense_size_is_not_known(tmp_path, monkeypatch):
 
     prune_heads(Wider(tiny_model("bert").config, 3), {0: [1]}).save_pretrained(tmp_path / "one")
     text = (tmp_path / "one" / "README.md").read_text()
-    assert "| parameters | not measured | 25,818 |" in text and "AutoModelForSequenceClassification.from" in text
+    assert "| parameters |  | 25,818 |" in text and "AutoModelForSequenceClassification.from" in text
     pruned_model("albert").save_pretrained(tmp_path / "two")  # its layers run several times
     text = (tmp_path / "two" / "README.md").read_text()
     assert "| parameters |" in text and "FLOPs" not in text
@@ -462,13 +525,13 @@ def test_metrics_are_those_of_these_weights(tmp_path):
     trainer = make_trainer(tmp_path, pruning(method="magnitude"), compute_metrics=accuracy)
     dense = f"{trainer.evaluate()['eval_accuracy']:.4g}"
     trainer.train()
-    assert row(trainer) == (dense, "not measured")
+    assert row(trainer) == (dense, "")
     trainer.evaluate(trainer.train_dataset.select(range(5)))
-    assert row(trainer) == (dense, "not measured")
+    assert row(trainer) == (dense, "")
     pruned = f"{trainer.evaluate()['eval_accuracy']:.4g}"
     assert row(trainer) == (dense, pruned)
     trainer.train()
-    assert row(trainer) == (dense, "not measured")
+    assert row(trainer) == (dense, "")
 
     class Stop(transformers.TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):

@@ -243,6 +243,31 @@ def test_best_model_and_callbacks_and_metrics(tmp_path):
     assert any("loss" in entry for entry in trainer.state.log_history)
 
 
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "changes", "warned"),
+    [
+        (torch.float16, {}, True),
+        (torch.float16, {"recovery": "none", "dense_epochs": 1}, True),
+        (torch.float16, {"recovery": "none"}, False),  # nothing trains
+        (torch.bfloat16, {}, False),
+        (torch.float32, {}, False),
+    ],
+)
+def test_float16_weights_are_not_trained_without_a_word(dtype, changes, warned, apart, tmp_path, caplog):
+    """Said once, whatever phases there are; also where `train` follows a `prune`, which may have been all there was
+    to do."""
+    config = pruning(method="magnitude", **changes)
+    trainer = make_trainer(tmp_path, config, tiny_model("bert").to(dtype), max_steps=1, learning_rate=1e-9)
+    if apart:
+        trainer.prune()
+    assert not caplog.records
+    trainer.train()
+    said = [record.getMessage() for record in caplog.records if "float16 weights" in record.getMessage()]
+    assert len(said) == (warned or (apart and dtype == torch.float16))
+    assert all("dtype=torch.float32" in text and "fp16=True or bf16=True" in text for text in said)
+
+
 def test_recovery_none_leaves_the_weights_that_were_kept(tmp_path):
     model = tiny_model("bert")
     trainer = make_trainer(tmp_path, pruning(recovery="none"), model=copy.deepcopy(model))
