@@ -239,7 +239,7 @@ def _prices(
 ) -> dict[str, np.ndarray]:
     """What every group costs with 0 to all of its units, in the unit of the budget: `(size + 1,)`."""
     if config.budget != "latency":
-        return {g.name: unit_cost(g, config) * np.arange(g.size + 1) for g in groups}
+        return {g.name: float(unit_cost(g, config)) * np.arange(g.size + 1) for g in groups}
     if latency is None:
         raise ValueError(
             "budget='latency' needs the times of this model on this device: "
