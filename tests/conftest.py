@@ -30,6 +30,16 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def own_environment():
+    """The training arguments of transformers 4 set variables, such as the precision, for all trainers that follow."""
+    before = dict(os.environ)
+    yield
+    for name in set(os.environ) - set(before):
+        if name.startswith("ACCELERATE_"):
+            del os.environ[name]
+
+
 @pytest.fixture(scope="session")
 def model_path(tmp_path_factory):
     """A tiny BERT with random weights and a tokenizer of letters and common words."""
