@@ -37,7 +37,7 @@ CHOICES = {
     "allocation": ("per_kind", "global", "uniform"),
     "layer_unit": ("sublayer", "block"),
     "noise_scale": ("relative", "absolute"),
-    "recovery": ("finetune", "reconstruct", "none"),
+    "recovery": ("finetune", "reconstruct", "reconstruct+finetune", "none"),
 }
 NOISE = {"smooth_samples": 5, "noise_std": 0.1, "noise_scale": "relative"}
 PAPER_NOISE = {"smooth_samples": 10, "noise_std": 1e-3, "noise_scale": "absolute"}
@@ -93,7 +93,7 @@ class PruningConfig:
             1 - (1 - r/n)³ of what is to go is gone.
         rewind: return to the initial weights before the recovery (the lottery-ticket recipe); needs `dense_epochs`.
         recovery: what follows the cut in `CamCutTrainer.train`: `"finetune"` for `num_train_epochs`, `"reconstruct"`
-            (least squares, without labels) or `"none"`.
+            (least squares, without labels), one after the other as `"reconstruct+finetune"`, or `"none"`.
         dense_epochs: epochs of ordinary training before the model is scored.
         distill_weight: weight in the recovery loss, between 0 and 1, of the distance to the dense model: that of the
             predictions and, layer by layer, of the hidden states.
@@ -131,7 +131,7 @@ class PruningConfig:
     shift: float = field(default=0.0, metadata={"help": "Added to mean outputs by cam_cut on single weights."})
     rounds: int = field(default=1, metadata={"help": "Rounds of score, cut and recover."})
     rewind: bool = field(default=False, metadata={"help": "Return to the initial weights before recovering."})
-    recovery: str = field(default="finetune", metadata={"help": "finetune, reconstruct or none."})
+    recovery: str = field(default="finetune", metadata={"help": "finetune, reconstruct, reconstruct+finetune or none."})
     dense_epochs: float = field(default=0.0, metadata={"help": "Epochs of ordinary training before scoring."})
     distill_weight: float = field(
         default=0.0, metadata={"help": "Weight of the dense model's predictions and hidden states."}
@@ -206,12 +206,20 @@ class PruningConfig:
         self._check("shift", float, lambda v: v == 0 or "weights" in kinds, zero)
         if self.rewind and self.dense_epochs == 0:
             raise ValueError("rewind=True returns to the weights before the dense epochs; set dense_epochs above 0")
-        if self.recovery == "reconstruct" and "weights" in kinds:
+        if self.rebuilds and "weights" in kinds:
             raise ValueError(
-                "recovery='reconstruct' is for units; after masking single weights use 'finetune' or 'none'"
+                f"recovery={self.recovery!r} is for units; after masking single weights use 'finetune' or 'none'"
             )
-        if self.distill_weight > 0 and self.recovery != "finetune":
-            raise ValueError(f"distill_weight applies to recovery='finetune', got recovery={self.recovery!r}")
+        if self.rewind and self.rebuilds and self.finetunes:
+            raise ValueError(
+                "rewind=True trains the initial weights again, which a rebuild would change first; use "
+                f"recovery='finetune', got {self.recovery!r}"
+            )
+        if self.distill_weight > 0 and not self.finetunes:
+            raise ValueError(
+                "distill_weight applies to recovery='finetune' and 'reconstruct+finetune', got "
+                f"recovery={self.recovery!r}"
+            )
 
     def _check_choice(self, name: str, values: Iterable[Any]) -> None:
         for value in values:
@@ -228,6 +236,16 @@ class PruningConfig:
         in_range = right_type and abs(value) <= largest and not math.isnan(value)
         if not in_range or not valid(value):
             raise ValueError(f"{name} should be {expected}; got {shown(value)}")
+
+    @property
+    def rebuilds(self) -> bool:
+        """Whether the recovery reconstructs."""
+        return "reconstruct" in self.recovery.split("+")
+
+    @property
+    def finetunes(self) -> bool:
+        """Whether the recovery trains."""
+        return "finetune" in self.recovery.split("+")
 
     @property
     def amount(self) -> str:

@@ -31,7 +31,7 @@ from transformers import PreTrainedModel
 from .scoring.loop import scoring_mode
 
 
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of mallopt(3)
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # of mallopt(3)
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,9 @@ def keeping_memory() -> Iterator[None]:
         yield
     finally:
         mallopt(_MMAP_MAX, 2**16)  # its default
-        mallopt(_TRIM_THRESHOLD, 2**28)  # it no longer adapts: more than it would have come to
+        # Once set, the others no longer adapt: the most that the first, and more than the second, would have come to.
+        mallopt(_MMAP_THRESHOLD, 2**25)
+        mallopt(_TRIM_THRESHOLD, 2**28)
 
 
 def time_forward(

@@ -153,7 +153,7 @@ class CamCutTrainer(Trainer):
             self._warn_of_float16()
             if self.pruning_plan is not None:
                 return super().train(resume_from_checkpoint, trial, *args, **kwargs)
-            if self.train_dataset is None and (config.recovery == "finetune" or config.dense_epochs):
+            if self.train_dataset is None and (config.finetunes or config.dense_epochs):
                 raise ValueError("train_dataset is None: there is nothing to train on")
             self._check_model()
             self._measure_latency()
@@ -199,10 +199,13 @@ class CamCutTrainer(Trainer):
                             if self.pruning_plan is not None:
                                 apply_plan(rewound, self.model.pruning_plan)
                             self.model.load_state_dict(rewound.state_dict())
+                        # A rebuild follows the dense model; a round that trains, the model that it began with.
+                        started_with = copy.deepcopy(self._bare_model()) if config.finetunes and config.rebuilds else None
                         self._apply(plan)
-                        if config.recovery == "reconstruct":
-                            self._reconstruct()
-                    if config.recovery == "finetune":
+                        if config.rebuilds:
+                            self._reconstruct(started_with or self.dense_model)
+                            started_with = None
+                    if config.finetunes:
                         output = super().train(resumed, trial, *args, **kwargs)
             self._shard()
             if self.is_world_process_zero():
@@ -419,7 +422,7 @@ class CamCutTrainer(Trainer):
 
     def _warn_of_float16(self) -> None:
         """transformers 5 loads weights in the dtype they were saved in, also when they are to be trained."""
-        trains = self.pruning_plan is not None or self.pruning_config.recovery == "finetune"
+        trains = self.pruning_plan is not None or self.pruning_config.finetunes
         if not trains and not self.pruning_config.dense_epochs:
             return
         if any(p.dtype == torch.float16 and p.requires_grad for p in self.model.parameters()):
@@ -537,11 +540,12 @@ class CamCutTrainer(Trainer):
         self.scores, self.pruning_plan = None, model.pruning_plan  # with what earlier rounds have cut
         return self.pruning_plan
 
-    def _reconstruct(self) -> None:
-        self._place(self.model)
+    def _reconstruct(self, dense_model: PreTrainedModel) -> None:
+        for model in (self.model, dense_model):
+            self._place(model)
         reconstruct(
             self.model,
-            self.dense_model,
+            dense_model,
             self.pruning_plan,
             self.get_scoring_dataloader(),
             disable_tqdm=self.args.disable_tqdm,

@@ -107,7 +107,11 @@ def test_a_bad_value_is_named(name, value):
         ({"rewind": True}, "rewind=True returns to the weights before the dense epochs; set dense_epochs above 0"),
         (
             {"distill_weight": 0.5, "recovery": "none"},
-            "distill_weight applies to recovery='finetune', got recovery='none'",
+            "distill_weight applies to recovery='finetune' and 'reconstruct+finetune', got recovery='none'",
+        ),
+        (
+            {"rewind": True, "dense_epochs": 1, "recovery": "reconstruct+finetune"},
+            "rewind=True trains the initial weights again, which a rebuild would change first",
         ),
     ],
 )

@@ -134,9 +134,10 @@ def test_the_order_of_the_additions_hardly_matters(compact, bits):
     exact, sums = sum(batch.double() for batch in batches), []
     for order in (batches, batches[::-1], batches[::2] + batches[1::2]):
         running = RunningSums()
+        running.reserve_rows("w", batches[0], compact)
         for batch in order:
             rows = [slice(0, 100), slice(100, 300)]
-            running.add_rows("w", batch, [(each, batch[each].clone()) for each in rows], compact)
+            running.add_rows("w", [(each, batch[each].clone()) for each in rows])
         total = running.values["w"].double() + running.values.get("w.lost", torch.zeros(())).double()
         torch.testing.assert_close(total, exact, rtol=2.0**-bits, atol=0)
         sums.append(running.reduce_rows(torch.device("cpu"))["w"])

@@ -30,9 +30,11 @@ from optimum_camcut import (
     CamCutTrainer,
     PruningConfig,
     PruningPlan,
+    apply_plan,
     find_groups,
     load_pruned,
     make_plan,
+    reconstruct,
     score_groups,
 )
 from optimum_camcut.distillation import distillation_loss
@@ -291,6 +293,31 @@ def test_recovery_by_reconstruction_comes_closer_to_the_dense_model(tmp_path):
             return (trainer.model.eval()(**batch).logits - dense(**batch).logits).square().mean()
 
     assert distance("reconstruct") < 0.5 * distance("none")
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_training_starts_from_the_rebuilt_model(rounds, tmp_path):
+    """Each round rebuilds by the model that it began with, not by one from before the training in between."""
+    began = []
+
+    class Rounds(TrainerCallback):
+        def on_train_begin(self, args, state, control, model, **kwargs):
+            began.append(copy.deepcopy(model))
+
+        def on_train_end(self, args, state, control, model, **kwargs):
+            ended.append(copy.deepcopy(model))
+
+    config = pruning(recovery="reconstruct+finetune", rounds=rounds, num_samples=512)
+    trainer = make_trainer(tmp_path, config, train_dataset=examples(512), max_steps=3, callbacks=[Rounds()])
+    ended = [copy.deepcopy(trainer.model)]
+    trainer.train()
+    assert len(began) == rounds and trainer.state.global_step == 3 and trainer.dense_model is None
+    for before, after in zip(ended, began):
+        cut = apply_plan(copy.deepcopy(before), PruningPlan(after.pruning_plan.keep))
+        reconstruct(cut, before, cut.pruning_plan, trainer.get_scoring_dataloader())
+        for name, value in weights(cut).items():
+            torch.testing.assert_close(weights(after)[name], value, rtol=1e-5, atol=1e-6)
+        assert not same(weights(after), weights(apply_plan(copy.deepcopy(before), PruningPlan(after.pruning_plan.keep))))
 
 
 def test_a_dense_copy_is_a_model_of_its_own_after_mixed_precision(tmp_path):

@@ -62,10 +62,13 @@ def linear_noise(model: nn.Module, std: float, relative: bool, noise: GaussianNo
         noise (`GaussianNoise`): where it comes from.
     """
 
-    def add_noise(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
-        if not relative:
-            return output.add_(noise.like(output), alpha=std)
-        return output.addcmul_(noise.like(output), output.detach().std(correction=0), value=std)
+    def add_noise(module: nn.Module, args: tuple, output: Tensor) -> None:
+        # Unseen by autograd, whose gradient is the same: the output is a view, and it would copy it on its way back.
+        values = output.detach()
+        if relative:
+            values.addcmul_(noise.like(values), values.std(correction=0), value=std)
+        else:
+            values.add_(noise.like(values), alpha=std)
 
     handles = [m.register_forward_hook(add_noise) for m in model.modules() if isinstance(m, nn.Linear | Conv1D)]
     try:

@@ -58,6 +58,7 @@ class RunningSums:
     def __init__(self, path: Path | None = None, identity: str = "", seconds: float = 60.0) -> None:
         self.path, self.identity, self.seconds = path, identity, seconds
         self.values: dict[str, Tensor] = {}
+        self._reserved: dict[str, Tensor] = {}  # memory for sums to come
         self.batches = 0
         self.seen = self._checked = 0  # what stands for the batches that are in the sums, and for those looked at
         self._saved = time.monotonic()
@@ -75,40 +76,56 @@ class RunningSums:
     def add(self, name: str, value: Tensor) -> None:
         self.on(name, value).add_(value)
 
-    def add_rows(self, name: str, like: Tensor, parts: Iterable[tuple[slice, Tensor]], compact: bool) -> None:
-        """Adds rows to a sum that is as large as a parameter.
+    def reserve_rows(self, name: str, like: Tensor, compact: bool) -> None:
+        """Takes the memory for a sum that is as large as a parameter; before all else, so that it leaves no gaps.
 
         Args:
-            like: the parameter; the sum has its shape and device, zeros at first.
-            parts: rows and what to add to them, which is overwritten.
+            like: the parameter; the sum has its shape and device.
             compact (`bool`): in 6 bytes an element in place of 8: float32, and in bfloat16 what rounding has lost
                 (two-sum, Knuth, TAOCP 4.2.2). Twice the work, and as good as 27 bits.
         """
-        if not compact:
-            total = self.on(name, like)
-            for rows, value in parts:
-                total[rows].add_(value)
-            return
-        for key, dtype in ((name, torch.float32), (name + LOST, torch.bfloat16)):
-            before = self.values.get(key)
-            before = torch.zeros(like.shape, device=like.device, dtype=dtype) if before is None else before
-            self.values[key] = before.to(like.device)
-        total, lost = self.values[name], self.values[name + LOST]
+        dtypes = {name: torch.float32, name + LOST: torch.bfloat16} if compact else {name: widest(like.device)}
+        for key, dtype in dtypes.items():
+            if key in self.values:
+                self.values[key] = self.values[key].to(like.device)
+            else:
+                self._reserved[key] = torch.empty(like.shape, device=like.device, dtype=dtype)
+
+    def add_rows(self, name: str, parts: Iterable[tuple[slice, Tensor]]) -> None:
+        """Adds to a reserved sum.
+
+        Args:
+            parts: all its rows, some at a time, and what to add to them, which is overwritten.
+        """
+        first = name in self._reserved  # nothing to read yet, and to write zeros would take longer than to add
+        for key in (name, name + LOST):
+            if key in self._reserved:
+                self.values[key] = self._reserved.pop(key)
+        total, lost = self.values[name], self.values.get(name + LOST)
+        if first and lost is not None:
+            lost.zero_()
         for rows, value in parts:
-            before = total[rows]
-            after = before + value
-            rest = after - before
-            lost[rows].add_((before - (after - rest)).add_(value.sub_(rest)))
-            before.copy_(after)
+            if first:
+                total[rows].copy_(value)
+            elif lost is None:
+                total[rows].add_(value)
+            else:
+                before = total[rows]
+                after = before + value
+                rest = after - before
+                lost[rows].add_(before.sub_(after - rest).add_(value.sub_(rest)))
+                before.copy_(after)
 
     def reduce_rows(self, device: torch.device) -> dict[str, Tensor]:
-        """As `reduce`, one sum at a time and in float32."""
+        """As `reduce`, one sum at a time and in float32; the sums are used up."""
         device = device if widest(device) == torch.float64 else torch.device("cpu")
+        self.values |= {name: total.zero_() for name, total in self._reserved.items()}  # nothing came for them
+        self._reserved = {}
         totals = {}
         for name in sorted(name for name in self.values if not name.endswith(LOST)):
-            total = self.values[name].to(device, torch.float64, copy=True)
+            total = self.values.pop(name).to(device, torch.float64)
             if name + LOST in self.values:
-                total = total + self.values[name + LOST].to(device)
+                total = total + self.values.pop(name + LOST).to(device)
             if PartialState().num_processes > 1:
                 dist.all_reduce(total)
             totals[name] = total.float().cpu()

@@ -33,7 +33,7 @@ from .registry import Scorer
 from .sums import RunningSums
 
 
-CHUNK = 2**16  # elements scored at a time
+CHUNK, CPU_CHUNK = 2**24, 2**17  # elements scored at a time: on a CPU, what its cache holds
 
 LossFunction = Callable[[PreTrainedModel, Batch], Tensor]
 EachBatch = Callable[[Callable[[list[Batch], int], Callable[[], None]]], None]
@@ -75,7 +75,8 @@ def score_weights(
             "gradients are kept: load the model whole, over several devices if need be, or score units"
         )
     for name, parameter in parameters.items():
-        sums.add_rows(name, parameter, (), scorer.smooth)  # before all else, so that it leaves no gaps in memory
+        # Memory is scarce where gradients stay from pass to pass, and time where there is but one pass.
+        sums.reserve_rows(name, parameter, compact=scorer.smooth)
     passes = config.smooth_samples if scorer.smooth else 1
 
     def score(pieces: list[Batch], seed: int) -> Callable[[], None]:
@@ -111,9 +112,7 @@ def score_weights(
             output = None
             if scorer.output:
                 output = _fit(model, name, config.shift + outputs.mean(_module_of(name)), "out")
-            scores = _scores(scorer, parameter.detach(), parameter.grad, output)
-            # Memory is scarce where gradients stay from pass to pass, and time where there is but one pass.
-            sums.add_rows(name, parameter, scores, compact=scorer.smooth)
+            sums.add_rows(name, _scores(scorer, parameter.detach(), parameter.grad, output))
             if not scorer.smooth:
                 parameter.grad = None
 
@@ -133,7 +132,8 @@ def _noise(
 def _scores(scorer: Scorer, weight: Tensor, gradient: Tensor, output: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
     """One batch's scores of a parameter, a few rows at a time: what fits into the processor's cache is read from
     memory once, not once an operation."""
-    rows = max(CHUNK * len(weight) // max(weight.numel(), 1), 1)
+    chunk = CPU_CHUNK if weight.device.type == "cpu" else CHUNK
+    rows = max(chunk * len(weight) // max(weight.numel(), 1), 1)
     by_row = output is not None and output.dim() == weight.dim() and len(output) == len(weight)
     for start in range(0, len(weight), rows):
         part = slice(start, start + rows)

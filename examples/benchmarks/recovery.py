@@ -1,0 +1,201 @@
+# Copyright 2026 The optimum-camcut authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Quality after recovery by training, at a measured speed-up.
+
+Models that are fine-tuned on GLUE tasks are cut to a fraction of their measured time (`budget="latency"`) and trained
+on with the dense model as the teacher, in one `CamCutTrainer.train()`. Then dense and pruned model are timed in turn
+and evaluated on the validation set. Every run writes one JSON file into the output folder; what is there is not run
+again.
+
+    python examples/benchmarks/recovery.py --model 'MODEL-{task}' --output_dir recovery --speedups 2 4 --seeds 1 2 3
+
+The models are those of `quality.py`, which makes them with `--finetune BASE`. `--tables` only prints the table of what
+is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from quality import GlueTask
+from run_glue import TASKS
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, TrainingArguments, set_seed
+
+from optimum_camcut import CamCutTrainer, PruningConfig
+from optimum_camcut.measure import count_parameters, measure_latency
+
+
+ROWS = {"sst2": 20_000}  # of the training set; all elsewhere
+EPOCHS = {"sst2": 3, "mrpc": 10, "cola": 10, "stsb": 10}
+
+
+class Recovery(GlueTask):
+    """One dense model on one task."""
+
+    def __init__(self, task: str, options: argparse.Namespace) -> None:
+        self.path, self.options = options.model.format(task=task), options
+        super().__init__(task, options.dataset_path, self.path)
+        if task in ROWS:
+            self.train = self.train.shuffle(seed=0).select(range(min(ROWS[task], len(self.train))))
+
+    def load(self) -> PreTrainedModel:
+        return AutoModelForSequenceClassification.from_pretrained(self.path, dtype=torch.float32).eval()
+
+    def run(self, speedup: float, seed: int) -> dict:
+        """Cuts and trains once."""
+        options = self.options
+        set_seed(seed)
+        config = PruningConfig(
+            method=options.method,
+            sparsity=1 - 1 / speedup,
+            budget="latency",
+            multiple_of=options.multiple_of,
+            latency_batch_size=options.latency_batch_size,
+            sequence_length=options.sequence_length,
+            rounds=options.rounds,
+            recovery=options.recovery,
+            distill_weight=options.distill_weight,
+            seed=seed,
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = TrainingArguments(
+                folder,
+                num_train_epochs=(options.epochs or EPOCHS.get(self.name, 5)) / options.rounds,
+                learning_rate=options.learning_rate,
+                warmup_steps=0.06,
+                weight_decay=0.01,
+                per_device_train_batch_size=32,
+                per_device_eval_batch_size=64,
+                bf16=options.bf16,
+                save_strategy="no",
+                report_to="none",
+                disable_tqdm=not options.progress,
+                seed=seed,
+            )
+            trainer = CamCutTrainer(
+                model=self.load(),
+                args=arguments,
+                train_dataset=self.train,
+                data_collator=self.collator,
+                pruning_config=config,
+            )
+            dense = self.headline(trainer.predict(self.validation))
+            start = time.perf_counter()
+            trainer.train()
+            seconds = time.perf_counter() - start
+            pruned = self.headline(trainer.predict(self.validation))
+        models = {"dense": self.load(), "pruned": trainer.model.float().eval()}
+        times = measure_latency(
+            models, options.latency_batch_size, options.sequence_length, repeats=options.latency_repeats
+        )
+        return {
+            "dense": dense,
+            "pruned": pruned,
+            "parameters": count_parameters(models["pruned"]) / count_parameters(models["dense"]),
+            "speedup": times["dense"].median / times["pruned"].median,
+            "speedup_quartiles": [times["dense"].low / times["pruned"].high, times["dense"].high / times["pruned"].low],
+            "seconds": seconds,
+        }
+
+
+def read(folder: Path) -> list[dict]:
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+
+
+def table(rows: list[dict]) -> str:
+    """Markdown: by setting and task, the metric of the dense model and, mean and deviation over seeds, the pruned
+    one's; then the mean of pruned / dense over the tasks, each capped at 1."""
+    tasks = sorted({row["task"] for row in rows})
+    lines = [f"| wanted | recovery | measured | {' | '.join(tasks)} | pruned / dense |", f"|---{'|---' * len(tasks)}|---|---|---|"]
+    dense = [next(row["dense"] for row in rows if row["task"] == task) for task in tasks]
+    lines.append(f"| dense | | 1 | {' | '.join(f'{value:.1f}' for value in dense)} | 1 |")
+    for key in sorted({(row["target"], row["recovery"], row["distill_weight"]) for row in rows}):
+        own = [row for row in rows if (row["target"], row["recovery"], row["distill_weight"]) == key]
+        cells = [_cell([row["pruned"] for row in own if row["task"] == task], 1) for task in tasks]
+        by_seed: dict[int, list[float]] = {}
+        for row in own:
+            by_seed.setdefault(row["seed"], []).append(min(row["pruned"] / row["dense"], 1.0))
+        ratio = _cell([statistics.mean(values) for values in by_seed.values() if len(values) == len(tasks)], 3)
+        speed = [row["speedup"] for row in own]
+        target, recovery, weight = key
+        label = f"{recovery}, distilled" if weight else recovery
+        measured = f"{statistics.median(speed):.2f}x ({min(speed):.2f} to {max(speed):.2f})"
+        lines.append(f"| {target:g}x | {label} | {measured} | {' | '.join(cells)} | {ratio} |")
+    return "\n".join(lines)
+
+
+def _cell(values: list[float], digits: int) -> str:
+    if not values:
+        return "-"
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{spread}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="of each task, with {task} in the place of its name")
+    parser.add_argument("--tasks", nargs="+", default=["sst2", "mrpc", "cola", "stsb"], choices=sorted(TASKS))
+    parser.add_argument("--dataset_path", help="folder with DIR/<task>/{train,validation}.parquet, not the Hub")
+    parser.add_argument("--method", default=PruningConfig(sparsity=0.5).method)
+    parser.add_argument("--speedups", nargs="+", type=float, default=[2, 4])
+    parser.add_argument("--latency_batch_size", type=int, default=8)
+    parser.add_argument("--sequence_length", type=int, default=128)
+    parser.add_argument("--latency_repeats", type=int, default=20)
+    parser.add_argument("--multiple_of", type=int, default=16)
+    parser.add_argument("--recovery", default="reconstruct+finetune")
+    parser.add_argument("--rounds", type=int, default=1, help="of score, cut and recover; they share the epochs")
+    parser.add_argument("--distill_weight", type=float, default=0.9)
+    parser.add_argument("--epochs", type=float, help=f"default: {EPOCHS}")
+    parser.add_argument("--learning_rate", type=float, default=1e-4)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--bf16", action="store_true", help="train in mixed precision; timing is in float32")
+    parser.add_argument("--progress", action="store_true")
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--tables", action="store_true", help="only print the table of what is in the output folder")
+    options = parser.parse_args()
+    if not options.tables:
+        if not options.model:
+            parser.error("--model is required")
+        options.output_dir.mkdir(parents=True, exist_ok=True)
+        run(options)
+    print(table(read(options.output_dir)))
+
+
+def run(options: argparse.Namespace) -> None:
+    for task in options.tasks:
+        benchmark = None
+        for seed in options.seeds:
+            for speedup in options.speedups:
+                settings = ("method", "recovery", "rounds", "distill_weight", "learning_rate", "epochs", "bf16")
+                values = {name: getattr(options, name) for name in settings}
+                name = f"{task}-{speedup:g}x-{options.recovery}-{options.distill_weight:g}-{options.rounds}-{seed}"
+                path = options.output_dir / f"{name}.json"
+                if path.exists():
+                    continue
+                benchmark = benchmark or Recovery(task, options)
+                report = {"task": task, "target": speedup, "seed": seed, **values, **benchmark.run(speedup, seed)}
+                print(json.dumps(report), flush=True)
+                partial = path.with_suffix(".partial")
+                partial.write_text(json.dumps(report, indent=1) + "\n")
+                partial.rename(path)
+
+
+if __name__ == "__main__":
+    main()
