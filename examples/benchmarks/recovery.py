@@ -84,6 +84,7 @@ class Recovery(GlueTask):
                 per_device_train_batch_size=32,
                 per_device_eval_batch_size=64,
                 bf16=options.bf16,
+                use_cpu=not torch.accelerator.is_available(),
                 save_strategy="no",
                 report_to="none",
                 disable_tqdm=not options.progress,
@@ -110,7 +111,10 @@ class Recovery(GlueTask):
             "pruned": pruned,
             "parameters": count_parameters(models["pruned"]) / count_parameters(models["dense"]),
             "speedup": times["dense"].median / times["pruned"].median,
-            "speedup_quartiles": [times["dense"].low / times["pruned"].high, times["dense"].high / times["pruned"].low],
+            "speedup_quartiles": [
+                times["dense"].low / times["pruned"].high,
+                times["dense"].high / times["pruned"].low,
+            ],
             "seconds": seconds,
         }
 
@@ -123,7 +127,10 @@ def table(rows: list[dict]) -> str:
     """Markdown: by setting and task, the metric of the dense model and, mean and deviation over seeds, the pruned
     one's; then the mean of pruned / dense over the tasks, each capped at 1."""
     tasks = sorted({row["task"] for row in rows})
-    lines = [f"| wanted | recovery | measured | {' | '.join(tasks)} | pruned / dense |", f"|---{'|---' * len(tasks)}|---|---|---|"]
+    lines = [
+        f"| wanted | recovery | measured | {' | '.join(tasks)} | pruned / dense |",
+        f"|---{'|---' * len(tasks)}|---|---|---|",
+    ]
     dense = [next(row["dense"] for row in rows if row["task"] == task) for task in tasks]
     lines.append(f"| dense | | 1 | {' | '.join(f'{value:.1f}' for value in dense)} | 1 |")
     for key in sorted({(row["target"], row["recovery"], row["distill_weight"]) for row in rows}):

@@ -45,7 +45,7 @@ def for_each_batch(
     batches: Iterable[Batch],
     seed: int,
     sums: RunningSums,
-    score: Callable[[list[Batch], int], Callable[[], None]],
+    score: Callable[[list[Batch]], Callable[[], None]],
 ) -> None:
     """Scores this process's share of the batches, from where the sums stopped.
 
@@ -58,9 +58,9 @@ def for_each_batch(
     Args:
         model: whose random state to set, on all devices it is on.
         batches: the same on every process.
-        seed (`int`): each batch has a seed made of this and its number.
+        seed (`int`): torch draws by this and the number of the batch while it is scored.
         sums (`RunningSums`): is told when a batch is done.
-        score: from the pieces of a batch and its seed to what adds the scores to the sums; it may be called again.
+        score: from the pieces of a batch to what adds the scores to the sums; it may be called again.
 
     Raises:
         `RuntimeError`: a single example does not fit into memory, or another process failed.
@@ -89,7 +89,7 @@ def for_each_batch(
     def attempt(batch_size: int, number: int, batch: Batch) -> Callable[[], None]:
         pieces = [send_to_device(piece, target) if target else piece for piece in split(batch, batch_size)]
         with random_state(seeded, seed * 1_000_003 + number):
-            return score(pieces, seed * 1_000_003 + number)
+            return score(pieces)
 
     # An error must not leave the progress bar. In joint passes the others notice by themselves that one is missing.
     with nullcontext() if joint else all_or_none(), closing(own):

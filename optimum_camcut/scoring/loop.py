@@ -252,8 +252,10 @@ def _score_units(
     for name, size in sizes.items():
         sums.values.setdefault(name, torch.zeros(size, dtype=torch.float64))
 
-    def score(pieces: list[Batch], seed: int) -> Callable[[], None]:
-        noise, examples = GaussianNoise(seed), sum(map(count_examples, pieces))
+    noise = GaussianNoise(config.seed)
+
+    def score(pieces: list[Batch]) -> Callable[[], None]:
+        examples = sum(map(count_examples, pieces))
         found = [(EXAMPLES, torch.tensor([float(examples)], dtype=torch.float64))]
         for piece, share in zip(pieces, loss_shares(model, pieces)):
             if share == 0 and scorer.source == "gradient":

@@ -23,31 +23,37 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 
+BLOCK = 2**20  # numbers drawn at a time, and places where a window may begin
+
+
 class GaussianNoise:
-    """Pools of Gaussian numbers, one for each size of tensor, read from random places.
+    """A pool of Gaussian numbers, read from random places.
 
     Drawing each number anew would cost more than the arithmetic of a whole forward pass through small layers; a
-    fresh window of a pool for each layer and pass costs one read. Where the windows are is drawn from torch's own
+    fresh window of the pool for each layer and pass costs one read. Where the windows are is drawn from torch's own
     generator on the CPU, so that gradient checkpointing, which sets it back, sees the same noise twice.
 
     Args:
-        seed (`int`): fixes the pools.
+        seed (`int`): fixes the pool.
     """
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
-        self._pools: dict[tuple[torch.device, int], Tensor] = {}
+        self._pools: dict[torch.device, Tensor] = {}
 
     def like(self, tensor: Tensor) -> Tensor:
         """Standard normal noise in the shape, dtype and device of a tensor; only to be read."""
         size, device = tensor.numel(), tensor.device
-        pool = self._pools.get((device, size))
-        if pool is None:
-            generator = torch.Generator(device).manual_seed(self._seed + size)
-            pool = torch.empty(size + size // 2 + 1, device=device).normal_(generator=generator)
-            self._pools[device, size] = pool
-        offset = int(torch.randint(pool.numel() - size + 1, (), device="cpu"))
+        pool = self._pools.get(device, torch.empty(0, device=device))
+        if len(pool) < size + BLOCK:  # the blocks and the places do not depend on what was asked for before
+            pool = torch.cat([pool, *(self._block(i, device) for i in range(len(pool) // BLOCK, size // BLOCK + 2))])
+            self._pools[device] = pool
+        offset = int(torch.randint(BLOCK, (), device="cpu"))
         return pool[offset : offset + size].view(tensor.shape).to(tensor.dtype)
+
+    def _block(self, number: int, device: torch.device) -> Tensor:
+        generator = torch.Generator(device).manual_seed(self._seed * 1_000_003 + number)
+        return torch.empty(BLOCK, device=device).normal_(generator=generator)
 
 
 @contextmanager

@@ -36,7 +36,7 @@ from .sums import RunningSums
 CHUNK, CPU_CHUNK = 2**24, 2**17  # elements scored at a time: on a CPU, what its cache holds
 
 LossFunction = Callable[[PreTrainedModel, Batch], Tensor]
-EachBatch = Callable[[Callable[[list[Batch], int], Callable[[], None]]], None]
+EachBatch = Callable[[Callable[[list[Batch]], Callable[[], None]]], None]
 
 
 def score_weights(
@@ -53,7 +53,7 @@ def score_weights(
     Args:
         model (`PreTrainedModel`): with all parameters frozen.
         groups: the parameters to score.
-        each_batch: calls a function with every batch, in pieces, and the seed of its noise; see `for_each_batch`.
+        each_batch: calls a function with every batch, in pieces; see `for_each_batch`.
         sums (`RunningSums`): of the batches that went before.
         config (`PruningConfig`): `smooth_samples`, `noise_std`, `noise_scale` and `shift`.
         scorer (`Scorer`): of single weights, with the source `"gradient"` or `"input"`.
@@ -77,9 +77,9 @@ def score_weights(
     for name, parameter in parameters.items():
         # Memory is scarce where gradients stay from pass to pass, and time where there is but one pass.
         sums.reserve_rows(name, parameter, compact=scorer.smooth)
-    passes = config.smooth_samples if scorer.smooth else 1
+    passes, noise = config.smooth_samples if scorer.smooth else 1, GaussianNoise(config.seed)
 
-    def score(pieces: list[Batch], seed: int) -> Callable[[], None]:
+    def score(pieces: list[Batch]) -> Callable[[], None]:
         for parameter in parameters.values():
             if not scorer.smooth:
                 parameter.grad = None
@@ -87,7 +87,7 @@ def score_weights(
                 parameter.grad = torch.zeros_like(parameter)
             else:
                 parameter.grad.zero_()
-        outputs, noise = _Means(), GaussianNoise(seed)
+        outputs = _Means()
         for piece, share in zip(pieces, loss_shares(model, pieces)):
             watch = _watch(model, parameters, outputs.observe) if scorer.output else nullcontext()
             # If none of a piece's labels counts, its mean loss is NaN and its gradient 0; its outputs do count.
@@ -153,7 +153,7 @@ def _score_by_inputs(
         sums.values.setdefault(f"{path}.squares", torch.zeros(features, dtype=torch.float64))
         sums.values.setdefault(f"{path}.tokens", torch.zeros((), dtype=torch.float64))
 
-    def score(pieces: list[Batch], seed: int) -> Callable[[], None]:
+    def score(pieces: list[Batch]) -> Callable[[], None]:
         found = []
 
         def observe(path: str, inputs: Tensor, output: Tensor) -> None:
