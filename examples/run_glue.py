@@ -258,6 +258,8 @@ def main() -> None:
         trainer.log_metrics("train", metrics)
         trainer.save_metrics("train", metrics)
         trainer.save_state()
+        if trainer.pruning_plan is not None:
+            logger.info(f"What is kept:\n{trainer.pruning_plan}")
     if training_args.do_eval:
         metrics = {}
         for split, dataset in eval_datasets.items():
