@@ -27,7 +27,6 @@ is there.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import statistics
 import tempfile
@@ -39,7 +38,8 @@ from quality import GlueTask
 from run_glue import TASKS
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, TrainingArguments, set_seed
 
-from optimum_camcut import CamCutTrainer, PruningConfig, find_groups
+from optimum_camcut import CamCutTrainer, PruningConfig, PruningPlan, apply_plan, find_groups
+from optimum_camcut.config import CHOICES
 from optimum_camcut.measure import count_parameters, keeping_memory, random_inputs, time_forward
 
 
@@ -67,6 +67,7 @@ class Recovery(GlueTask):
             method=options.method,
             sparsity=1 - 1 / speedup,
             budget="latency",
+            allocation=options.allocation,
             multiple_of=options.multiple_of,
             latency_batch_size=options.latency_batch_size,
             sequence_length=options.sequence_length,
@@ -103,7 +104,7 @@ class Recovery(GlueTask):
             trainer.train()
             seconds = time.perf_counter() - start
             pruned = self.headline(trainer.predict(self.validation))
-        low, median, high = statistics.quantiles(self.speedups(trainer.model), n=4, method="inclusive")
+        low, median, high = statistics.quantiles(self.speedups(trainer.pruning_plan), n=4, method="inclusive")
         return {
             "dense": dense,
             "pruned": pruned,
@@ -114,10 +115,12 @@ class Recovery(GlueTask):
             "seconds": seconds,
         }
 
-    def speedups(self, pruned: PreTrainedModel) -> list[float]:
-        """Time of the dense model to the pruned one's, once a round, after a round that does not count."""
+    def speedups(self, plan: PruningPlan) -> list[float]:
+        """Time of the dense model to that of a pruned one, once a round, after a round that does not count. New
+        models: the trained one may still compute in bfloat16."""
         options = self.options
-        models = self.load().to(pruned.device), copy.deepcopy(pruned).float().eval()
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        models = [self.load().to(device), apply_plan(self.load(), plan).to(device)]
         inputs = random_inputs(models[0], options.latency_batch_size, options.sequence_length)
         clock = time.thread_time if options.cpu_time else time.perf_counter
         with keeping_memory():
@@ -175,6 +178,7 @@ def main() -> None:
         "--cpu_time", action="store_true", help="processor time, where others use the machine too; with one thread"
     )
     parser.add_argument("--multiple_of", type=int, default=16)
+    parser.add_argument("--allocation", default="per_kind", choices=CHOICES["allocation"])
     parser.add_argument("--recovery", default="reconstruct+finetune")
     parser.add_argument("--rounds", type=int, default=1, help="of score, cut and recover; they share the epochs")
     parser.add_argument("--distill_weight", type=float, default=0.9)
@@ -199,7 +203,16 @@ def run(options: argparse.Namespace) -> None:
         benchmark = None
         for seed in options.seeds:
             for speedup in options.speedups:
-                settings = ("method", "recovery", "rounds", "distill_weight", "learning_rate", "epochs", "bf16")
+                settings = (
+                    "method",
+                    "allocation",
+                    "recovery",
+                    "rounds",
+                    "distill_weight",
+                    "learning_rate",
+                    "epochs",
+                    "bf16",
+                )
                 values = {name: getattr(options, name) for name in settings}
                 name = f"{task}-{speedup:g}x-{options.recovery}-{options.distill_weight:g}-{options.rounds}-{seed}"
                 path = options.output_dir / f"{name}.json"
