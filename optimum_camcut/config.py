@@ -131,7 +131,9 @@ class PruningConfig:
     shift: float = field(default=0.0, metadata={"help": "Added to mean outputs by cam_cut on single weights."})
     rounds: int = field(default=1, metadata={"help": "Rounds of score, cut and recover."})
     rewind: bool = field(default=False, metadata={"help": "Return to the initial weights before recovering."})
-    recovery: str = field(default="finetune", metadata={"help": "finetune, reconstruct, reconstruct+finetune or none."})
+    recovery: str = field(
+        default="finetune", metadata={"help": "finetune, reconstruct, reconstruct+finetune or none."}
+    )
     dense_epochs: float = field(default=0.0, metadata={"help": "Epochs of ordinary training before scoring."})
     distill_weight: float = field(
         default=0.0, metadata={"help": "Weight of the dense model's predictions and hidden states."}

@@ -200,7 +200,9 @@ class CamCutTrainer(Trainer):
                                 apply_plan(rewound, self.model.pruning_plan)
                             self.model.load_state_dict(rewound.state_dict())
                         # A rebuild follows the dense model; a round that trains, the model that it began with.
-                        started_with = copy.deepcopy(self._bare_model()) if config.finetunes and config.rebuilds else None
+                        started_with = (
+                            copy.deepcopy(self._bare_model()) if config.finetunes and config.rebuilds else None
+                        )
                         self._apply(plan)
                         if config.rebuilds:
                             self._reconstruct(started_with or self.dense_model)
