@@ -50,6 +50,7 @@ logger = logging.getLogger(__name__)
 
 SCORES_NAME, SUMMARY_NAME, RESULTS_NAME = "scores.safetensors", "scores.md", "pruning_results.json"
 DENSE, PRUNED = "dense", "pruned"
+SECTIONS = ("training",)  # of a config file, beside the flags
 PROCESSES = """
 Several processes on one machine, with GPUs or without (whatever the flag's name says):
   accelerate launch --multi_gpu --num_processes 2 --module optimum.commands.optimum_cli camcut {name} ...
@@ -175,8 +176,8 @@ OUTPUT = (
 COMMON = (
     Option(
         "config",
-        "JSON or YAML file with any of these flags by name; a flag on the command line beats it. A "
-        "pruning_config.json will do.",
+        "JSON or YAML file with any of these flags by name, a pruning_config.json, say; a flag on the command line "
+        "beats it. Flags of the other commands may be in it, too.",
     ),
     Option("verbose", "Log what is done, and show where errors come from.", False, bool),
 )
@@ -186,7 +187,6 @@ class Command(BaseOptimumCLICommand):
     """One of the commands: its flags, its file and its errors."""
 
     DESCRIPTION: ClassVar[str]
-    SECTIONS: ClassVar[tuple[str, ...]] = ()  # of the file, beside the flags
     TOGETHER: ClassVar[bool] = False  # several processes can share the work
 
     @classmethod
@@ -235,7 +235,7 @@ class Command(BaseOptimumCLICommand):
         """All flags: from the command line, else from the file, else by default. `given` names the former two."""
         options = {option.name: option for option in (*self.options(), *COMMON)}
         flags = {name: value for name, value in vars(self.args).items() if name in options}
-        from_file, sections = {}, {}
+        from_file, sections = {}, {name: {} for name in SECTIONS}
         if "config" in flags:
             from_file, sections = self._read_file(flags["config"], options)
         if "sparsity" in flags or "compression" in flags:  # one takes the place of the other
@@ -249,15 +249,16 @@ class Command(BaseOptimumCLICommand):
 
     def _read_file(self, path: str, options: Mapping[str, Option]) -> tuple[dict[str, Any], dict[str, Any]]:
         values = read_settings(path)
-        sections = {name: values.pop(name, None) or {} for name in self.SECTIONS}
-        unknown = sorted(set(map(str, values)) - set(options))
+        known = set(options).union(*({option.name for option in each.options()} for each in COMMANDS), SECTIONS)
+        unknown = sorted(set(map(str, values)) - known)
         if unknown:
-            known = ", ".join([*options, *self.SECTIONS])
-            raise ValueError(f"{path} has unknown settings {', '.join(unknown)}; known: {known}")
+            raise ValueError(f"{path} has unknown settings {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+        sections = {name: values.get(name) or {} for name in SECTIONS}
         for name, section in sections.items():
             if not isinstance(section, dict):
                 raise ValueError(f"{name!r} in {path} should be settings by name, got {section!r}")
-        tokens = [t for name, value in values.items() if value is not None for t in options[name].tokens(value)]
+        own = [(options[name], value) for name, value in values.items() if name in options and value is not None]
+        tokens = [token for option, value in own for token in option.tokens(value)]
         parsed = vars(self.parser.parse_args(tokens))  # values of a wrong kind are told as on the command line
         return {name: parsed[name] for name in options if name in parsed}, sections
 
@@ -312,6 +313,12 @@ def check_output(path: str, overwrite: bool, model: str | None = None) -> Path:
     return output
 
 
+def check_file(path: Path, overwrite: bool) -> None:
+    """Raises `ValueError` if a file is there, and not to be lost."""
+    if path.exists() and not overwrite:
+        raise ValueError(f"{path} is there already: choose another name, or pass --overwrite")
+
+
 def training_arguments(arguments: argparse.Namespace, folder: str | Path, config: PruningConfig) -> Any:
     """`TrainingArguments`: what suits a command line, the config file's `training` section, flags."""
     import torch
@@ -320,7 +327,7 @@ def training_arguments(arguments: argparse.Namespace, folder: str | Path, config
     if not torch.accelerator.is_available():
         # Otherwise processes launched on such a machine do not find each other, and each works alone.
         os.environ["ACCELERATE_USE_CPU"] = "true"
-    section = getattr(arguments, "training", {})
+    section = arguments.training
     known = {field.name for field in dataclasses.fields(TrainingArguments)} - {"output_dir"}
     if set(section) - known:
         raise ValueError(
@@ -597,7 +604,6 @@ TrainingArguments, for the recovery by fine-tuning:
     num_train_epochs: 2
     learning_rate: 3e-5
 """
-    SECTIONS = ("training",)
     TOGETHER = True
 
     @classmethod
@@ -757,15 +763,15 @@ Writes a report on a pruned checkpoint, or on a plan for a model. What `prune` h
 
         import torch
 
+        from ..groups import find_groups
         from ..measure import LatencyResult
         from ..plan import PruningPlan
-        from ..report import write_report
+        from ..report import uncut_scores, write_report
         from ..surgery import apply_plan
         from ..tasks import load_model
 
         output = Path(arguments.output)
-        if output.exists() and not arguments.overwrite:
-            raise ValueError(f"{output} is there already: choose another name, or pass --overwrite")
+        check_file(output / "report.html" if output.is_dir() else output, arguments.overwrite)
         plans = {}
         for each in arguments.plans or ():
             label, equals, path = each.partition("=")
@@ -780,20 +786,20 @@ Writes a report on a pruned checkpoint, or on a plan for a model. What `prune` h
             apply_plan(model, PruningPlan.load(arguments.plan))
         elif getattr(model, "pruning_plan", None) is None:
             raise ValueError(f"{arguments.model} is not pruned; name a plan for it with --plan")
-        scores = load_scores(arguments.scores)[0] if arguments.scores else None
-        metrics = latency = None
-        stored = Path(arguments.model) / RESULTS_NAME
+        scores = None
+        if arguments.scores:
+            scores, settings = load_scores(arguments.scores)
+            if dense is not None:
+                scores = uncut_scores(scores, find_groups(dense, settings["granularity"]))
+        stored, results = Path(arguments.model) / RESULTS_NAME, None
         if stored.exists() and not arguments.plan:
             results = read_json(stored)
-            metrics = {name: results[name]["metrics"] for name in (DENSE, PRUNED)}
-            latency = {name: LatencyResult(**results[name]["latency"]) for name in (DENSE, PRUNED)}
         elif dense is not None:
-            settings = PruningConfig(
-                sparsity=0.5,
-                latency_batch_size=arguments.latency_batch_size,
-                sequence_length=arguments.sequence_length,
-            )
-            results = measure_both(dense, model, settings, arguments.repeats)
+            shape = {name: getattr(arguments, name) for name in ("latency_batch_size", "sequence_length")}
+            results = measure_both(dense, model, PruningConfig(sparsity=0.5, **shape), arguments.repeats)
+        metrics = latency = None
+        if results is not None:
+            metrics = {name: results[name]["metrics"] for name in (DENSE, PRUNED)}
             latency = {name: LatencyResult(**results[name]["latency"]) for name in (DENSE, PRUNED)}
         written = write_report(
             output, model, dense_model=dense, scores=scores, metrics=metrics, latency=latency, plans=plans or None
@@ -833,8 +839,8 @@ the throughput, the memory of the weights and activations, and the speed-up over
         from ..tasks import load_model
 
         output = Path(arguments.output) if arguments.output else None
-        if output is not None and output.exists() and not arguments.overwrite:
-            raise ValueError(f"{output} is there already: choose another name, or pass --overwrite")
+        if output is not None:
+            check_file(output, arguments.overwrite)
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
         names = list(dict.fromkeys([arguments.dense, *arguments.pruned]))
         models = {name: load_model(name, dtype=getattr(torch, arguments.dtype)).to(device) for name in names}
@@ -989,11 +995,14 @@ gets comparison.json, comparison.md and, with matplotlib, comparison.png.
             logger.warning("no figure: %s", error)
 
 
+COMMANDS: tuple[type[Command], ...] = (ScoreCommand, PruneCommand, ReportCommand, BenchmarkCommand, CompareCommand)
+
+
 class CamCutCommand(BaseOptimumCLICommand):
     """`optimum-cli camcut`."""
 
     COMMAND = CommandInfo(name="camcut", help="Prune Transformers by interpretability (Cam-Cut, Smooth-Cut).")
     SUBCOMMANDS = tuple(
         CommandInfo(name=command.COMMAND.name, help=command.COMMAND.help, subcommand_class=command)
-        for command in (ScoreCommand, PruneCommand, ReportCommand, BenchmarkCommand, CompareCommand)
+        for command in COMMANDS
     )
