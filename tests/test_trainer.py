@@ -317,7 +317,9 @@ def test_training_starts_from_the_rebuilt_model(rounds, tmp_path):
         reconstruct(cut, before, cut.pruning_plan, trainer.get_scoring_dataloader())
         for name, value in weights(cut).items():
             torch.testing.assert_close(weights(after)[name], value, rtol=1e-5, atol=1e-6)
-        assert not same(weights(after), weights(apply_plan(copy.deepcopy(before), PruningPlan(after.pruning_plan.keep))))
+        assert not same(
+            weights(after), weights(apply_plan(copy.deepcopy(before), PruningPlan(after.pruning_plan.keep)))
+        )
 
 
 def test_a_dense_copy_is_a_model_of_its_own_after_mixed_precision(tmp_path):

@@ -319,6 +319,18 @@ def check_file(path: Path, overwrite: bool) -> None:
         raise ValueError(f"{path} is there already: choose another name, or pass --overwrite")
 
 
+def set_output(verbose: bool) -> None:
+    """Silences what libraries tell, and their progress bars where nobody watches."""
+    import datasets
+    from transformers.utils import logging as transformers_logging
+
+    if not verbose:
+        transformers_logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+        transformers_logging.disable_progress_bar()
+
+
 def training_arguments(arguments: argparse.Namespace, folder: str | Path, config: PruningConfig) -> Any:
     """`TrainingArguments`: what suits a command line, the config file's `training` section, flags."""
     import torch
@@ -383,9 +395,7 @@ def make_job(
     callbacks: Sequence = (),
 ) -> Job:
     """Loads the model and the data, in all processes."""
-    import datasets
     import torch
-    import transformers
     from transformers import PrinterCallback, set_seed
 
     from ..tasks import EVALUATION_SPLITS, choose_split, get_task, load_data, load_model, load_tokenizer
@@ -393,11 +403,7 @@ def make_job(
 
     task_class = get_task(arguments.task)  # before anything is loaded
     training = training_arguments(arguments, folder, config)
-    if not arguments.verbose:
-        transformers.utils.logging.set_verbosity_error()
-    if training.disable_tqdm:
-        datasets.disable_progress_bars()
-        transformers.utils.logging.disable_progress_bar()
+    set_output(arguments.verbose)
     # The other processes then find in the cache what the first has made.
     with training.main_process_first(desc="reading the data"):
         data = load_data(arguments.dataset, arguments.dataset_config)
@@ -778,6 +784,7 @@ Writes a report on a pruned checkpoint, or on a plan for a model. What `prune` h
             if not equals:
                 raise ValueError(f"--plans takes LABEL=FILE, got {each!r}")
             plans[label] = PruningPlan.load(path)
+        set_output(arguments.verbose)
         dtype = getattr(torch, arguments.dtype)
         model = load_model(arguments.model, dtype=dtype, revision=arguments.revision)
         dense = load_model(arguments.dense, dtype=dtype) if arguments.dense else None
@@ -841,6 +848,7 @@ the throughput, the memory of the weights and activations, and the speed-up over
         output = Path(arguments.output) if arguments.output else None
         if output is not None:
             check_file(output, arguments.overwrite)
+        set_output(arguments.verbose)
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
         names = list(dict.fromkeys([arguments.dense, *arguments.pruned]))
         models = {name: load_model(name, dtype=getattr(torch, arguments.dtype)).to(device) for name in names}
