@@ -661,29 +661,29 @@ class QuestionAnswering(Task):
 
     def metrics(self, prediction: EvalPrediction, features: Any, rows: Any) -> dict[str, float]:
         best: dict[int, tuple[float, str]] = {}
-        contexts, answers = rows[self.text_columns[1]], rows[self.label_column]
+        contexts, answers = rows[self.text_columns[1]], list(map(_answers, rows[self.label_column]))
+        may_be_none = any(not each["text"] for each in answers)
         for start, end, spans, row in zip(*prediction.predictions[:2], features["offsets"], features["row"]):
             score, text = self._best_span(start[: len(spans)], end[: len(spans)], spans, contexts[row])
+            nothing = float(start[0] + end[0])
+            if may_be_none and nothing >= score:
+                score, text = nothing - 1e4, ""  # another window may have it
             if row not in best or score > best[row][0]:
                 best[row] = score, text
         exact, f1 = [], []
         for row, (_, text) in best.items():
-            expected = _answers(answers[row])["text"] or [""]
+            expected = answers[row]["text"] or [""]
             exact.append(max(_words(text) == _words(each) for each in expected))
             f1.append(max(_overlap(_words(text), _words(each)) for each in expected))
         return {"f1": float(np.mean(f1)), "exact_match": float(np.mean(exact))}
 
     def _best_span(self, start: np.ndarray, end: np.ndarray, spans: list, context: str) -> tuple[float, str]:
-        """The likeliest span of a window, as its score and its text; none if the first token scores higher."""
+        """The likeliest span of a window that is no longer than `LONGEST`, as its score and its text."""
         inside = np.array([span[0] >= 0 for span in spans])
-        scores = np.where(inside, start, -np.inf)[:, None] + np.where(inside, end, -np.inf)[None]
-        scores = np.where(
-            np.triu(np.ones_like(scores)) * (1 - np.triu(np.ones_like(scores), self.LONGEST)), scores, -np.inf
-        )
+        ahead = np.arange(len(spans)) - np.arange(len(spans))[:, None]
+        allowed = inside[:, None] & inside & (ahead >= 0) & (ahead < self.LONGEST)
+        scores = np.where(allowed, start[:, None] + end, -np.inf)
         first, last = np.unravel_index(scores.argmax(), scores.shape)
-        nothing = float(start[0] + end[0])
-        if nothing >= scores[first, last]:
-            return nothing - 1e4, ""  # another window may have it
         return float(scores[first, last]), context[spans[first][0] : spans[last][1]]
 
 

@@ -457,7 +457,7 @@ def costs(model: PreTrainedModel, length: int) -> dict[str, float]:
 
 
 def weights_on_disk(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    return sum(path.stat().st_size for path in folder.glob("model*.safetensors"))
 
 
 def measure_both(
