@@ -726,9 +726,11 @@ def test_compare(job, tmp_path, capsys):
     output = tmp_path / "out"
     del job["sparsity"]
     job |= {"methods": ["taylor", "magnitude"], "sparsities": [0.5], "seeds": [0, 1], "metric": "f1"}
-    main("compare", *flags(**job, output=output))
+    (tmp_path / "prune.yaml").write_text("recovery: reconstruct+finetune\ntraining: {max_steps: 1}\nscores: s")
+    main("compare", *flags(**job, config=tmp_path / "prune.yaml", output=output))  # of which none is for it
     result = Comparison.load(output / "comparison.json")
     assert [row.method for row in result.rows] == ["dense", "taylor", "magnitude"]
+    assert result.settings["recovery"] == "reconstruct"
     assert result.settings["seeds"] == [0, 1] and str(result) in capsys.readouterr().out
     assert (output / "comparison.md").read_text() == result.to_markdown()
     assert (output / "comparison.png").stat().st_size > 10_000

@@ -78,7 +78,7 @@ class Option:
             keywords["action"] = argparse.BooleanOptionalAction
         else:
             keywords |= {"type": self.kind, "choices": self.choices, "nargs": "+" if self.many else None}
-        default = self.default not in (None, False) and "default" not in self.help
+        default = self.default not in (None, False) and "Default:" not in self.help
         shown = " ".join(map(str, self.default)) if self.many and default else self.default
         text = self.help + (f" Default: {shown}." if default else "")
         parser.add_argument(f"--{self.name}", help=text.replace("%", "%%"), **keywords)
@@ -928,9 +928,7 @@ gets comparison.json, comparison.md and, with matplotlib, comparison.png.
             ),
             Option("sparsities", "Fractions of the budget to remove.", [0.3, 0.5, 0.7], float, many=True),
             Option("seeds", "Draw the scoring samples.", [0], int, many=True),
-            Option(
-                "recovery", "What follows the cut; nothing is trained.", "reconstruct", choices=("reconstruct", "none")
-            ),
+            Option("rebuild", "Rebuild by least squares after a cut of units; nothing is trained.", True, bool),
             *own,
             REPEATS,
             *OUTPUT,
@@ -943,6 +941,7 @@ gets comparison.json, comparison.md and, with matplotlib, comparison.png.
         names = [name for name in PRUNING_FIELDS if name not in (*self.FIXED, *TRAINING_FIELDS)]
         settings = {name: arguments.given[name] for name in names if name in arguments.given}
         configs = [PruningConfig(**settings, sparsity=0.5, recovery="none", seed=seed) for seed in arguments.seeds]
+        rebuild = arguments.rebuild and "weights" not in configs[0].granularity
         comparisons = []
         with tempfile.TemporaryDirectory() as folder:
             job = make_job(arguments, configs[0], folder, evaluates=True)
@@ -955,7 +954,7 @@ gets comparison.json, comparison.md and, with matplotlib, comparison.png.
                     config,
                     methods=arguments.methods,
                     sparsities=arguments.sparsities,
-                    recovery=arguments.recovery,
+                    recovery="reconstruct" if rebuild else "none",
                     repeats=arguments.repeats,
                     disable_tqdm=job.trainer.args.disable_tqdm,
                 )
