@@ -18,13 +18,17 @@ from __future__ import annotations
 import ctypes
 import platform
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
@@ -54,6 +58,53 @@ def count_flops(model: PreTrainedModel, batch_size: int = 1, sequence_length: in
     with plain, scoring_mode(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(**random_inputs(model, batch_size, sequence_length))
     return counter.get_total_flops()
+
+
+def count_bytes(model: PreTrainedModel) -> int:
+    """What the parameters and the buffers of a model take; shared ones count once."""
+    tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def peak_memory(model: PreTrainedModel, batch_size: int = 8, sequence_length: int = 128) -> int:
+    """Bytes of the weights and of the most activations that are there at once in a forward pass. On the CPU the
+    results of all operations count, not the scratch space inside of one."""
+    inputs = random_inputs(model, batch_size, sequence_length)
+    with scoring_mode(model), torch.no_grad():
+        if model.device.type != "cpu":
+            device = torch.get_device_module(model.device)
+            device.reset_peak_memory_stats(model.device)
+            before = device.memory_allocated(model.device)
+            model(**inputs)
+            return count_bytes(model) + device.max_memory_allocated(model.device) - before
+        known = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+        with _LiveBytes(known) as live:
+            model(**inputs)
+        return count_bytes(model) + live.peak
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Follows the storages that operations make, except of the known ones."""
+
+    def __init__(self, known: set[int]) -> None:
+        super().__init__()
+        self.known, self.now, self.peak, self.seen = known, 0, 0, weakref.WeakSet()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        results = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(results):
+            if not isinstance(tensor, torch.Tensor):
+                continue
+            storage = tensor.untyped_storage()
+            if storage not in self.seen and storage.data_ptr() not in self.known:
+                self.seen.add(storage)
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._free, storage.nbytes())
+        return results
+
+    def _free(self, size: int) -> None:
+        self.now -= size
 
 
 def measure_latency(
@@ -118,11 +169,14 @@ def time_forward(
 
 
 def random_inputs(model: PreTrainedModel, batch_size: int, sequence_length: int) -> dict[str, torch.Tensor]:
-    """Token ids without padding, and a mask of ones: each of shape `(batch_size, sequence_length)`."""
+    """Token ids without padding, and a mask of ones: each of shape `(batch_size, sequence_length)`; of models for
+    multiple choice, `(batch_size, 1, sequence_length)`."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(model.config.vocab_size, (batch_size, sequence_length), generator=generator)
     if model.config.pad_token_id is not None:
         tokens[tokens == model.config.pad_token_id] = (model.config.pad_token_id + 1) % model.config.vocab_size
+    if type(model).__name__.endswith("ForMultipleChoice"):
+        tokens = tokens[:, None]
     return {"input_ids": tokens.to(model.device), "attention_mask": torch.ones_like(tokens).to(model.device)}
 
 

@@ -63,17 +63,18 @@ def model_path(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="session")
-def python_without_package(tmp_path_factory):
-    """An environment with the same libraries and without this package: `.pth` files are not read from a folder that a
-    `.pth` file adds, so an editable install stays behind."""
-    folder = tmp_path_factory.mktemp("environment")
+def make_environment(folder: Path) -> Path:
+    """The Python of a new environment with the same libraries and without this package: `.pth` files are not read from
+    a folder that a `.pth` file adds, so an editable install stays behind."""
     venv.create(folder, with_pip=False)
     python = folder / "bin" / "python"
     site = subprocess.run(
         [python, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"], capture_output=True, text=True
     )
-    (tmp_path_factory.getbasetemp() / site.stdout.strip() / "libraries.pth").write_text(
-        sysconfig.get_paths()["purelib"] + "\n"
-    )
+    (folder / site.stdout.strip() / "libraries.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
     return python
+
+
+@pytest.fixture(scope="session")
+def python_without_package(tmp_path_factory):
+    return make_environment(tmp_path_factory.mktemp("environment"))

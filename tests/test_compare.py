@@ -16,11 +16,7 @@
 import copy
 import json
 import re
-import subprocess
-import sys
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from models import random_plan, tiny_batch, tiny_model
@@ -316,22 +312,3 @@ def test_nothing_is_scored_before_an_impossible_budget_is_refused():
     model.register_forward_pre_hook(lambda *args: pytest.fail("a forward pass"))
     with pytest.raises(ValueError, match="cannot be reached"):
         run(model, sparsities=[0.5, 0.99])
-
-
-# --- the command ----------------------------------------------------------------------------------------------------
-
-
-def test_the_command(model_path, tmp_path):
-    root = Path(__file__).resolve().parents[1]
-    command = [sys.executable, root / "examples" / "compare.py", "--model_name_or_path", model_path]
-    command += ["--task_name", "qnli", "--dataset_path", root / "examples" / "data", "--output_dir", tmp_path / "out"]
-    command += ["--methods", "taylor", "magnitude", "--sparsities", "0.5", "--seeds", "0", "1", "--num_samples", "8"]
-    command += ["--max_eval_samples", "16", "--max_seq_length", "24", "--repeats", "1", "--sequence_length", "16"]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    result = Comparison.load(tmp_path / "out" / "comparison.json")
-    assert [r.method for r in result.rows] == ["dense", "taylor", "magnitude"]
-    assert result.settings["seeds"] == [0, 1] and str(result) in done.stdout
-    assert (tmp_path / "out" / "comparison.md").read_text() == result.to_markdown()
-    assert (tmp_path / "out" / "comparison.png").stat().st_size > 10_000
-    assert all(0 <= r.quality <= 100 and np.isfinite(r.latency) for r in result.rows)

@@ -65,6 +65,7 @@ ORDER = (
     "comparison",
     "distillation",
     "resume",
+    "tasks",
     "trainer",
     "",  # the package itself
 )

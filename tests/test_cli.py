@@ -1,0 +1,765 @@
+# Copyright 2026 The optimum-camcut authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""`optimum-cli camcut`: installed as users install it, in real processes; and, in this one, on every kind of task."""
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import scipy.stats
+import sklearn.metrics
+import torch
+import transformers
+from conftest import make_environment
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from models import random_plan, tiny_config, tiny_model
+from optimum.commands.base import RootOptimumCLICommand
+from optimum.commands.optimum_cli import register_optimum_cli_subcommand
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, EvalPrediction
+
+from optimum_camcut import Comparison, PruningPlan, apply_plan, find_groups, load_pruned
+from optimum_camcut.commands.camcut import CamCutCommand, pruning_options
+from optimum_camcut.config import PruningConfig
+from optimum_camcut.measure import count_bytes, count_parameters, peak_memory
+from optimum_camcut.tasks import TASKS, classification_metrics, load_data, regression_metrics
+
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+WORDS = "what is the first city of name year in on who where when many long a".split()
+QUICK = {
+    "num_samples": 12,
+    "smooth_samples": 2,
+    "repeats": 1,
+    "sequence_length": 16,
+    "max_length": 24,
+    "sparsity": 0.5,
+}
+QUICK |= {"batch_size": 8, "latency_batch_size": 2}
+SIZES = ("sequence_length", "latency_batch_size")
+
+
+def sentence(number, length=6):
+    return " ".join(WORDS[(number * 7 + place * (number % 3 + 1)) % len(WORDS)] for place in range(length))
+
+
+def classified(number):
+    return {"sentence": sentence(number, 4 + number % 4), "label": number % 2, "idx": number}
+
+
+def write(folder, rows, kind="parquet", features=None):
+    """The same rows to train and to evaluate on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for split in ("train", "validation"):
+        data = Dataset.from_list(rows, features=features)
+        {"parquet": data.to_parquet, "csv": data.to_csv, "json": data.to_json}[kind](str(folder / f"{split}.{kind}"))
+    return folder
+
+
+def flags(**values):
+    found = []
+    for name, value in values.items():
+        if isinstance(value, bool):
+            found += [f"--{name}"] if value else []
+        elif isinstance(value, list | tuple):
+            found += [f"--{name}", *map(str, value)]
+        else:
+            found += [f"--{name}", str(value)]
+    return found
+
+
+def main(*arguments):
+    """`optimum-cli camcut` in this process."""
+    root = RootOptimumCLICommand("Optimum CLI tool", usage="optimum-cli")
+    register_optimum_cli_subcommand(CamCutCommand, parent_command=root)
+    parsed = root.parser.parse_args(["camcut", *map(str, arguments)])
+    parsed.func(parsed).run()
+
+
+@pytest.fixture(autouse=True)
+def own_verbosity():
+    before = transformers.utils.logging.get_verbosity()
+    yield
+    transformers.utils.logging.set_verbosity(before)
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("data") / "words", [classified(number) for number in range(20)])
+
+
+@pytest.fixture(scope="session")
+def classifier(model_path, tmp_path_factory):
+    """The tiny BERT with a head for two classes."""
+    folder = tmp_path_factory.mktemp("classifier")
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_pretrained(model_path)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.15)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(model_path).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def job(classifier, data):
+    """Flags of a job that takes little time."""
+    return {"model": classifier, "dataset": data, "task": "text-classification", **QUICK}
+
+
+# --- installed ------------------------------------------------------------------------------------------------------
+
+
+def clean():
+    """Without what would find the package in the repository."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return {**environment, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def pip(*arguments):
+    command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=clean(), timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory):
+    """A copy of what is packed: building writes beside it."""
+    folder = tmp_path_factory.mktemp("source")
+    shutil.copytree(REPOSITORY / "optimum_camcut", folder / "optimum_camcut", ignore=shutil.ignore_patterns("__pyc*"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / name, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def from_wheel(source, tmp_path_factory):
+    """The Python of an environment with a wheel of this package."""
+    folder = tmp_path_factory.mktemp("wheel")
+    pip("wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", folder, source)
+    python = make_environment(tmp_path_factory.mktemp("from_wheel"))
+    pip("--python", python, "install", "--no-deps", "--no-index", *folder.glob("*.whl"))
+    return python
+
+
+@pytest.fixture(scope="session")
+def from_source(source, tmp_path_factory):
+    """That of an environment with an editable install."""
+    python = make_environment(tmp_path_factory.mktemp("from_source"))
+    pip("--python", python, "install", "--no-deps", "--no-index", "--no-build-isolation", "-e", source)
+    return python
+
+
+def run(python, *arguments, expected=0):
+    """The standard output and the standard error of a process, away from the repository."""
+    command, where = [str(python), *map(str, arguments)], python.parent
+    done = subprocess.run(command, capture_output=True, text=True, env=clean(), cwd=where, timeout=300)
+    assert done.returncode == expected, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout, done.stderr
+
+
+def optimum_cli(python, *arguments, expected=0):
+    return run(python, Path(sysconfig.get_path("scripts")) / "optimum-cli", *arguments, expected=expected)
+
+
+@pytest.mark.parametrize("install", ["from_wheel", "from_source"])
+def test_optimum_cli_shows_it(install, request):
+    python = request.getfixturevalue(install)
+    assert "camcut" in optimum_cli(python, "--help")[0]
+    listed = optimum_cli(python, "camcut", "--help")[0]
+    assert all(name in listed for name in ("score", "prune", "report", "benchmark", "compare"))
+
+
+def test_the_wheel_leaves_the_namespace_to_all(from_wheel):
+    """A file `__init__.py` in any of these folders would hide what others put there."""
+    code = "import optimum.commands.register as r, optimum_camcut as p; print(*r.__path__, p.__file__)"
+    register, package = map(Path, run(from_wheel, "-c", code)[0].split())
+    assert [path.name for path in register.glob("*.py")] == ["register_camcut.py"]
+    assert register.parents[2] == package.parents[1]  # of the environment itself
+    assert not [name for name in ("", "commands") if (register.parents[1] / name / "__init__.py").exists()]
+
+
+def test_the_wheel_holds_every_file(from_wheel):
+    """Packages are listed by name, so a new one is easily left out."""
+    installed = Path(run(from_wheel, "-c", "import optimum_camcut as p; print(p.__path__[0])")[0].strip())
+
+    def files(root):
+        found = {str(path.relative_to(root)) for path in root.rglob("*.*") if path.is_file()}
+        return {name for name in found if not name.endswith(".pyc") and not name.startswith("commands/register")}
+
+    assert files(installed) == files(REPOSITORY / "optimum_camcut")
+
+
+def test_the_help_loads_nothing_large(from_wheel):
+    """`optimum-cli` imports the command whatever it is asked for."""
+    code = """
+    import sys
+    from optimum.commands.optimum_cli import main
+    for arguments in ([], ["camcut"], ["camcut", "prune"]):
+        sys.argv = ["optimum-cli", *arguments, "--help"]
+        try:
+            main()
+        except SystemExit as end:
+            assert not end.code
+    heavy = {"torch", "transformers", "accelerate", "datasets", "evaluate", "numpy", "huggingface_hub", "yaml"}
+    print(sorted(heavy & set(sys.modules)), "optimum_camcut" in sys.modules)
+    """
+    code = re.sub("^    ", "", code, flags=re.MULTILINE)
+    assert run(from_wheel, "-c", code)[0].splitlines()[-1] == "[] True"
+
+
+def test_the_whole_job(from_wheel, job, tmp_path):
+    """In a process of its own: a table at the end, and a checkpoint with its tokenizer that loads."""
+    output = tmp_path / "pruned"
+    printed, _ = optimum_cli(from_wheel, "camcut", "prune", *flags(**job, output=output))
+    model, dense = load_pruned(output), AutoModelForSequenceClassification.from_pretrained(job["model"])
+    dense_tokenizer = AutoTokenizer.from_pretrained(job["model"])
+    assert AutoTokenizer.from_pretrained(output)("what is")["input_ids"] == dense_tokenizer("what is")["input_ids"]
+    assert str(model.pruning_plan) in printed
+    results = json.loads((output / "pruning_results.json").read_text())
+    for name, each in (("dense", dense), ("pruned", model)):
+        assert results[name]["parameters"] == count_parameters(each)
+        assert results[name]["latency"]["median"] > 0 and 0 <= results[name]["metrics"]["accuracy"] <= 1
+    assert results["dense"]["bytes"] == count_bytes(dense)
+    assert results["pruned"]["bytes"] == (output / "model.safetensors").stat().st_size
+    assert [re.split(r"  +", line)[0] for line in printed.partition("pruned/dense\n")[2].splitlines()[1:]] == [
+        "parameters (M)",
+        "FLOPs, 1 x 16 tokens (G)",
+        "latency, 2 x 16 tokens (ms)",
+        "weights on disk (MB)",
+        "accuracy",
+        "f1",
+        "matthews_correlation",
+        "loss",
+        f"Saved in {output}.",
+    ]
+    assert PruningConfig.from_pretrained(output).recovery == "reconstruct"  # by default
+
+
+def test_two_processes_make_the_same_plan(from_wheel, job, tmp_path):
+    config = tmp_path / "config.json"
+    values = {name: str(value) if isinstance(value, Path) else value for name, value in job.items()}
+    config.write_text(json.dumps({**values, "recovery": "finetune", "training": {"max_steps": 1}}))
+    main("prune", *flags(config=config, output=tmp_path / "1", recovery="none"))
+    command = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"]
+    command += ["--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
+    command += ["--module", "optimum.commands.optimum_cli", "camcut", "prune"]
+    command += flags(config=config, output=tmp_path / "2")
+    printed, _ = run(from_wheel, *command)
+    assert printed.count("pruned/dense") == 1  # one table, by the first
+    plans = [PruningPlan.load(tmp_path / name) for name in "12"]
+    assert plans[0].keep == plans[1].keep and plans[0].config.recovery != plans[1].config.recovery
+    one, two = (json.loads((tmp_path / name / "pruning_results.json").read_text()) for name in "12")
+    assert one["dense"]["metrics"]["accuracy"] == two["dense"]["metrics"]["accuracy"]
+
+
+def test_an_error_is_one_line(from_wheel, job):
+    """And no traceback."""
+    _, shown = optimum_cli(from_wheel, "camcut", "prune", *flags(**job, output=job["dataset"]), expected=1)
+    assert shown == (
+        f"optimum-cli camcut prune: error: the output folder {job['dataset']} is not empty: choose another, or pass "
+        "--overwrite\n"
+    )
+
+
+# --- every task -----------------------------------------------------------------------------------------------------
+
+
+def answered(number):
+    context = sentence(number, 12)
+    answer = context.split()[number % 8 + 1]
+    start = context.index(f" {answer}") + 1
+    return {"question": "what is", "context": context, "answers": {"text": [answer], "answer_start": [start]}}
+
+
+ROWS = {
+    "text-classification": classified,
+    "token-classification": lambda n: {"tokens": sentence(n).split(), "ner_tags": [(n + i) % 3 for i in range(6)]},
+    "multiple-choice": lambda n: {
+        "sent1": sentence(n, 3),
+        "sent2": "the city",
+        **{f"ending{i}": sentence(n + i, 3) for i in range(3)},
+        "label": n % 3,
+    },
+    "question-answering": answered,
+    "fill-mask": lambda n: {"text": sentence(n, 10)},
+    "text-generation": lambda n: {"text": sentence(n, 10)},
+}
+
+
+def test_all_tasks_are_tested():
+    assert set(ROWS) == set(TASKS)
+
+
+@pytest.mark.parametrize("task", ROWS)
+def test_every_task(task, model_path, tmp_path, capsys):
+    """From a model without a head: pruned, evaluated, and loaded as what it now is."""
+    data, output, model = write(tmp_path / "data", [ROWS[task](n) for n in range(16)]), tmp_path / "out", model_path
+    if task == "text-generation":
+        model = tmp_path / "decoder"
+        tokenizer = AutoTokenizer.from_pretrained(model_path)
+        config = tiny_config("gpt2", vocab_size=len(tokenizer))
+        transformers.GPT2LMHeadModel(config).save_pretrained(model)
+        tokenizer.save_pretrained(model)
+    main("prune", *flags(model=model, dataset=data, task=task, output=output, **QUICK))
+    pruned = load_pruned(output)
+    assert type(pruned).__name__.endswith(
+        TASKS[task].head.replace("CausalLM", "LMHeadModel").replace("MaskedLM", "ForMaskedLM")
+    )
+    assert sum(len(kept) for kept in pruned.pruning_plan.keep.values()) < sum(pruned.pruning_plan.sizes.values())
+    found = json.loads((output / "pruning_results.json").read_text())
+    for name in ("dense", "pruned"):
+        assert set(found[name]["metrics"]) == {*TASKS[task].measured, "loss"}
+        assert next(iter(found[name]["metrics"])) == TASKS[task].measured[0]
+    assert found["dense"]["metrics"]["loss"] != found["pruned"]["metrics"]["loss"]
+    assert f"\n{TASKS[task].measured[0]} " in capsys.readouterr().out
+
+
+def test_pairs_and_numbers_to_predict(model_path, tmp_path):
+    """From csv, with columns of other names, which are given."""
+    rows = [{"a": sentence(n), "b": sentence(n + 1), "close": n / 3} for n in range(16)]
+    data, output = write(tmp_path / "data", rows, "csv"), tmp_path / "out"
+    columns = {"text_columns": ["a", "b"], "label_column": "close"}
+    main(
+        "prune", *flags(model=model_path, dataset=data, task="text-classification", output=output, **columns, **QUICK)
+    )
+    assert load_pruned(output).config.problem_type == "regression"
+    metrics = json.loads((output / "pruning_results.json").read_text())["dense"]["metrics"]
+    assert list(metrics) == ["spearmanr", "pearson", "mse", "loss"]
+    assert metrics["mse"] == pytest.approx(metrics["loss"], rel=1e-5)  # the loss of a regression is just that
+    again = tmp_path / "again"  # a head for numbers is one also where the labels are whole
+    whole = write(tmp_path / "whole", [{**row, "close": n % 5} for n, row in enumerate(rows)], "json")
+    main("prune", *flags(model=output, dataset=whole, task="text-classification", output=again, **columns, **QUICK))
+    assert "mse" in json.loads((again / "pruning_results.json").read_text())["dense"]["metrics"]
+    assert sum(len(kept) for kept in load_pruned(again).pruning_plan.keep.values()) < sum(
+        len(kept) for kept in load_pruned(output).pruning_plan.keep.values()
+    )
+
+
+# --- data and metrics -----------------------------------------------------------------------------------------------
+
+
+def task_of(name, rows, model=None, tokenizer=None, **columns):
+    task = TASKS[name](rows, **columns)
+    if model is not None:
+        task.fit_to(model, tokenizer, 24)
+    return task
+
+
+def test_classes_keep_the_numbers_of_the_model(classifier):
+    """The data name them in another order, by features or as texts."""
+    model, tokenizer = (
+        AutoModelForSequenceClassification.from_pretrained(classifier),
+        AutoTokenizer.from_pretrained(classifier),
+    )
+    model.config.id2label, model.config.label2id = {0: "Negative", 1: "Positive"}, {"Negative": 0, "Positive": 1}
+    rows = [classified(number) for number in range(6)]
+    features = Features(
+        {"sentence": Value("string"), "label": ClassLabel(names=["positive", "negative"]), "idx": Value("int64")}
+    )
+    of_features = Dataset.from_list(rows, features=features)
+    of_texts = Dataset.from_list([{**row, "label": ["positive", "negative"][row["label"]]} for row in rows])
+    for data in (of_features, of_texts):
+        task = task_of("text-classification", data, model, tokenizer)
+        encoded = task.prepare(data)
+        assert encoded["labels"] == [1, 0, 1, 0, 1, 0]
+        logits = np.eye(2)[encoded["labels"]]
+        logits[0] = logits[1]  # one of six is wrong, the first
+        found = task.metrics(EvalPrediction(logits, np.array(encoded["labels"])), encoded, data)
+        assert found["accuracy"] == 5 / 6
+        # F1 of what the data number 1: by the features negative, 3 of 3 and 1 too many; by the alphabet positive.
+        assert found["f1"] == pytest.approx(6 / 7 if data is of_features else 4 / 5)
+    plain = Dataset.from_list(rows)  # numbers alone are taken as they are
+    assert task_of("text-classification", plain, model, tokenizer).prepare(plain)["labels"] == [0, 1, 0, 1, 0, 1]
+
+
+def test_only_the_first_token_of_a_word_counts(classifier):
+    tokenizer = AutoTokenizer.from_pretrained(classifier)
+    model = tiny_model("bert", "TokenClassification", vocab_size=len(tokenizer))
+    data = Dataset.from_list([{"tokens": ["what", "zzz", "is"], "tags": [0, 1, 2]}])
+    [encoded] = task_of("token-classification", data, model, tokenizer).prepare(data)
+    words = [len(tokenizer.tokenize(word)) for word in ("what", "zzz", "is")]
+    assert words[1] > 1
+    expected = [-100] + [label for tag, size in enumerate(words) for label in [tag] + [-100] * (size - 1)] + [-100]
+    assert encoded["labels"] == expected
+
+
+def test_answers_are_found_again(classifier):
+    """The labels of every window, as if they were predicted, give the answers; long contexts have several windows."""
+    tokenizer = AutoTokenizer.from_pretrained(classifier)
+    model = tiny_model("bert", "QuestionAnswering", vocab_size=len(tokenizer))
+    rows = [answered(number) for number in range(8)]
+    rows += [{**rows[0], "answers": {"text": [], "answer_start": []}}]
+    data = Dataset.from_list(rows)
+    task = task_of("question-answering", data, model, tokenizer)
+    encoded = task.prepare(data)
+    assert len(encoded) > len(data) and set(encoded["row"]) == set(range(9))
+    width = max(map(len, encoded["input_ids"]))
+    logits = [10 * np.eye(width)[encoded[name]] for name in ("start_positions", "end_positions")]
+    found = task.metrics(EvalPrediction(tuple(logits), None), encoded, data)
+    assert found == {"f1": 1.0, "exact_match": 1.0}
+    wrong = [np.roll(each, 1, axis=1) for each in logits]
+    assert task.metrics(EvalPrediction(tuple(wrong), None), encoded, data)["exact_match"] < 0.5
+
+
+def test_masks_depend_on_the_row_alone(classifier):
+    tokenizer = AutoTokenizer.from_pretrained(classifier)
+    model = tiny_model("bert", "MaskedLM", vocab_size=len(tokenizer))
+    data = Dataset.from_list([{"text": sentence(number, 20)} for number in range(6)] + [{"text": " "}])
+    task = task_of("fill-mask", data, model, tokenizer)
+    encoded = task.prepare(data)
+    assert len(encoded) == 6 and encoded[:3] == task.prepare(data, 3)[:3]
+    for ids, labels in zip(encoded["input_ids"], encoded["labels"]):
+        asked = [place for place, label in enumerate(labels) if label != -100]
+        assert [ids[place] for place in asked] == [tokenizer.mask_token_id] * len(asked)
+        assert len(asked) == max(1, round(0.15 * (len(ids) - 2)))
+
+
+@pytest.mark.parametrize("name", ["fill-mask", "text-generation"])
+def test_language_models_by_hand(name):
+    """Three positions count of two sequences; with a shift, those that tell the next token."""
+    task, shift = TASKS[name], TASKS[name].shift
+    labels = torch.tensor([[-100, 1, -100, 2], [-100, -100, 0, -100]])
+    probabilities = torch.full((2, 4, 3), 1 / 3)
+    probabilities[0, 1 - shift] = torch.tensor([0.2, 0.5, 0.3])  # right
+    probabilities[0, 3 - shift] = torch.tensor([0.5, 0.25, 0.25])  # wrong
+    probabilities[1, 2 - shift] = torch.tensor([0.8, 0.1, 0.1])  # right
+    found = task.metrics(
+        task, EvalPrediction(task.preprocess_logits(probabilities.log(), labels).numpy(), labels.numpy()), None, None
+    )
+    assert found["accuracy"] == pytest.approx(2 / 3)
+    assert found["perplexity"] == pytest.approx((0.5 * 0.25 * 0.8) ** (-1 / 3), rel=1e-6)
+
+
+def test_metrics_are_those_of_others():
+    generator = np.random.default_rng(0)
+    for classes in (2, 4):
+        true, predicted = generator.integers(classes, size=(2, 50))
+        found = classification_metrics(predicted, true)
+        assert found["accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(true, predicted))
+        average = "binary" if classes == 2 else "macro"
+        assert found["f1"] == pytest.approx(sklearn.metrics.f1_score(true, predicted, average=average))
+        assert found["matthews_correlation"] == pytest.approx(sklearn.metrics.matthews_corrcoef(true, predicted))
+    one, other = generator.integers(9, size=(2, 50)).astype(float)  # with ties
+    found = regression_metrics(one, other)
+    assert found["spearmanr"] == pytest.approx(scipy.stats.spearmanr(one, other)[0])
+    assert found["pearson"] == pytest.approx(scipy.stats.pearsonr(one, other)[0])
+    assert regression_metrics(one * 0, other)["pearson"] == 0.0
+    assert classification_metrics(np.zeros(4, int), np.zeros(4, int))["matthews_correlation"] == 0.0
+
+
+def test_data_in_every_form(tmp_path, data):
+    expected = Dataset.from_parquet(str(data / "train.parquet")).to_list()
+    rows = Dataset.from_list(expected)
+    write(tmp_path / "csv", expected, "csv")
+    write(tmp_path / "json", expected, "json")
+    DatasetDict(train=rows, validation=rows).save_to_disk(tmp_path / "saved")
+    rows.save_to_disk(tmp_path / "alone")
+    (tmp_path / "shards").mkdir()
+    for number in range(2):
+        rows.shard(2, number).to_parquet(str(tmp_path / "shards" / f"train-0000{number}-of-00002.parquet"))
+    for name in ("csv", "json", "saved", "alone", "shards"):
+        found = load_data(str(tmp_path / name))
+        assert found["train"].to_list() == expected, name
+        assert ("validation" in found) == (name in ("csv", "json", "saved"))
+
+
+# --- flags and files ------------------------------------------------------------------------------------------------
+
+
+def test_every_field_is_a_flag():
+    assert {option.name: option.default for option in pruning_options()} == {
+        field.name: field.default_factory() if field.name == "granularity" else field.default
+        for field in dataclasses.fields(PruningConfig)
+    }
+
+
+@pytest.mark.parametrize("kind", ["yaml", "json"])
+def test_a_config_file(kind, job, tmp_path, capsys):
+    """Holds any flag and a section for training; flags beat it, and `compression` the `sparsity` in it."""
+    output = tmp_path / "out"
+    job |= {"recovery": "finetune", "granularity": ["neurons"], "method": "taylor", "seed": 3, "methods": ["fisher"]}
+    values = {name: str(value) if isinstance(value, Path) else value for name, value in job.items()}
+    values["training"] = {"learning_rate": 1e-4, "max_steps": 2, "lr_scheduler_type": "constant"}
+    text = json.dumps(values)
+    if kind == "yaml":
+        text = "\n".join(f"{name}: {json.dumps(value)}" for name, value in values.items()).replace("0.0001", "1e-4")
+        assert "1e-4" in text
+    (tmp_path / f"config.{kind}").write_text(text)
+    more = flags(method="magnitude", compression=1.2, learning_rate=2e-4)
+    main("prune", "--config", tmp_path / f"config.{kind}", "--output", output, *more)
+    config = PruningConfig.from_pretrained(output)
+    assert (config.method, config.compression, config.sparsity) == ("magnitude", 1.2, None)
+    assert (config.granularity, config.recovery, config.seed) == (("neurons",), "finetune", 3)
+    training = torch.load(output / "training_args.bin", weights_only=False)
+    assert (training.max_steps, training.learning_rate, training.seed) == (2, 2e-4, 3)
+    assert training.lr_scheduler_type == "constant"
+    main("prune", "--config", tmp_path / f"config.{kind}", *flags(output=output, overwrite=True))
+    training = torch.load(output / "training_args.bin", weights_only=False)
+    assert training.learning_rate == 1e-4 and PruningConfig.from_pretrained(output).sparsity == 0.5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"task": "translation"}, "unknown task 'translation'; known tasks: text-classification, token-class"),
+        (
+            {"label_column": "mood"},
+            "there is no column mood; the columns are sentence, label, idx; choose by --label_",
+        ),
+        ({"task": "question-answering"}, "no text column of a usual name was found; the columns are sentence, label"),
+        ({"eval_split": "held_out"}, "there is no split 'held_out' to evaluate on; the data have train, validation"),
+        ({"train_split": "all"}, "there is no split 'all' to score on; the data have train, validation"),
+        ({"dataset": "./nowhere"}, "there is no folder ./nowhere to read data from"),
+        ({"dataset": REPOSITORY}, "should hold files of one kind, named by split, such as train.parquet"),
+        ({"model": "./nowhere"}, "there is no folder ./nowhere to load from"),
+        ({"method": "tailor"}, "unknown method 'tailor'"),
+        ({"metric": "bleu"}, "the metric 'bleu' is none of accuracy, f1, matthews_correlation, nor one that evaluate"),
+        ({"metric": "loss"}, "models are compared by a metric of which more is better, which 'loss' is not"),
+        ({"scores": "./nowhere"}, "there are no scores in nowhere; optimum-cli camcut score writes some"),
+        ({"text_columns": ["sentence", "idx", "label"]}, "reads one text or two, not sentence, idx, label"),
+    ],
+)
+def test_what_is_refused(changes, message, job, tmp_path):
+    """In one line, before anything is written."""
+    with pytest.raises(SystemExit) as error:
+        main("prune", *flags(**{**job, "output": tmp_path / "out", **changes}))
+    assert message in error.value.code and "\n" not in error.value.code
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sparsty: 0.5", "has unknown settings sparsty; known: allocation, "),
+        ("training: 3", "'training' in {path} should be settings by name, got 3"),
+        ("training: {learning_rat: 1}", "the training section has unknown settings learning_rat"),
+        ("training: {output_dir: x}", "which is --output"),
+        ("method: [taylor, fisher]", "'method' should be one str, got ['taylor', 'fisher']"),
+        ("- sparsity", "should hold settings by name"),
+        ("a: [", "is no YAML"),
+    ],
+)
+def test_config_files_that_are_refused(text, message, job, tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(SystemExit) as error:
+        main("prune", *flags(**job, config=path, output=tmp_path / "out"))
+    assert message.format(path=path) in error.value.code
+    (tmp_path / "config.toml").write_text("")
+    with pytest.raises(SystemExit, match="should be a .json, .yaml or .yml file"):
+        main("prune", *flags(**job, config=tmp_path / "config.toml", output=tmp_path / "out"))
+
+
+def test_values_of_a_wrong_kind_end_as_argparse_does(job, tmp_path, capsys):
+    path = tmp_path / "config.yaml"
+    path.write_text("num_samples: many")
+    del job["num_samples"]
+    for wrong in (["--num_samples", "many"], ["--config", str(path)]):
+        with pytest.raises(SystemExit) as error:
+            main("prune", *flags(**job, output=tmp_path / "out"), *wrong)
+        assert error.value.code == 2
+        assert "argument --num_samples: invalid int value: 'many'" in capsys.readouterr().err
+    del job["sparsity"]
+    for missing in ("--sparsity and --compression is required", "required: --model, --dataset, --task, --output"):
+        with pytest.raises(SystemExit) as error:
+            main("prune", *(flags(**job, output=tmp_path / "out") if "sparsity" in missing else ["--sparsity", "0.5"]))
+        assert error.value.code == 2 and missing in capsys.readouterr().err
+
+
+# --- prune ----------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_overwritten_unasked(job, tmp_path):
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "thesis.txt").write_text("years of work")
+    with pytest.raises(SystemExit, match="is not empty: choose another, or pass --overwrite"):
+        main("prune", *flags(**job, output=output))
+    assert [path.name for path in output.iterdir()] == ["thesis.txt"]
+    main("prune", *flags(**job, output=output, overwrite=True))
+    assert load_pruned(output).pruning_plan and (output / "thesis.txt").exists()
+    with pytest.raises(SystemExit, match="is the folder of the model, which would be lost"):
+        main("prune", *flags(**{**job, "model": output}, output=output, overwrite=True))
+
+
+def test_a_dry_run_writes_nothing(job, tmp_path, capsys):
+    before = {path: path.stat().st_mtime_ns for path in Path(job["model"]).iterdir()}
+    main("prune", *flags(**job, output=tmp_path / "out"), "--dry-run")
+    printed = capsys.readouterr().out
+    assert not any(tmp_path.iterdir()) and {path: path.stat().st_mtime_ns for path in before} == before
+    main("prune", *flags(**job, output=tmp_path / "out"))
+    done = capsys.readouterr().out
+    assert str(PruningPlan.load(tmp_path / "out")) in printed
+    rows = [[row.split() for row in text.splitlines() if row.startswith("parameters")] for text in (printed, done)]
+    assert rows[0] == rows[1] != [] and "Nothing was written" in printed
+
+
+def test_scores_are_taken_from_a_file(job, tmp_path, capsys):
+    """The same plan as if the job scored, and by the same method without being told."""
+    scoring = {name: value for name, value in job.items() if name not in ("repeats", "sparsity") + SIZES}
+    main("score", *flags(**scoring, method="taylor", output=tmp_path / "scores"))
+    printed, scores = capsys.readouterr().out, load_file(tmp_path / "scores" / "scores.safetensors")
+    groups = find_groups(AutoModelForSequenceClassification.from_pretrained(job["model"]))
+    assert {name: len(values) for name, values in scores.items()} == {group.name: group.size for group in groups}
+    lowest = scores["layer.0.heads"].argsort().tolist()
+    assert re.search(rf"layer.0.heads +4 .* {' '.join(map(str, lowest))}$", printed, re.MULTILINE)
+    assert "| layer.0.heads | 4 |" in (tmp_path / "scores" / "scores.md").read_text()
+    main("prune", *flags(**job, method="taylor", output=tmp_path / "1"))
+    main("prune", *flags(**job, scores=tmp_path / "scores", output=tmp_path / "2"))
+    one, two = load_pruned(tmp_path / "1"), load_pruned(tmp_path / "2")
+    assert one.pruning_plan == two.pruning_plan and two.pruning_plan.config.method == "taylor"
+    assert all(torch.equal(value, two.state_dict()[name]) for name, value in one.state_dict().items())  # rebuilt too
+    for wrong, message in (
+        ({"method": "fisher"}, "are by method taylor, not fisher"),
+        ({"rounds": 2}, "take no --scores"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            main("prune", *flags(**job, **wrong, scores=tmp_path / "scores", output=tmp_path / "3"))
+
+
+def test_the_dense_model_counts_as_it_was_before_the_cut(job, tmp_path):
+    """With dense epochs, after them; a learning rate of 0 changes nothing."""
+    training = {"dense_epochs": 1, "epochs": 1, "recovery": "none"}
+    losses = []
+    for rate in (0.0, 1e-2):
+        main("prune", *flags(**job, **training, learning_rate=rate, output=tmp_path / str(rate)))
+        losses.append(
+            json.loads((tmp_path / str(rate) / "pruning_results.json").read_text())["dense"]["metrics"]["loss"]
+        )
+    main("prune", *flags(**job, output=tmp_path / "plain"))
+    plain = json.loads((tmp_path / "plain" / "pruning_results.json").read_text())["dense"]["metrics"]["loss"]
+    assert losses[0] == pytest.approx(plain, rel=1e-6) and abs(losses[1] - plain) > 1e-3
+
+
+def test_single_weights_and_a_metric_of_evaluate(job, tmp_path):
+    metric = f"{REPOSITORY / 'examples' / 'glue_metric'}:cola"
+    main("prune", *flags(**job, granularity=["weights"], metric=metric, output=tmp_path / "out"))
+    assert PruningConfig.from_pretrained(tmp_path / "out").recovery == "none"
+    main("prune", *flags(**job, granularity=["weights"], output=tmp_path / "own"))
+    theirs, own = (json.loads((tmp_path / name / "pruning_results.json").read_text()) for name in ("out", "own"))
+    for name in ("dense", "pruned"):
+        assert list(theirs[name]["metrics"]) == ["matthews_correlation", "loss"]
+        assert theirs[name]["metrics"]["matthews_correlation"] == pytest.approx(
+            own[name]["metrics"]["matthews_correlation"]
+        )
+
+
+# --- the other commands ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def pruned(classifier, tmp_path_factory):
+    """A pruned checkpoint, with its tokenizer."""
+    folder = tmp_path_factory.mktemp("pruned")
+    model = AutoModelForSequenceClassification.from_pretrained(classifier)
+    apply_plan(model, random_plan(model, 0)).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(classifier).save_pretrained(folder)
+    return folder
+
+
+def test_benchmark(classifier, pruned, tmp_path, capsys):
+    path = tmp_path / "times.json"
+    shapes = {"batch_sizes": [1, 4], "sequence_lengths": [8, 16], "repeats": 2}
+    main("benchmark", *flags(dense=classifier, pruned=[pruned], **shapes, output=path))
+    rows, printed = json.loads(path.read_text())["rows"], capsys.readouterr().out
+    assert [(row["model"], row["batch_size"], row["sequence_length"]) for row in rows] == [
+        (str(model), batch, length) for length in (8, 16) for batch in (1, 4) for model in (classifier, pruned)
+    ]
+    assert len(printed.splitlines()) == 2 + len(rows)
+    model = load_pruned(pruned)
+    for dense, cut in zip(rows[::2], rows[1::2]):
+        assert cut["parameters"] == count_parameters(model) < dense["parameters"]
+        assert cut["memory"] == peak_memory(model, cut["batch_size"], cut["sequence_length"]) < dense["memory"]
+        assert cut["throughput"] == pytest.approx(cut["batch_size"] / cut["latency"])
+        assert cut["speedup"] == pytest.approx(dense["latency"] / cut["latency"]) and dense["speedup"] == 1.0
+    with pytest.raises(SystemExit, match="is there already"):
+        main("benchmark", *flags(dense=classifier, pruned=[pruned], output=path))
+    with pytest.raises(SystemExit, match="takes 64 tokens at most, not 65"):
+        main("benchmark", *flags(dense=classifier, pruned=[pruned], sequence_lengths=[65]))
+
+
+class Chain(torch.nn.Module):
+    config, device = SimpleNamespace(vocab_size=10, pad_token_id=None), torch.device("cpu")
+
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.Sequential(
+            torch.nn.Embedding(10, 16), torch.nn.Linear(16, 32), torch.nn.Linear(32, 8), torch.nn.Flatten()
+        )
+
+    def forward(self, input_ids, attention_mask):
+        return self.layers(input_ids)
+
+
+def test_peak_memory_by_hand():
+    """The most is there at the first linear layer: its input and its output; views take nothing."""
+    weights = 4 * (10 * 16 + 17 * 32 + 33 * 8)
+    assert peak_memory(Chain(), 3, 5) == weights + 4 * 3 * 5 * (16 + 32)
+    model = tiny_model("bert")
+    small, large = (peak_memory(model, batch, 16) - count_bytes(model) for batch in (2, 4))
+    assert large == 2 * small > 0
+
+
+def test_compare(job, tmp_path, capsys):
+    output = tmp_path / "out"
+    del job["sparsity"]
+    job |= {"methods": ["taylor", "magnitude"], "sparsities": [0.5], "seeds": [0, 1], "metric": "f1"}
+    (tmp_path / "prune.yaml").write_text("recovery: reconstruct+finetune\ntraining: {max_steps: 1}\nscores: s")
+    main("compare", *flags(**job, config=tmp_path / "prune.yaml", output=output))  # of which none is for it
+    result = Comparison.load(output / "comparison.json")
+    assert [row.method for row in result.rows] == ["dense", "taylor", "magnitude"]
+    assert result.settings["recovery"] == "reconstruct"
+    assert result.settings["seeds"] == [0, 1] and str(result) in capsys.readouterr().out
+    assert (output / "comparison.md").read_text() == result.to_markdown()
+    assert (output / "comparison.png").stat().st_size > 10_000
+    changed = {name: value for name, value in job.items() if name not in ("methods", "sparsities", "seeds")}
+    main("prune", *flags(**changed, method="magnitude", sparsity=0.5, output=tmp_path / "one"))
+    metrics = json.loads((tmp_path / "one" / "pruning_results.json").read_text())
+    assert result.dense.quality == pytest.approx(metrics["dense"]["metrics"]["f1"])
+    with pytest.raises(SystemExit, match="is not empty"):
+        main("compare", *flags(**job, output=output))
+
+
+def test_what_measures_time_runs_in_one_process(job, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit, match="runs in one process: start it without accelerate"):
+        main("compare", *flags(**{name: job[name] for name in ("model", "dataset", "task")}, output=tmp_path / "out"))
+
+
+def test_report(classifier, pruned, tmp_path, capsys):
+    """From a checkpoint, and from a plan and the dense model."""
+    pytest.importorskip("optimum_camcut.report")
+    quick = {"repeats": 1, "sequence_length": 16}
+    main("report", *flags(model=pruned, output=tmp_path / "1.html"))
+    main("report", *flags(model=pruned, dense=classifier, output=tmp_path / "2.html", **quick))
+    plan, other = {"plan": pruned / "pruning_plan.json"}, [f"other={pruned}"]
+    main("report", *flags(model=classifier, **plan, plans=other, output=tmp_path / "3.html", **quick))
+    pages = [(tmp_path / f"{number}.html").read_text() for number in (1, 2, 3)]
+    assert ["latency of a forward pass" in page for page in pages] == [False, True, True]
+    assert capsys.readouterr().out.count("Written to") == 3 and "other" in pages[2]
+    with pytest.raises(SystemExit, match="is there already"):
+        main("report", *flags(model=pruned, output=tmp_path / "1.html"))
+    with pytest.raises(SystemExit, match="is not pruned; name a plan for it with --plan"):
+        main("report", *flags(model=classifier, output=tmp_path / "4.html"))
