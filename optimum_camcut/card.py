@@ -101,10 +101,10 @@ def write_card(
         card.text = f"\n# Pruned {name_of(model)}\n"
     location = location or Path(folder).resolve().name
     _complete(card.data, model, location, metrics.get("pruned", {}))
+    arguments = load_arguments(location, revision)
     pictures = draw_pictures(model.pruning_plan)
     for name, picture in pictures.items():
         write_bytes(path.with_name(name), picture)
-    arguments = f'"{location}"' + (f', revision="{revision}"' if revision not in (None, "main") else "")
     section = f"{BEGIN}\n{pruning_section(model, arguments, metrics, pictures)}\n{END}"
     pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
     if pattern.search(card.text):
@@ -191,7 +191,7 @@ def pruning_section(model: PreTrainedModel, arguments: str, metrics: Metrics, pi
     plan, lines = model.pruning_plan, ["## Pruning", ""]
     if plan is not None and plan.config is not None:
         lines += [recipe(plan.config), ""]
-    rows = compare_costs(model, metrics)
+    rows = compare_costs(model) + compare_metrics(metrics)
     if rows:
         lines += ["| | dense | pruned | pruned / dense |", "|---|---:|---:|---:|"]
         lines += [f"| {' | '.join([row.name, *row.cells()])} |" for row in rows]
@@ -215,18 +215,20 @@ def recipe(config: PruningConfig) -> str:
     )
 
 
-def compare_costs(model: PreTrainedModel, metrics: Metrics, dense: PreTrainedModel | None = None) -> list[Row]:
-    """Dense against pruned: what the model costs, if it was cut, and its metrics. Without the dense model, what that
-    costs is derived from the config."""
-    rows = _costs(model, dense) if _is_cut(model) else []
+def compare_metrics(metrics: Metrics) -> list[Row]:
+    """Dense against pruned: what evaluation gave."""
     before, after = (_results(metrics.get(which) or {}) for which in ("dense", "pruned"))
     names = {**before, **after}
-    return rows + [Row(name.removeprefix("eval_"), before.get(name), after.get(name), "{:.4g}") for name in names]
+    return [Row(name.removeprefix("eval_"), before.get(name), after.get(name), "{:.4g}") for name in names]
 
 
-def _costs(model: PreTrainedModel, dense: PreTrainedModel | None) -> list[Row]:
-    """The dense model, if it is not given, is built from the config, without storage."""
-    if is_deepspeed_zero3_enabled():  # the parameters are elsewhere
+def compare_costs(model: PreTrainedModel, dense: PreTrainedModel | None = None) -> list[Row]:
+    """Dense against pruned: what the models cost; nothing of a model that was not cut.
+
+    Args:
+        dense: before the cut. Default: one that is built from the config, without storage.
+    """
+    if not _is_cut(model) or is_deepspeed_zero3_enabled():  # there, the parameters are elsewhere
         return []
     parameters = sum(parameter.numel() for parameter in model.parameters())
     megabytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()) / 1e6
@@ -307,6 +309,11 @@ def _loading(model: PreTrainedModel, arguments: str) -> list[str]:
         "",
         f"The second runs `modeling_camcut.py` of this repository. {only}; never pass `ignore_mismatched_sizes`.",
     ]
+
+
+def load_arguments(location: str, revision: str | None = None) -> str:
+    """What to write between the parentheses of a call that loads a model."""
+    return f'"{location}"' + (f', revision="{revision}"' if revision not in (None, "main") else "")
 
 
 def loading_code(model: PreTrainedModel, arguments: str, auto_map: Mapping[str, str]) -> list[str]:

@@ -31,7 +31,7 @@ from huggingface_hub import try_to_load_from_cache
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .card import SIZE, Metrics, Row, compare_costs, loading_code, name_of, recipe
+from .card import SIZE, Metrics, Row, compare_costs, compare_metrics, load_arguments, loading_code, name_of, recipe
 from .files import write_text
 from .groups import PrunableGroup
 from .masking import count_zeros
@@ -102,7 +102,7 @@ def write_report(
     path = path / REPORT_NAME if path.is_dir() else path
     page = render_report(
         model,
-        _location(path.resolve().parent, model),
+        load_arguments(_location(path.resolve().parent, model)),
         dense_model=dense_model,
         scores=scores,
         metrics=metrics,
@@ -116,7 +116,7 @@ def write_report(
 
 def render_report(
     model: PreTrainedModel,
-    location: str,
+    arguments: str,
     *,
     dense_model: PreTrainedModel | None = None,
     scores: Mapping[str, Tensor] | None = None,
@@ -127,7 +127,7 @@ def render_report(
     """The page that `write_report` writes, as text.
 
     Args:
-        location (`str`): the folder or the id that the model is to be loaded from.
+        arguments (`str`): those of `load_pruned` that load the model: `'"user/name"'`, say.
         model, dense_model, scores, metrics, latency, plans, raises: see `write_report`.
     """
     template = _template()
@@ -137,17 +137,17 @@ def render_report(
             f"this {type(model).__name__} has no pruning plan, so there is nothing to report; cut it with apply_plan, "
             "or load a pruned checkpoint with load_pruned"
         )
-    rows = _rows(model, plan, metrics or {}, latency or {}, dense_model)
+    costs, results = _costs(model, plan, latency or {}, dense_model), compare_metrics(metrics or {})
     return template.render(
         title=f"Pruned {name_of(model)}",
         base=model.config._name_or_path,
         recipe=_as_html(recipe(plan.config)) if plan.config is not None else None,
         settings=json.dumps(plan.config.to_dict(), indent=2) if plan.config is not None else None,
-        tiles=_tiles(rows, metrics or {}),
-        rows=rows,
+        tiles=_tiles(costs, results),
+        rows=costs + results,
         quartiles=_quartiles(latency or {}),
         pictures=list(_pictures(plan, scores or {}, plans or {})),
-        code="\n".join(loading_code(model, json.dumps(location, ensure_ascii=False), auto_map(model.config))),
+        code="\n".join(loading_code(model, arguments, auto_map(model.config))),
         kept=plan.table(),
         zeros=count_zeros(model),
     )
@@ -210,44 +210,40 @@ def _cached(repo_id: str) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def _rows(
+def _costs(
     model: PreTrainedModel,
     plan: PruningPlan,
-    metrics: Metrics,
     latency: Mapping[str, LatencyResult],
     dense_model: PreTrainedModel | None,
 ) -> list[Row]:
-    """Dense against pruned: what it costs, then how well it does."""
-    rows = compare_costs(model, metrics, dense_model)
-    costs = [row for row in rows if row.name in ("parameters", SIZE) or row.name.startswith("FLOPs")]
+    """What the model costs, dense against pruned: with the weights that are masked and the time it takes."""
+    rows = compare_costs(model, dense_model)
     masked = sum(plan.sizes[name] - len(units) for name, units in plan.keep.items() if is_weight(name))
     if masked:
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        costs.append(Row("parameters that are not masked", parameters, parameters - masked, "{:,}"))
+        rows.append(Row("parameters not masked", parameters, parameters - masked, "{:,}"))
     if latency:
         times = (1e3 * latency[which].median if which in latency else None for which in ("dense", "pruned"))
-        costs.append(Row(LATENCY, *times, "{:,.1f}"))
-    return costs + [row for row in rows if row not in costs]
+        rows.append(Row(LATENCY, *times, "{:,.1f}"))
+    return rows
 
 
 def _quartiles(latency: Mapping[str, LatencyResult]) -> str:
     return " and ".join(f"{1e3 * r.low:,.1f} to {1e3 * r.high:,.1f} ms ({which})" for which, r in latency.items())
 
 
-def _tiles(rows: Sequence[Row], metrics: Metrics) -> list[tuple[str, str]]:
+def _tiles(costs: Sequence[Row], results: Sequence[Row]) -> list[tuple[str, str]]:
     """The few numbers to see first, and what each is of."""
     tiles = []
-    for row in rows:
-        if not row.dense or row.pruned is None:
+    for row in costs:
+        if not row.dense or not row.pruned or row.name == SIZE:
             continue
         if row.name == LATENCY:
             tiles.append((f"{row.dense / row.pruned:.2f}\N{MULTIPLICATION SIGN}", "as fast"))
-        elif row.name.startswith(("parameters", "FLOPs")):
-            tiles.append(
-                (f"{row.pruned / row.dense:.0%}", f"of the {row.name.partition(' of the')[0].partition(',')[0]}")
-            )
-    measured = [row for row in rows if row.pruned is not None and f"eval_{row.name}" in metrics.get("pruned", {})]
-    for row in [row for row in measured if not row.name.endswith("loss")][:1]:
+        else:
+            name = f"of the {row.name.partition(' ')[0]}"
+            tiles.append((f"{row.pruned / row.dense:.0%}", name + ", others masked" * row.name.endswith("masked")))
+    for row in [row for row in results if row.pruned is not None and not row.name.endswith("loss")][:1]:
         dense, pruned, _ = row.cells()
         tiles.append((pruned, f"{row.name}, dense {dense}" if dense else row.name))
     return tiles

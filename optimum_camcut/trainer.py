@@ -36,7 +36,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, Train
 from transformers.utils import is_datasets_available
 
 from .allocation import check_budget, make_plan, remaining_budget, removed_by
-from .card import write_card
+from .card import load_arguments, write_card
 from .checkpoint import PrunedCheckpoint
 from .config import CONFIG_NAME, PruningConfig
 from .distillation import distillation_loss
@@ -339,9 +339,6 @@ class CamCutTrainer(Trainer):
         ):
             super().save_model(output_dir, _internal_call)
             self._write_card(output_dir or self.args.output_dir)
-        folder = Path(output_dir or self.args.output_dir)
-        if self.is_world_process_zero() and not _internal_call and (folder / REPORT_NAME).exists():
-            self._write_report(folder)  # with what was measured since
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """That of `Trainer`, but one that is killed on the way leaves no checkpoint to resume from, and older ones go
@@ -402,17 +399,20 @@ class CamCutTrainer(Trainer):
             return super()._inner_training_loop(*args, **kwargs)
 
     def _write_card(self, folder: str) -> None:
-        """Brings the part on pruning up to date, if the model is pruned. Metrics of other weights are left out."""
+        """Brings the part on pruning up to date, and the report if there is one, if the model is pruned. Metrics of
+        other weights are left out."""
         model = self.accelerator.unwrap_model(self.model)
         if self.is_world_process_zero() and isinstance(model, PrunedCheckpoint):
             write_card(folder, model, self.hub_model_id, self.args.hub_revision, self._metrics())
+            if (Path(folder) / REPORT_NAME).exists():
+                self._write_report(folder)
 
     def _write_report(self, folder: str | Path) -> None:
         """Whatever fails here must not lose a trained model."""
         path, model = Path(folder) / REPORT_NAME, self.accelerator.unwrap_model(self.model)
-        location = self.hub_model_id or path.parent.resolve().name
+        arguments = load_arguments(self.hub_model_id or path.parent.resolve().name, self.args.hub_revision)
         try:
-            page = render_report(model, location, scores=self._scored, metrics=self._metrics())
+            page = render_report(model, arguments, scores=self._scored, metrics=self._metrics())
             path.parent.mkdir(parents=True, exist_ok=True)
             write_text(path, page)
         except ImportError as error:

@@ -177,7 +177,7 @@ _BAND = {"color": "0.5", "alpha": 0.18, "linewidth": 0, "label": "cut, layer by 
 def kept_units(plan: PruningPlan, names: list[str] | None = None) -> dict[str, dict[str, np.ndarray]]:
     """Kind -> layer or parameter -> bool of shape `(units,)`: True at the units that are kept.
 
-    Of heads and neurons all layers are there: those the plan does not name are whole, or went as a sub-layer.
+    All layers are there: what the plan does not name of them is whole, or went as a sub-layer.
 
     Args:
         names: groups to give, as far as the plan tells of them. Default: those of heads, neurons and sub-layers.
@@ -202,7 +202,7 @@ def kept_units(plan: PruningPlan, names: list[str] | None = None) -> dict[str, d
             name = f"{block}.{kind}"
             if name in plan.keep:
                 units[kind][block] = plan.mask(name)
-            elif kind in SUBLAYERS:
+            else:
                 there = len(plan.keep.get(sublayer_of(name), (0,))) > 0
                 units[kind][block] = np.full(sizes[kind], there)
     weights = {name: plan.mask(name) for name in names or () if is_weight(name) and name in plan.keep}
