@@ -104,7 +104,9 @@ def write_card(
     arguments = load_arguments(location, revision)
     pictures = draw_pictures(model.pruning_plan)
     for name, picture in pictures.items():
-        write_bytes(path.with_name(name), picture)
+        beside = path.with_name(name)
+        if not beside.exists() or beside.read_bytes() != picture:  # a plan is drawn alike every time
+            write_bytes(beside, picture)
     section = f"{BEGIN}\n{pruning_section(model, arguments, metrics, pictures)}\n{END}"
     pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
     if pattern.search(card.text):
