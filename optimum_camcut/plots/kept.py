@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 KEPT, REMOVED, ABSENT = "#3d7ebf", "#dd7f3c", "#8884"  # readable on white and on black
-DECADES = 4  # of scores that a colour scale or an axis shows; what is below counts as the lowest
+TAIL, DECADES = 0.005, 8  # a logarithmic scale leaves out this fraction of the scores at its low end, and lower ones
 
 
 def plot_head_importance(scores: Mapping[str, Tensor] | None, plan: PruningPlan, title: str | None = None) -> Figure:
@@ -125,7 +125,7 @@ def plot_scores(scores: Mapping[str, Tensor], plan: PruningPlan, title: str | No
     Args:
         scores (`Mapping[str, Tensor]`): group name -> `torch.Tensor` of shape `(units,)`, for all units of the uncut
             model, or of the parameter's shape; those that are NaN do not count. Where none is negative, the axis is
-            logarithmic over the highest decades, and lower ones count in the first bar.
+            logarithmic, and the few lowest count in its first bar.
         plan (`PruningPlan`): what was kept, with the sizes of its groups, such as `model.pruning_plan`.
         title (`str`, *optional*): stands above.
 
@@ -254,7 +254,7 @@ def _range(values: np.ndarray) -> tuple[float, float]:
     low, high = float(values.min()), float(values.max())
     if low < 0 or high <= 0:
         return min(low, 0.0), high
-    low = max(float(values[values > 0].min()), high * 10.0**-DECADES)
+    low = max(float(np.quantile(values[values > 0], TAIL, method="lower")), high * 10.0**-DECADES)
     return (low, high) if low < high else (0.0, high)
 
 
