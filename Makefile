@@ -22,6 +22,8 @@ demo: $(INSTALLED)  ## Fine-tune, prune and recover a real model; print dense ag
 # What loads, cuts and trains, and where that goes; transformers 4 has a pruning of its own to compare with.
 TESTS4 := versions plain_shapes surgery checkpoint layers imports trainer downstream hub cli
 
+# The report is read in a real browser: Chromium and its driver (`apt-get install chromium chromium-driver`).
+#
 # Two workers with one thread each: torch would otherwise start a thread per core in every worker. Either environment
 # starts the Python of the other one, to exchange checkpoints.
 test: style $(INSTALLED4)  ## Check the style, run all tests, then those of loading, cutting and going elsewhere with transformers 4

@@ -20,9 +20,11 @@ import functools
 import logging
 import os
 import re
-from collections.abc import Mapping
+import weakref
+from collections.abc import Collection, Mapping
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData, constants, hf_hub_download
@@ -30,26 +32,45 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from .files import write_text
+from .config import PruningConfig
+from .files import write_bytes, write_text
 from .groups import WEIGHTS, find_groups
 from .masking import count_zeros
 from .modeling_camcut import ARCHITECTURES, RECORD, is_cut
-from .plan import is_weight, layer_of
+from .plan import PruningPlan, is_weight, layer_of
+from .plots import plot_head_importance, plot_kept
 
 
 logger = logging.getLogger(__name__)
 
 CARD_NAME = "README.md"
+HEADS_NAME, KEPT_NAME = "pruning_heads.png", "pruning_kept.png"  # beside the card, as a push leaves subfolders behind
 BEGIN, END = "<!-- optimum-camcut: begin -->", "<!-- optimum-camcut: end -->"
 TAGS = ["optimum-camcut", "pruned"]
 LICENSE = ("license", "license_name", "license_link")
 WIDEST = 32  # characters of a figure
+SIZE = "size of the weights (MB)"
 TOKENS = 128  # of the sequence that FLOPs are counted for
+PICTURES = {HEADS_NAME: "The heads that every layer kept", KEPT_NAME: "The units that every layer kept"}
 SPEED = ("_runtime", "_per_second", "_time", "epoch")  # what a trainer gives beside the metrics
 
 TOKENIZER = "Pruning leaves the tokenizer as it was: if none is saved here, take that of the base model."
 
 Metrics = Mapping[str, Mapping[str, float]]
+
+
+class Row(NamedTuple):
+    """A line of the table of dense against pruned; what was not measured is None."""
+
+    name: str
+    dense: float | None
+    pruned: float | None
+    style: str  # of the format that shows either
+
+    def cells(self) -> list[str]:
+        """Dense, pruned, and pruned / dense, as they are shown."""
+        shown = ["" if value is None else self.style.format(value) for value in (self.dense, self.pruned)]
+        return [*shown, f"{self.pruned / self.dense:.2f}" if self.dense and self.pruned is not None else ""]
 
 
 def write_card(
@@ -60,7 +81,7 @@ def write_card(
     metrics: Metrics | None = None,
 ) -> None:
     """Writes `README.md`, or brings the part about pruning in an existing one up to date; the rest stays. Metadata
-    that are there stay, too.
+    that are there stay, too. Where matplotlib is installed, the pictures that it shows are written beside it.
 
     Args:
         folder: of the checkpoint.
@@ -77,11 +98,16 @@ def write_card(
         card = ModelCard.from_template(
             ModelCardData(library_name="transformers"), template_str="---\n{{ card_data }}\n---\n"
         )
-        card.text = f"\n# Pruned {_name(model)}\n"
+        card.text = f"\n# Pruned {name_of(model)}\n"
     location = location or Path(folder).resolve().name
     _complete(card.data, model, location, metrics.get("pruned", {}))
-    arguments = f'"{location}"' + (f', revision="{revision}"' if revision not in (None, "main") else "")
-    section = f"{BEGIN}\n{pruning_section(model, arguments, metrics)}\n{END}"
+    arguments = load_arguments(location, revision)
+    pictures = draw_pictures(model.pruning_plan)
+    for name, picture in pictures.items():
+        beside = path.with_name(name)
+        if not beside.exists() or beside.read_bytes() != picture:  # a plan is drawn alike every time
+            write_bytes(beside, picture)
+    section = f"{BEGIN}\n{pruning_section(model, arguments, metrics, pictures)}\n{END}"
     pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
     if pattern.search(card.text):
         card.text = pattern.sub(lambda _: section, card.text)
@@ -134,61 +160,95 @@ def _metadata(path: str | Path) -> dict[str, Any]:
     return ModelCard.load(path, ignore_metadata_errors=True).data.to_dict()
 
 
-def pruning_section(model: PreTrainedModel, arguments: str, metrics: Metrics) -> str:
-    """Markdown: method and size, dense against pruned, how to load it, and a table of what is kept."""
+def draw_pictures(plan: PruningPlan | None) -> dict[str, bytes]:
+    """File name -> PNG of the heads and of the units a layer that a plan keeps; none without matplotlib."""
+    global _drawn
+    if plan is None or set(plan.keep) - set(plan.sizes):
+        return {}
+    of_plan, pictures = _drawn
+    if of_plan() is not plan:
+        pictures = {}
+        try:
+            if any(name.endswith(".heads") for name in plan.keep):
+                pictures[HEADS_NAME] = _png(plot_head_importance(None, plan))
+            if plan.keep:
+                pictures[KEPT_NAME] = _png(plot_kept(plan))
+        except ImportError as error:
+            logger.debug("the card has no pictures: %s", error)
+        _drawn = weakref.ref(plan), pictures
+    return pictures
+
+
+_drawn: tuple[Any, dict[str, bytes]] = (lambda: None, {})  # the last plan and its pictures: a run saves many times
+
+
+def _png(figure: Any) -> bytes:
+    stream = BytesIO()
+    figure.savefig(stream, format="png", dpi=100)
+    return stream.getvalue()
+
+
+def pruning_section(model: PreTrainedModel, arguments: str, metrics: Metrics, pictures: Collection[str] = ()) -> str:
+    """Markdown: method and size, dense against pruned, how to load it, and what is kept, with these pictures."""
     plan, lines = model.pruning_plan, ["## Pruning", ""]
     if plan is not None and plan.config is not None:
-        config, kinds = plan.config, " and ".join(plan.config.granularity)
-        recipe = f"`{config.amount}`, `allocation={config.allocation!r}`"
-        recipe += f", `rounds={config.rounds}`" if config.rounds > 1 else ""
-        recipe += f", `dense_epochs={config.dense_epochs}`, `rewind=True`" if config.rewind else ""
-        lines += [
-            f"{kinds.capitalize()} were scored with `{config.method}` and removed at {recipe}, of what earlier cuts, "
-            "if any, had left.",
-            "",
-        ]
-    lines += _comparison(model, metrics)
+        lines += [recipe(plan.config), ""]
+    rows = compare_costs(model) + compare_metrics(metrics)
+    if rows:
+        lines += ["| | dense | pruned | pruned / dense |", "|---|---:|---:|---:|"]
+        lines += [f"| {' | '.join([row.name, *row.cells()])} |" for row in rows]
+        lines.append("")
     zeros = count_zeros(model)
     if zeros:
         lines += _masks(model, zeros)
-    return "\n".join([*lines, *_loading(model, arguments), "", TOKENIZER, *_kept(model)])
+    lines += [*_loading(model, arguments), "", TOKENIZER]
+    lines += [line for name in pictures for line in ("", f"![{PICTURES[name]}]({name})")]
+    return "\n".join([*lines, *_kept(model)])
 
 
-def _comparison(model: PreTrainedModel, metrics: Metrics) -> list[str]:
-    """A table of dense against pruned."""
-    rows = _costs(model) if _is_cut(model) else []
-    dense, pruned = (_results(metrics.get(which, {})) for which in ("dense", "pruned"))
-    rows += [(name.removeprefix("eval_"), dense.get(name), pruned.get(name), "{:.4g}") for name in {**dense, **pruned}]
-    if not rows:
+def recipe(config: PruningConfig) -> str:
+    """A sentence of Markdown on how a model was pruned."""
+    kinds, how = " and ".join(config.granularity), f"`{config.amount}`, `allocation={config.allocation!r}`"
+    how += f", `rounds={config.rounds}`" if config.rounds > 1 else ""
+    how += f", `dense_epochs={config.dense_epochs}`, `rewind=True`" if config.rewind else ""
+    return (
+        f"{kinds.capitalize()} were scored with `{config.method}` and removed at {how}, of what earlier cuts, "
+        "if any, had left."
+    )
+
+
+def compare_metrics(metrics: Metrics) -> list[Row]:
+    """Dense against pruned: what evaluation gave."""
+    before, after = (_results(metrics.get(which) or {}) for which in ("dense", "pruned"))
+    names = {**before, **after}
+    return [Row(name.removeprefix("eval_"), before.get(name), after.get(name), "{:.4g}") for name in names]
+
+
+def compare_costs(model: PreTrainedModel, dense: PreTrainedModel | None = None) -> list[Row]:
+    """Dense against pruned: what the models cost; nothing of a model that was not cut.
+
+    Args:
+        dense: before the cut. Default: one that is built from the config, without storage.
+    """
+    if not _is_cut(model) or is_deepspeed_zero3_enabled():  # there, the parameters are elsewhere
         return []
-    lines = ["| | dense | pruned | pruned / dense |", "|---|---:|---:|---:|"]
-    for name, before, after, style in rows:
-        cells = ["" if value is None else style.format(value) for value in (before, after)]
-        ratio = f"{after / before:.2f}" if before and after is not None else ""
-        lines.append(f"| {name} | {' | '.join(cells)} | {ratio} |")
-    return [*lines, ""]
-
-
-def _costs(model: PreTrainedModel) -> list[tuple[str, float | None, float, str]]:
-    """Rows of name, dense, pruned and format. The dense model is built from the config, without storage."""
-    if is_deepspeed_zero3_enabled():  # the parameters are elsewhere
-        return []
-    config = _dense_config(model)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     megabytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()) / 1e6
     try:
-        with torch.random.fork_rng([]), torch.device("meta"):
-            dense = type(model)(config)
+        if dense is None:
+            with torch.random.fork_rng([]), torch.device("meta"):
+                dense = type(model)(_dense_config(model))
     except TypeError:  # a class of the user's own that takes more than a config
-        return [("parameters", None, parameters, "{:,}"), ("size of the weights (MB)", None, megabytes, "{:,.1f}")]
+        return [Row("parameters", None, parameters, "{:,}"), Row(SIZE, None, megabytes, "{:,.1f}")]
     before = sum(parameter.numel() for parameter in dense.parameters())
-    rows = [("parameters", before, parameters, "{:,}")]
+    rows = [Row("parameters", before, parameters, "{:,}")]
     if getattr(model, "hf_quantizer", None) is not None:  # its tensors do not say what they take
         return rows
-    if len({layer_of(group.name) for group in find_groups(dense)}) == config.num_hidden_layers:  # none runs repeatedly
+    layers = {layer_of(group.name) for group in find_groups(dense)}
+    if len(layers) == dense.config.num_hidden_layers:  # none runs repeatedly
         flops = (_flops(each) / 1e9 for each in (dense, model))
-        rows.append((f"FLOPs of the layers, 1 x {TOKENS} tokens (G)", *flops, "{:.3g}"))
-    return [*rows, ("size of the weights (MB)", megabytes * before / parameters, megabytes, "{:,.1f}")]
+        rows.append(Row(f"FLOPs of the layers, 1 x {TOKENS} tokens (G)", *flops, "{:.3g}"))
+    return [*rows, Row(SIZE, megabytes * before / parameters, megabytes, "{:,.1f}")]
 
 
 def _dense_config(model: PreTrainedModel) -> PretrainedConfig:
@@ -238,19 +298,8 @@ def _masks(model: PreTrainedModel, zeros: dict[str, int]) -> list[str]:
 
 
 def _loading(model: PreTrainedModel, arguments: str) -> list[str]:
-    name, remote = _name(model), is_cut(model.config)
-    auto, option = (_auto_class(model), ", trust_remote_code=True") if remote else (name, "")
-    lines = [
-        "```python",
-        "# with optimum-camcut",
-        "from optimum_camcut import load_pruned",
-        f"model = load_pruned({arguments})",
-        "",
-        "# with nothing but torch and transformers",
-        f"from transformers import {auto}",
-        f"model = {auto}.from_pretrained({arguments}{option})",
-        "```",
-    ]
+    name, remote = name_of(model), is_cut(model.config)
+    lines = ["```python", *loading_code(model, arguments, getattr(model.config, "auto_map", None) or {}), "```"]
     if not remote:
         return [*(_plain(model) if _is_cut(model) else []), *lines]
     plain = f"lain `{name}.from_pretrained` fails with a size mismatch"
@@ -261,6 +310,30 @@ def _loading(model: PreTrainedModel, arguments: str) -> list[str]:
         *lines,
         "",
         f"The second runs `modeling_camcut.py` of this repository. {only}; never pass `ignore_mismatched_sizes`.",
+    ]
+
+
+def load_arguments(location: str, revision: str | None = None) -> str:
+    """What to write between the parentheses of a call that loads a model."""
+    return f'"{location}"' + (f', revision="{revision}"' if revision not in (None, "main") else "")
+
+
+def loading_code(model: PreTrainedModel, arguments: str, auto_map: Mapping[str, str]) -> list[str]:
+    """Python that loads a checkpoint of the model in the two ways there are.
+
+    Args:
+        auto_map: of the config; see `saving.auto_map`.
+    """
+    remote = is_cut(model.config)
+    auto, option = (_auto_class(model, auto_map), ", trust_remote_code=True") if remote else (name_of(model), "")
+    return [
+        "# with optimum-camcut",
+        "from optimum_camcut import load_pruned",
+        f"model = load_pruned({arguments})",
+        "",
+        "# with nothing but torch and transformers",
+        f"from transformers import {auto}",
+        f"model = {auto}.from_pretrained({arguments}{option})",
     ]
 
 
@@ -305,7 +378,8 @@ def _is_cut(model: PreTrainedModel) -> bool:
     return getattr(model.config, RECORD, None) is not None or sized
 
 
-def _name(model: PreTrainedModel) -> str:
+def name_of(model: PreTrainedModel) -> str:
+    """Name of the model's transformers class."""
     return type(model).__name__.removeprefix("FSDP")  # a class that torch makes
 
 
@@ -319,6 +393,6 @@ def _plain(model: PreTrainedModel) -> list[str]:
     ]
 
 
-def _auto_class(model: PreTrainedModel) -> str:
-    targets = {target.rpartition(".")[2]: auto for auto, target in (model.config.auto_map or {}).items()}
+def _auto_class(model: PreTrainedModel, auto_map: Mapping[str, str]) -> str:
+    targets = {target.rpartition(".")[2]: auto for auto, target in auto_map.items()}
     return next((targets[cls.__name__] for cls in type(model).__mro__ if cls.__name__ in targets), "AutoModel")

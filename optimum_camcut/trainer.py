@@ -36,16 +36,17 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, Train
 from transformers.utils import is_datasets_available
 
 from .allocation import check_budget, make_plan, remaining_budget, removed_by
-from .card import write_card
+from .card import load_arguments, write_card
 from .checkpoint import PrunedCheckpoint
 from .config import CONFIG_NAME, PruningConfig
 from .distillation import distillation_loss
-from .files import replacing, write_errors
+from .files import replacing, write_errors, write_text
 from .groups import WEIGHTS, find_groups
 from .latency import LatencyTable, latency_table
 from .masking import hold_masks, masked_weights
 from .plan import PLAN_NAME, PruningPlan
 from .rebuild import reconstruct
+from .report import REPORT_NAME, render_report, uncut_scores
 from .resume import (
     UNFINISHED,
     check_same_config,
@@ -86,7 +87,8 @@ class CamCutTrainer(Trainer):
     - dense epochs save their checkpoints in `output_dir/_dense`, since they no longer fit the pruned model;
     - recovery by fine-tuning is ordinary training for `num_train_epochs` (or `max_steps`): evaluation, callbacks,
       logging, `load_best_model_at_end`, gradient accumulation, mixed precision and gradient checkpointing apply;
-    - `resume_from_checkpoint` goes on in the phase that the checkpoint belongs to.
+    - `resume_from_checkpoint` goes on in the phase that the checkpoint belongs to;
+    - at the end, `output_dir/report.html` says what was removed and what that gives (see `write_report`).
 
     A trainer prunes once. After that, or after `prune()`, `train()` trains the pruned model as `Trainer` does,
     whatever `recovery` says. Without a `pruning_config` it is `Trainer`.
@@ -116,6 +118,7 @@ class CamCutTrainer(Trainer):
         self._measured: tuple[int, dict[str, float]] = (0, {})  # the last evaluation, and the step it was at
         self._dense_metrics: dict[str, float] = {}
         self._progress_file: Path | None = None  # only inside `train`, which can be resumed
+        self._scored: Scores = {}  # of the last cut, by the indices of the uncut model, for the report
         self._root = Path(self.args.output_dir)
         if pruning_config is None:
             return
@@ -148,7 +151,7 @@ class CamCutTrainer(Trainer):
             return super().train(resume_from_checkpoint, trial, *args, **kwargs)
         if trial is not None:  # every trial of a search prunes a model of its own
             self.pruning_plan = self.scores = self.dense_model = self.latency_table = None
-            self._dense_metrics = {}
+            self._dense_metrics, self._scored = {}, {}
         with self._one_model(trial):
             self._warn_of_float16()
             if self.pruning_plan is not None:
@@ -212,6 +215,7 @@ class CamCutTrainer(Trainer):
             self._shard()
             if self.is_world_process_zero():
                 self._remove_progress()
+                self._write_report(self._get_output_dir(trial=trial))
         return output
 
     # ------------------------------------------------------------------------------------------- the steps apart
@@ -395,11 +399,32 @@ class CamCutTrainer(Trainer):
             return super()._inner_training_loop(*args, **kwargs)
 
     def _write_card(self, folder: str) -> None:
-        """Brings the part on pruning up to date, if the model is pruned. Metrics of other weights are left out."""
+        """Brings the part on pruning up to date, and the report if there is one, if the model is pruned. Metrics of
+        other weights are left out."""
         model = self.accelerator.unwrap_model(self.model)
         if self.is_world_process_zero() and isinstance(model, PrunedCheckpoint):
-            metrics = {"dense": self._dense_metrics, "pruned": self._fresh_metrics()}
-            write_card(folder, model, self.hub_model_id, self.args.hub_revision, metrics)
+            write_card(folder, model, self.hub_model_id, self.args.hub_revision, self._metrics())
+            if (Path(folder) / REPORT_NAME).exists():
+                self._write_report(folder)
+
+    def _write_report(self, folder: str | Path) -> None:
+        """Whatever fails here must not lose a trained model."""
+        path, model = Path(folder) / REPORT_NAME, self.accelerator.unwrap_model(self.model)
+        arguments = load_arguments(self.hub_model_id or path.parent.resolve().name, self.args.hub_revision)
+        try:
+            page = render_report(model, arguments, scores=self._scored, metrics=self._metrics())
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, page)
+        except ImportError as error:
+            logger.info("no %s was written: %s", REPORT_NAME, error)
+        except Exception as error:
+            logger.warning("%s could not be written: %s", path, error, exc_info=True)
+        else:
+            logger.info("wrote %s", path)
+
+    def _metrics(self) -> dict[str, dict[str, float]]:
+        """What was measured just before the cut, and of the weights as they are."""
+        return {"dense": self._dense_metrics, "pruned": self._fresh_metrics()}
 
     def _fresh_metrics(self) -> dict[str, float]:
         """What was measured of the weights as they are."""
@@ -479,6 +504,7 @@ class CamCutTrainer(Trainer):
         self._measure_latency()
         groups = find_groups(self._bare_model(), config.granularity)
         plan = make_plan(self.scores, groups, config, latency=self.latency_table)
+        self._scored = uncut_scores(self.scores, groups)
         return dataclasses.replace(plan, config=dataclasses.replace(self.pruning_config))
 
     def _measure_latency(self) -> None:

@@ -194,7 +194,7 @@ def test_a_pushed_model_loads_back(method, hub, client, tmp_path):
     repository = hub.repositories[f"user/{method}"]
     assert len(repository.commits) == 2
     files = set(repository.commits[repository.names["main"]]["tree"])
-    assert files >= FILES and not any("/" in name for name in files)
+    assert files >= FILES | {"pruning_heads.png", "pruning_kept.png"} and not any("/" in name for name in files)
     assert torch.equal(client(load, f"user/{method}"), logits(pruned_model()))
 
 
@@ -318,6 +318,8 @@ def test_the_trainer_pushes(hub, client, tmp_path):
     dense, pruned = re.search(r"\| accuracy \| ([\d.]+) \| ([\d.]+) \|", text).groups()
     assert float(pruned) == pytest.approx(measured["eval_accuracy"], abs=1e-3) and 0 <= float(dense) <= 1
     assert "Training hyperparameters" in text and 'load_pruned("user/trained")' in text
+    page = tree["report.html"][0].decode()
+    assert f'<td class="number">{pruned}</td>' in page and "load_pruned(&#34;user/trained&#34;)" in page
 
 
 @pytest.mark.parametrize("strategy", ["every_save", "checkpoint"])

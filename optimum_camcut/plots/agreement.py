@@ -11,10 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Figures: how much pruning plans agree, and what they cost. Needs matplotlib: `pip install optimum-camcut[plots]`.
-
-Every function returns a `matplotlib.figure.Figure`, which a notebook shows and `figure.savefig(path)` writes.
-"""
+"""How much pruning plans agree."""
 
 from __future__ import annotations
 
@@ -23,14 +20,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .overlap import MaskOverlap, pairwise_iou
-from .plan import PruningPlan, layer_of
+from ..overlap import MaskOverlap, pairwise_iou
+from ..plan import PruningPlan, layer_of
+from .figure import new_figure
 
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from .comparison import Comparison
 
 ALL = "all"  # the column for a layer as a whole
 
@@ -91,65 +87,6 @@ def plot_totals(labels: Sequence[str], totals: Mapping[tuple[str, str], float], 
     return _heat_map(values, labels, labels, title or "IoU of what every two plans remove")
 
 
-def plot_pareto(comparison: Comparison, title: str | None = None) -> Figure:
-    """Quality against measured latency: a line a method through its budgets, the dense model, and the Pareto front,
-    the models that no other beats in both, with the sparsity of each.
-
-    Args:
-        comparison (`Comparison`): from `compare`.
-        title (`str`, *optional*): stands above.
-
-    Raises:
-        `ImportError`: matplotlib is absent.
-    """
-    figure = _figure((8, 5.2))
-    axes = figure.add_subplot()
-    dense, front = comparison.dense, comparison.pareto()
-    for number, method in enumerate(dict.fromkeys(row.method for row in comparison.rows if row is not dense)):
-        rows = sorted((row for row in comparison.rows if row.method == method), key=lambda row: row.latency)
-        axes.errorbar(
-            [1e3 * row.latency for row in rows],
-            [row.quality for row in rows],
-            xerr=[
-                [1e3 * max(row.latency - row.latency_low, 0.0) for row in rows],
-                [1e3 * max(row.latency_high - row.latency, 0.0) for row in rows],
-            ],
-            yerr=[row.quality_deviation for row in rows] if any(row.quality_deviation for row in rows) else None,
-            marker="osD^vP<>Xh"[number % 10],
-            markersize=6,
-            linewidth=1,
-            elinewidth=0.8,
-            alpha=0.85,
-            label=method,
-        )
-    axes.plot(1e3 * dense.latency, dense.quality, "k*", markersize=13, linestyle="none", label=dense.method)
-    axes.plot(
-        [1e3 * row.latency for row in front],
-        [row.quality for row in front],
-        drawstyle="steps-post",
-        color="0.35",
-        linestyle="--",
-        linewidth=1.2,
-        zorder=0,
-        label="Pareto front",
-    )
-    for row in front:
-        if row is not dense:
-            at = (1e3 * row.latency, row.quality)
-            axes.annotate(f"{row.sparsity:.0%}", at, (4, 5), textcoords="offset points", fontsize=8)
-    config = comparison.settings.get("config", {})
-    batch, tokens = config.get("latency_batch_size", "?"), config.get("sequence_length", "?")
-    axes.set(
-        title=title or "Quality against measured latency",
-        xlabel=f"ms a forward pass, {batch} x {tokens} tokens, {comparison.settings.get('device', '?')}",
-        ylabel="quality",
-    )
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
-    return figure
-
-
 def _place(name: str) -> str:
     """What a group is within its layer: `"heads"`, or the module of a weight, such as `"attention.self.query"`; empty
     if it is in no layer."""
@@ -163,7 +100,7 @@ def _heat_map(
     values: np.ndarray, rows: Sequence[str], columns: Sequence[str], title: str, ylabel: str | None = None
 ) -> Figure:
     """An annotated heat map of IoUs; NaN cells stay blank."""
-    figure = _figure((2.8 + 0.72 * len(columns), 2.6 + 0.42 * len(rows)))
+    figure = new_figure((2.8 + 0.72 * len(columns), 2.6 + 0.42 * len(rows)))
     axes = figure.add_subplot()
     image = axes.imshow(np.ma.masked_invalid(values), cmap="viridis", vmin=0, vmax=1, aspect="auto")
     axes.set_xticks(range(len(columns)), columns, rotation=40, ha="right", rotation_mode="anchor")
@@ -178,12 +115,3 @@ def _heat_map(
             axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=9)
     figure.colorbar(image, label="intersection over union")
     return figure
-
-
-def _figure(size: tuple[float, float]) -> Figure:
-    """An empty figure, without pyplot, which holds on to every figure."""
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ImportError("figures need matplotlib; install it with: pip install optimum-camcut[plots]") from error
-    return Figure(figsize=size, layout="constrained")
