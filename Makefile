@@ -20,7 +20,7 @@ demo: $(INSTALLED)  ## Fine-tune, prune and recover a real model; print dense ag
 	$(BIN)/python examples/demo.py
 
 # What loads, cuts and trains, and where that goes; transformers 4 has a pruning of its own to compare with.
-TESTS4 := versions plain_shapes surgery checkpoint layers imports trainer downstream hub
+TESTS4 := versions plain_shapes surgery checkpoint layers imports trainer downstream hub logging
 
 # Two workers with one thread each: torch would otherwise start a thread per core in every worker. Either environment
 # starts the Python of the other one, to exchange checkpoints.
