@@ -158,14 +158,11 @@ def test_the_plan_is_in_the_history_once(tmp_path):
 def test_a_cut_without_training_is_logged(apart, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     trainer = make_trainer(tmp_path / "out", pruning(recovery="none"), report_to=["tensorboard"])
-    trainer.evaluate() if apart else None
     trainer.prune() if apart else trainer.train()
     trainer.evaluate()
-    runs = {name: run for name, run in events(tmp_path).items() if any("pruning" in tag for tag in run)}
-    ((name, run),) = runs.items()
+    ((name, run),) = events(tmp_path).items()
     assert pruning_tags(run)["heads/all"] == 6 and run["eval/loss"]
-    assert ("dense_eval_loss" in pruning_tags(run)) == apart
-    assert apart or name.startswith("out/runs/")
+    assert name.startswith("out/runs/")
 
 
 @pytest.mark.parametrize(
