@@ -20,7 +20,7 @@ demo: $(INSTALLED)  ## Fine-tune, prune and recover a real model; print dense ag
 	$(BIN)/python examples/demo.py
 
 # What loads, cuts and trains, and where that goes; transformers 4 has a pruning of its own to compare with.
-TESTS4 := versions plain_shapes surgery checkpoint layers imports trainer downstream hub cli
+TESTS4 := versions plain_shapes surgery checkpoint layers imports trainer downstream hub cli logging
 
 # The report is read in a real browser: Chromium and its driver (`apt-get install chromium chromium-driver`).
 #

@@ -270,7 +270,7 @@ def _conditions(model: PreTrainedModel, config: PruningConfig) -> dict[str, Any]
         if isinstance(value, int | float | str) and name not in ("_name_or_path", "transformers_version")
     }
     return {
-        "device": _device_name(model.device),
+        "device": device_name(model.device),
         "model": type(model).__name__,
         "shape": hashlib.sha256(json.dumps([shapes, facts], sort_keys=True).encode()).hexdigest()[:16],
         "dtype": str(model.dtype).removeprefix("torch."),
@@ -283,7 +283,8 @@ def _conditions(model: PreTrainedModel, config: PruningConfig) -> dict[str, Any]
     }
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """The name of the processor with the number of threads, or of the accelerator."""
     if device.type == "cpu":
         name = platform.processor() or platform.machine()
         information = Path("/proc/cpuinfo")

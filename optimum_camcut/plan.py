@@ -156,6 +156,15 @@ class PruningPlan:
         together."""
         return [(*cell, self._count(names)) for cell, names in self._cells().items()]
 
+    def counts(self) -> dict[str, int]:
+        """Units that are kept, by kind and layer, and of the kind in all: `{"heads/3": 7, ..., "heads/all": 68}`."""
+        cells = {cell: sum(len(self.keep[name]) for name in names) for cell, names in self._cells().items()}
+        kinds = dict.fromkeys(kind for _, kind in cells)
+        return {
+            **{f"{kind}/{layer}": kept for (layer, kind), kept in cells.items()},
+            **{f"{kind}/all": sum(kept for (_, k), kept in cells.items() if k == kind) for kind in kinds},
+        }
+
     def __str__(self) -> str:
         cells = self._cells()
         kinds = list(dict.fromkeys(kind for _, kind in cells))

@@ -21,7 +21,8 @@ import inspect
 import logging
 import re
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,8 @@ import torch
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import PreTrainedModel, Trainer, set_seed
+from transformers import PreTrainedModel, Trainer, TrainerCallback, set_seed
+from transformers.integrations import TensorBoardCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, TrainOutput
 from transformers.utils import is_datasets_available
 
@@ -41,7 +43,7 @@ from .checkpoint import PrunedCheckpoint
 from .config import CONFIG_NAME, PruningConfig
 from .distillation import distillation_loss
 from .files import replacing, write_errors, write_text
-from .groups import WEIGHTS, find_groups
+from .groups import WEIGHTS, PrunableGroup, find_groups
 from .latency import LatencyTable, latency_table
 from .masking import hold_masks, masked_weights
 from .plan import PLAN_NAME, PruningPlan
@@ -88,6 +90,7 @@ class CamCutTrainer(Trainer):
     - recovery by fine-tuning is ordinary training for `num_train_epochs` (or `max_steps`): evaluation, callbacks,
       logging, `load_best_model_at_end`, gradient accumulation, mixed precision and gradient checkpointing apply;
     - `resume_from_checkpoint` goes on in the phase that the checkpoint belongs to;
+    - what was cut goes wherever `report_to` says, as `pruning/...`; the time of every phase to the log, at INFO;
     - at the end, `output_dir/report.html` says what was removed and what that gives (see `write_report`).
 
     A trainer prunes once. After that, or after `prune()`, `train()` trains the pruned model as `Trainer` does,
@@ -117,6 +120,8 @@ class CamCutTrainer(Trainer):
         self._scoring = False
         self._measured: tuple[int, dict[str, float]] = (0, {})  # the last evaluation, and the step it was at
         self._dense_metrics: dict[str, float] = {}
+        self._groups_before: list[PrunableGroup] | None = None  # of the model as it was before the first cut
+        self._plan_metrics: dict[str, float] | None = None  # of a cut that is yet to be logged
         self._progress_file: Path | None = None  # only inside `train`, which can be resumed
         self._scored: Scores = {}  # of the last cut, by the indices of the uncut model, for the report
         self._root = Path(self.args.output_dir)
@@ -150,7 +155,7 @@ class CamCutTrainer(Trainer):
         if config is None:
             return super().train(resume_from_checkpoint, trial, *args, **kwargs)
         if trial is not None:  # every trial of a search prunes a model of its own
-            self.pruning_plan = self.scores = self.dense_model = self.latency_table = None
+            self.pruning_plan = self.scores = self.dense_model = self.latency_table = self._groups_before = None
             self._dense_metrics, self._scored = {}, {}
         with self._one_model(trial):
             self._warn_of_float16()
@@ -193,25 +198,27 @@ class CamCutTrainer(Trainer):
                             self.score()
                         finally:
                             self._progress_file = None
-                        plan = self._plan(self._round_config(phase, before))
-                        self._gather()
-                        if config.distill_weight > 0:
-                            self._keep_dense_model()  # before a rewind: the teacher is the trained model
-                        if initial is not None:
-                            rewound = copy.deepcopy(initial)
-                            if self.pruning_plan is not None:
-                                apply_plan(rewound, self.model.pruning_plan)
-                            self.model.load_state_dict(rewound.state_dict())
-                        # A rebuild follows the dense model; a round that trains, the model that it began with.
-                        started_with = (
-                            copy.deepcopy(self._bare_model()) if config.finetunes and config.rebuilds else None
-                        )
-                        self._apply(plan)
+                        with self._timed("planning and cutting"):
+                            plan = self._plan(self._round_config(phase, before))
+                            self._gather()
+                            if config.distill_weight > 0:
+                                self._keep_dense_model()  # before a rewind: the teacher is the trained model
+                            if initial is not None:
+                                rewound = copy.deepcopy(initial)
+                                if self.pruning_plan is not None:
+                                    apply_plan(rewound, self.model.pruning_plan)
+                                self.model.load_state_dict(rewound.state_dict())
+                            # A rebuild follows the dense model; a round that trains, the model that it began with.
+                            keep_copy = config.finetunes and config.rebuilds
+                            started_with = copy.deepcopy(self._bare_model()) if keep_copy else None
+                            self._apply(plan)
+                            self._plan_metrics = self._measure_plan()
                         if config.rebuilds:
                             self._reconstruct(started_with or self.dense_model)
                             started_with = None
                     if config.finetunes:
                         output = super().train(resumed, trial, *args, **kwargs)
+                    self._log_plan()  # has happened if the model was trained
             self._shard()
             if self.is_world_process_zero():
                 self._remove_progress()
@@ -234,15 +241,16 @@ class CamCutTrainer(Trainer):
         model = self._bare_model()
         needs_data = get_scorer(config.method, config.granularity).source != "weights"
         dropout = WEIGHTS in config.granularity if config.dropout is None else config.dropout
-        self.scores = score_groups(
-            model,
-            find_groups(model, config.granularity),
-            self.get_scoring_dataloader() if needs_data else None,
-            dataclasses.replace(config, dropout=dropout),
-            loss_function=self._scoring_loss,
-            disable_tqdm=self.args.disable_tqdm,
-            progress_file=self._progress_file,
-        )
+        with self._timed(f"scoring by {config.method}"):
+            self.scores = score_groups(
+                model,
+                find_groups(model, config.granularity),
+                self.get_scoring_dataloader() if needs_data else None,
+                dataclasses.replace(config, dropout=dropout),
+                loss_function=self._scoring_loss,
+                disable_tqdm=self.args.disable_tqdm,
+                progress_file=self._progress_file,
+            )
         return self.scores
 
     def prune(self) -> PruningPlan:
@@ -254,7 +262,10 @@ class CamCutTrainer(Trainer):
         config = self._require_config()
         if self.scores is None:
             self.score()
-        plan = self._apply(self._plan(config))
+        with self._timed("planning and cutting"):
+            plan = self._apply(self._plan(config))
+            self._plan_metrics = self._measure_plan()
+        self._log_plan()
         self._shard()
         return plan
 
@@ -395,8 +406,57 @@ class CamCutTrainer(Trainer):
                 "the masked weights of this model cannot be held at zero under FSDP or DeepSpeed, which train other "
                 "parameters than its own; train it under DDP"
             )
-        with hold_masks(model) if masked_weights(model) else nullcontext():
-            return super()._inner_training_loop(*args, **kwargs)
+        kind = "" if self.pruning_config is None else "dense " if self.pruning_plan is None else "recovery "
+        log_plan = _AtEpochBegin(self._log_plan)
+        self.add_callback(log_plan)
+        try:
+            with hold_masks(model) if masked_weights(model) else nullcontext(), self._timed(f"{kind}training"):
+                return super()._inner_training_loop(*args, **kwargs)
+        finally:
+            self.remove_callback(log_plan)
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        """Says, on the main process, how long a phase took."""
+        start = time.perf_counter()
+        yield
+        if self.is_world_process_zero():
+            logger.info("%s took %.2f s", phase, time.perf_counter() - start)
+
+    def _measure_plan(self) -> dict[str, float]:
+        """What the cut has come to, as numbers to log."""
+        before, now = self._groups_before, find_groups(self._bare_model(), self.pruning_config.granularity)
+        figures = {
+            "parameters_before": before[0].model_parameters,
+            "parameters": now[0].model_parameters,
+            "sparsity": 1 - remaining_budget(before, now, self.pruning_config, self.latency_table),
+            **self.pruning_plan.counts(),
+            **{f"dense_{name}": value for name, value in self._dense_metrics.items()},
+        }
+        return {f"pruning/{name}": value for name, value in figures.items()}
+
+    def _log_plan(self) -> None:
+        """Logs a cut that is not logged yet, as `Trainer` logs its losses; TensorBoard shows the plan's table, too."""
+        metrics, self._plan_metrics = self._plan_metrics, None
+        if metrics is None:
+            return
+        self._place_tensorboard()
+        self.log(metrics)
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, TensorBoardCallback):
+                text = {"pruning/plan": f"```\n{self.pruning_plan}\n```"}
+                callback.on_log(self.args, self.state, self.control, logs=text)
+
+    def _place_tensorboard(self) -> list[Any]:
+        """What says where TensorBoard's files go: the arguments in transformers 4, in 5 its callback, to which that is
+        told here if nobody has. What is logged before any training would go to the current folder."""
+        if hasattr(self.args, "logging_dir"):
+            return [self.args]
+        boards = [each for each in self.callback_handler.callbacks if isinstance(each, TensorBoardCallback)]
+        for board in boards:
+            if board.logging_dir is None:
+                board.logging_dir = str(Path(self.args.output_dir) / "runs" / time.strftime("%b%d_%H-%M-%S"))
+        return boards
 
     def _write_card(self, folder: str) -> None:
         """Brings the part on pruning up to date, and the report if there is one, if the model is pruned. Metrics of
@@ -516,7 +576,8 @@ class CamCutTrainer(Trainer):
             model = gather(model) if is_sharded(model) else copy.deepcopy(model)
             if self.is_world_process_zero():  # the others measure nothing, and may not have the weights yet
                 self._place(model)
-        self.latency_table = latency_table(model, self.pruning_config, disable_tqdm=self.args.disable_tqdm)
+        with self._timed("measuring latency"):
+            self.latency_table = latency_table(model, self.pruning_config, disable_tqdm=self.args.disable_tqdm)
 
     def _keep_dense_model(self) -> None:
         """A copy of the model before its first cut; if it teaches, also on disk, for a run that is resumed."""
@@ -559,6 +620,8 @@ class CamCutTrainer(Trainer):
             self._keep_dense_model()
         if getattr(model, "pruning_plan", None) is None:
             self._dense_metrics = self._fresh_metrics()
+        if self._groups_before is None:
+            self._groups_before = find_groups(model, config.granularity)
         self._measured = (0, {})
         apply_plan(model, plan)
         # The optimizer, the scheduler and any DDP wrapper hold parameters that are gone.
@@ -571,13 +634,14 @@ class CamCutTrainer(Trainer):
     def _reconstruct(self, dense_model: PreTrainedModel) -> None:
         for model in (self.model, dense_model):
             self._place(model)
-        reconstruct(
-            self.model,
-            dense_model,
-            self.pruning_plan,
-            self.get_scoring_dataloader(),
-            disable_tqdm=self.args.disable_tqdm,
-        )
+        with self._timed("reconstruction"):
+            reconstruct(
+                self.model,
+                dense_model,
+                self.pruning_plan,
+                self.get_scoring_dataloader(),
+                disable_tqdm=self.args.disable_tqdm,
+            )
 
     def _round_names(self) -> list[str]:
         """One folder name a round; the last round saves in `output_dir` itself."""
@@ -617,18 +681,22 @@ class CamCutTrainer(Trainer):
         before = {
             key: getattr(self.args, key) for key in ("output_dir", "num_train_epochs", "max_steps", "push_to_hub")
         }
+        folders = [(board, board.logging_dir) for board in self._place_tensorboard()]
+        for board, folder in folders:  # steps count from zero in every phase: a run of its own
+            board.logging_dir = str(Path(folder) / name)
         if name:
             self.args.output_dir = str(Path(self.args.output_dir) / name)
             self.args.push_to_hub = False  # only the final model is for others
         if name == DENSE:
             self.args.num_train_epochs, self.args.max_steps = self.pruning_config.dense_epochs, -1
-        logger.info("%s phase", name or "final")
         set_seed(self.args.seed)  # whatever ran before, or was resumed, a phase draws the same numbers
         try:
             yield
         finally:
             for key, value in before.items():
                 setattr(self.args, key, value)
+            for board, folder in folders:
+                board.logging_dir = folder
 
     def _phase_to_resume(self, resume: str | bool | None, phases: list[str]) -> tuple[str, str | None]:
         """The phase to start with, and the checkpoint to start it from."""
@@ -662,6 +730,16 @@ class CamCutTrainer(Trainer):
         if self.pruning_config.distill_weight > 0:
             self._load_dense_model()
         self._apply(PruningPlan.load(checkpoint))
+
+
+class _AtEpochBegin(TrainerCallback):
+    """Calls a function when training has begun for all callbacks, so that loggers are set up."""
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self.function = function
+
+    def on_epoch_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.function()
 
 
 def _accepted(model: PreTrainedModel, **keywords: Any) -> dict[str, Any]:

@@ -1,0 +1,81 @@
+# Copyright 2026 The optimum-camcut authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The benchmarks of speed, one after the other, each in a process of its own: on the CPU, and where there is a GPU
+also there, in bfloat16 and by `torch.compile`.
+
+    python examples/benchmarks/speed/run.py --output_dir speed
+    python examples/benchmarks/speed/run.py --only latency load_time --output_dir speed
+    python examples/benchmarks/speed/run.py --quick --output_dir trial    # whether everything runs, in a few minutes
+
+`--output_dir` gets a JSON file for each, all of them in `speed.json`, and the tables in `speed.md`. The scripts beside
+this one take more arguments when they are called by themselves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from tables import as_text
+
+
+HERE = Path(__file__).resolve().parent
+PARTS = ("scoring_cost", "overhead", "latency", "memory", "load_time", "job", "h200")
+COMPILED = ["--compile", "--batch_sizes", "1", "32", "--tokens", "128"]  # it takes long to compile a shape
+
+
+def plan(parts: list[str], quick: bool) -> dict[str, list[str]]:
+    """What to run: name of the result -> script and its arguments."""
+    runs = {f"{part}-cpu": [part, "--device", "cpu"] for part in parts if part != "h200" or quick}
+    if torch.cuda.is_available():
+        cuda = ["--device", "cuda", "--dtype", "bfloat16"]
+        runs |= {f"{part}-cuda": [part, *cuda] for part in parts}
+        if "latency" in parts:
+            runs["latency-cuda-compiled"] = ["latency", *cuda, *COMPILED]
+    return runs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", default=PARTS, choices=PARTS, help="default: all; h200 needs a GPU")
+    parser.add_argument("--quick", action="store_true", help="a few seconds of a tiny model each")
+    parser.add_argument("--output_dir", type=Path, required=True)
+    options = parser.parse_args()
+    runs = plan(options.only, options.quick)
+    if not runs:
+        parser.error("h200 needs a GPU; with --quick it runs small on the CPU")
+
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    results, failed = {}, []
+    for name, (part, *arguments) in runs.items():
+        path = options.output_dir / f"{name}.json"
+        path.unlink(missing_ok=True)
+        command = [sys.executable, str(HERE / f"{part}.py"), *arguments, "--output", str(path)]
+        done = subprocess.run(command + ["--quick"] * options.quick)
+        if done.returncode:
+            failed.append(name)
+        if path.exists():
+            results[name] = json.loads(path.read_text())
+    (options.output_dir / "speed.json").write_text(json.dumps(results, indent=2) + "\n")
+    (options.output_dir / "speed.md").write_text("\n".join(map(as_text, results.values())))
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()

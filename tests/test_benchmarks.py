@@ -1,0 +1,204 @@
+# Copyright 2026 The optimum-camcut authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The benchmarks of speed run on a tiny model, in processes of their own; what they share, on numbers worked out by
+hand. How long anything takes decides nothing here."""
+
+import importlib
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+
+FOLDER = Path(__file__).resolve().parents[1] / "examples" / "benchmarks" / "speed"
+# The rows by the columns that name them, and what else each has.
+PARTS = {
+    "scoring_cost": (["method"], {"passes", "pass_to_plain", "milliseconds_per_example"}),
+    "overhead": (["trainer"], {"milliseconds_per_step", "to_trainer"}),
+    "latency": (
+        ["batch_size", "tokens", "model"],
+        {"milliseconds", "speed_up", "speed_up_by_flops", "tokens_per_second", "peak_memory_mb"},
+    ),
+    "memory": (["task"], {"peak_memory_mb", "to_plain", "to_adam"}),
+    "load_time": (
+        ["way"],
+        {"loaded_milliseconds", "loaded_to_dense", "answered_milliseconds", "answered_to_dense", "megabytes"},
+    ),
+    "job": (["method"], {"seconds", "job_to_plain", "scoring_to_plain", "rebuild_to_plain_forward"}),
+    "h200": (["target"], {"limit_seconds", "seconds", "result"}),
+}
+ROWS = {
+    "scoring_cost": ["plain", "cam_cut", "smooth_cut", "smooth_cam_cut", "taylor", "fisher", "activation"],
+    "overhead": ["Trainer", "CamCutTrainer"],
+    "latency": [(1, 8, "dense"), (1, 8, "50%"), (2, 8, "dense"), (2, 8, "50%")],
+    "memory": [
+        *(f"{task}{half}" for half in ("", ", half kept") for task in ("forward", "plain", "adam")),
+        "cam_cut",
+        "job",
+    ],
+    "load_time": ["dense", "load_pruned", "trust_remote_code"],
+    "job": ["cam_cut", "smooth_cut"],
+    "h200": ["scoring by cam_cut", "scoring by smooth_cut, 10 passes", "the whole job"],
+}
+TO_ITSELF = {  # ratios that are 1
+    "scoring_cost": ("plain", "pass_to_plain"),
+    "overhead": ("Trainer", "to_trainer"),
+    "latency": ((2, 8, "dense"), "speed_up"),
+    "load_time": ("dense", "answered_to_dense"),
+}
+
+
+def run(script, *arguments, folder=FOLDER):
+    return subprocess.run(
+        [sys.executable, str(folder / f"{script}.py"), *map(str, arguments)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(FOLDER.parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+def numbers(row):
+    """All numbers of a row; each spread has its median between its ends."""
+    for value in row.values():
+        if isinstance(value, dict):
+            assert set(value) == {"median", "low", "high"} and value["low"] <= value["median"] <= value["high"]
+            yield from value.values()
+        elif not isinstance(value, str):
+            yield value
+
+
+def rows_of(result, part):
+    keys, columns = PARTS[part]
+    rows = {}
+    for row in result["rows"]:
+        assert set(row) == {*keys, *columns}
+        assert all(math.isfinite(number) and number > 0 for number in numbers(row))
+        rows[tuple(row[key] for key in keys) if len(keys) > 1 else row[keys[0]]] = row
+    return rows
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_each_benchmark_runs(part, tmp_path):
+    done = run("run", "--only", part, "--quick", "--output_dir", tmp_path)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "speed.json").read_text())
+    result = results[f"{part}-cpu"]
+    assert result == json.loads((tmp_path / f"{part}-cpu.json").read_text())
+    assert result["benchmark"] == part and "thread" in result["device"] and result["torch"] == torch.__version__
+    assert result["settings"]["quick"] and result["settings"]["device"] == "cpu"
+    rows = rows_of(result, part)
+    assert list(rows) == ROWS[part]
+    if part in TO_ITSELF:
+        name, ratio = TO_ITSELF[part]
+        assert set(rows[name][ratio].values()) == {1.0}
+    if part == "h200":
+        assert [row["limit_seconds"] for row in rows.values()] == [1.5, 6.0, 8.0]
+        assert {row["result"] for row in rows.values()} == {"not judged"}  # no such GPU, and not this size
+    tables = (tmp_path / "speed.md").read_text()
+    assert tables in done.stdout and f"## {part}\n\n{result['device']}" in tables
+    assert sum(line.startswith("| ") for line in tables.splitlines()) >= 2 + len(rows)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU the targets are checked")
+def test_the_targets_need_a_gpu(tmp_path):
+    done = run("run", "--only", "h200", "--output_dir", tmp_path)
+    assert done.returncode == 2 and "h200 needs a GPU" in done.stderr
+
+
+def test_a_benchmark_that_fails_is_named(tmp_path):
+    """And does not keep the others from running; figures of an earlier run do not pass for its own."""
+    folder, output = tmp_path / "speed", tmp_path / "output"
+    shutil.copytree(FOLDER, folder)
+    (folder / "job.py").write_text("raise SystemExit(3)")
+    output.mkdir()
+    (output / "job-cpu.json").write_text("{}")
+    done = run("run", "--only", "job", "overhead", "--quick", "--output_dir", output, folder=folder)
+    assert done.returncode == 1 and "failed: job-cpu" in done.stderr
+    assert list(json.loads((output / "speed.json").read_text())) == ["overhead-cpu"]
+
+
+def test_latency_in_bfloat16_and_compiled(tmp_path):
+    arguments = ["--quick", "--batch_sizes", "2", "--compile", "--dtype", "bfloat16"]
+    done = run("latency", *arguments, "--output", tmp_path / "latency.json")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "latency.json").read_text())["rows"]
+    assert [row["model"] for row in rows] == ["dense", "50%", "dense compiled", "50% compiled"]
+    assert all(math.isfinite(number) and number > 0 for row in rows for number in numbers(row))
+
+
+# --- what they share ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def common(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    yield importlib.import_module("common")
+    for name in ("common", "tables"):
+        sys.modules.pop(name)
+
+
+def test_spread(common):
+    assert common.spread([1.0, 4.0, 2.0]) == {"median": 2.0, "low": 1.0, "high": 4.0}
+    assert common.spread([1.0, 4.0, 2.0], [2.0, 2.0, 8.0], 10) == {"median": 5.0, "low": 2.5, "high": 20.0}
+
+
+def test_in_turn(common):
+    """The first round does not count, and the order changes from round to round."""
+    ran = []
+    tasks = {"a": lambda: ran.append("a"), "b": lambda: ran.append("b") or {"part": float(len(ran))}}
+    times = common.in_turn(SimpleNamespace(rounds=2, device="cpu", cpu_time=False), tasks)
+    assert ran == ["b", "a", "a", "b", "b", "a"]
+    assert times["b/part"] == [4.0, 5.0] and {name: len(each) for name, each in times.items()} == {
+        "a": 2,
+        "b": 2,
+        "b/part": 2,
+    }
+
+
+def test_peak_memory_is_of_the_task_alone(common):
+    options = SimpleNamespace(device="cpu")
+    small = common.peak_memory(options, lambda: None)
+    large = common.peak_memory(options, lambda: torch.ones(2**26))
+    assert 250 < large - small < 290  # 268 MB
+    assert common.peak_memory(options, lambda: None) < large - 250
+
+
+def test_the_table(common):
+    result = {
+        "benchmark": "example",
+        "device": "a device",
+        "settings": {"rounds": 3, "tokens": [1, 2], "quick": False, "dtype": "float32"},
+        "rows": [
+            {"model": "dense", "seconds_taken": {"median": 1.5, "low": 0.25, "high": 1234.5}, "count": 3},
+            {"model": "other", "count": 123.45},
+        ],
+    }
+    assert common.as_text(result).splitlines() == [
+        "## example",
+        "",
+        "a device; rounds 3, dtype float32; median (lowest to highest)",
+        "",
+        "| model | seconds taken | count |",
+        "| --- | --- | --- |",
+        "| dense | 1.5 (0.25 to 1,234) | 3 |",
+        "| other |  | 123.5 |",
+    ]
