@@ -423,7 +423,7 @@ def test_pickles_are_neither_written_nor_read(monkeypatch, tmp_path):
                 model.save_pretrained(tmp_path / str(number), **shards)
                 reloaded = load_pruned(tmp_path / str(number))
                 assert torch.equal(logits(reloaded), logits(model))
-    known = {".safetensors", ".json", ".py", ".md"}
+    known = {".safetensors", ".json", ".py", ".md", ".png"}
     assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == known
     with pytest.raises(ValueError, match="written and read as safetensors only"):
         models[0].save_pretrained(tmp_path / "pickled", safe_serialization=False)

@@ -750,7 +750,6 @@ def test_what_measures_time_runs_in_one_process(job, tmp_path, monkeypatch):
 
 def test_report(classifier, pruned, tmp_path, capsys):
     """From a checkpoint, and from a plan and the dense model."""
-    pytest.importorskip("optimum_camcut.report")
     quick = {"repeats": 1, "sequence_length": 16}
     main("report", *flags(model=pruned, output=tmp_path / "1.html"))
     main("report", *flags(model=pruned, dense=classifier, output=tmp_path / "2.html", **quick))

@@ -72,7 +72,7 @@ def linear_noise(model: nn.Module, std: float, relative: bool, noise: GaussianNo
         # Unseen by autograd, whose gradient is the same: the output is a view, and it would copy it on its way back.
         values = output.detach()
         if relative:
-            values.addcmul_(noise.like(values), values.std(correction=0), value=std)
+            values.addcmul_(noise.like(values), _deviation(values), value=std)
         else:
             values.add_(noise.like(values), alpha=std)
 
@@ -82,3 +82,9 @@ def linear_noise(model: nn.Module, std: float, relative: bool, noise: GaussianNo
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _deviation(values: Tensor) -> Tensor:
+    """Standard deviation of all values, from their sums: several times as fast as `torch.std` on the CPU."""
+    square = torch.linalg.vector_norm(values, dtype=torch.float32).square() / values.numel()
+    return (square - values.mean(dtype=torch.float32).square()).clamp(min=0).sqrt().to(values.dtype)
