@@ -175,6 +175,9 @@ def draw_pictures(plan: PruningPlan | None) -> dict[str, bytes]:
                 pictures[KEPT_NAME] = _png(plot_kept(plan))
         except ImportError as error:
             logger.debug("the card has no pictures: %s", error)
+        except Exception as error:  # fonts, a user's settings: no reason to lose a checkpoint
+            logger.warning("the card has no pictures: %r", error)
+            pictures = {}
         _drawn = weakref.ref(plan), pictures
     return pictures
 

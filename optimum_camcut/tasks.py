@@ -320,7 +320,7 @@ class Task:
 
     def to_class(self, value: Any) -> int:
         """The model's number of a class of the data."""
-        number = value if isinstance(value, int) else self.names.index(value)
+        number = int(value) if isinstance(value, int) else self.names.index(value)  # True is 1
         if not 0 <= number < len(self.names):
             raise ValueError(
                 f"a label in {self.label_column!r} is {value!r}; the classes are 0 to {len(self.names) - 1}"
@@ -575,11 +575,14 @@ class MultipleChoice(Task):
     def encode(self, rows: Mapping[str, list], numbers: list[int]) -> dict[str, list]:
         first, *others = self.text_columns
         begins = rows[others.pop(0)] if others[0] == "sent2" else None
-        choices = []
+        choices, labels = [], list(rows[self.label_column])
         for number in range(len(numbers)):
             each = [rows[column][number] for column in others]
             each = each[0] if len(others) == 1 else each
-            each = each["text"] if isinstance(each, Mapping) else each  # as in ARC, beside their letters
+            if isinstance(each, Mapping):  # as in ARC, beside their letters or numbers
+                names = list(map(str, each.get("label") or ()))
+                labels[number] = names.index(str(labels[number])) if str(labels[number]) in names else labels[number]
+                each = each["text"]
             choices.append([f"{begins[number]} {text}" if begins else text for text in each])
         if len({len(each) for each in choices}) > 1:
             raise ValueError("every row should have as many choices as the others")
@@ -587,7 +590,7 @@ class MultipleChoice(Task):
         flat = self.tokenizer(contexts, list(chain(*choices)), truncation=True, max_length=self.length)
         size = len(choices[0])
         features = {key: [v[i : i + size] for i in range(0, len(v), size)] for key, v in flat.items()}
-        features["labels"] = [self._number(value, size) for value in rows[self.label_column]]
+        features["labels"] = [self._number(value, size) for value in labels]
         return features
 
     def _number(self, value: Any, size: int) -> int:

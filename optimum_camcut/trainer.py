@@ -450,9 +450,10 @@ class CamCutTrainer(Trainer):
     def _place_tensorboard(self) -> list[Any]:
         """What says where TensorBoard's files go: the arguments in transformers 4, in 5 its callback, to which that is
         told here if nobody has. What is logged before any training would go to the current folder."""
-        if hasattr(self.args, "logging_dir"):
+        if getattr(self.args, "logging_dir", None) is not None:
             return [self.args]
         boards = [each for each in self.callback_handler.callbacks if isinstance(each, TensorBoardCallback)]
+        boards = [board for board in boards if hasattr(board, "logging_dir")]
         for board in boards:
             if board.logging_dir is None:
                 board.logging_dir = str(Path(self.args.output_dir) / "runs" / time.strftime("%b%d_%H-%M-%S"))

@@ -742,6 +742,23 @@ def test_compare(job, tmp_path, capsys):
         main("compare", *flags(**job, output=output))
 
 
+def test_numbered_choices_are_found_by_their_labels():
+    """As some rows of ARC have them: the first choice is "1"."""
+    choices = {"text": ["a", "b", "c", "d"], "label": ["1", "2", "3", "4"]}
+    rows = Dataset.from_list([{"question": "q", "choices": choices, "answerKey": key} for key in "14"])
+    task = TASKS["multiple-choice"](rows)
+    task.tokenizer = lambda one, other, **_: {"input_ids": [[0]] * len(other)}
+    task.length = 8
+    assert task.encode(rows[:], [0, 1])["labels"] == [0, 3]
+
+
+def test_labels_that_are_true_or_false():
+    rows = Dataset.from_list([{"text": "a", "label": True}, {"text": "b", "label": False}])
+    task = TASKS["text-classification"](rows)
+    task.of_model = np.array([1, 0])
+    assert [task.to_class(value) for value in rows["label"]] == [0, 1]
+
+
 def test_what_measures_time_runs_in_one_process(job, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SystemExit, match="runs in one process: start it without accelerate"):

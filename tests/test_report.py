@@ -22,6 +22,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -388,6 +389,18 @@ def test_the_card_shows_what_is_kept(tmp_path):
     apply_plan(tiny_model("bert"), PruningPlan(mask)).save_pretrained(tmp_path / "masked")
     assert "(pruning_kept.png)" in (tmp_path / "masked" / "README.md").read_text()
     assert not (tmp_path / "masked" / "pruning_heads.png").exists()
+
+
+def test_pictures_that_fail_lose_no_checkpoint(tmp_path, monkeypatch, caplog):
+    """A user's settings, say, ask for a LaTeX that is not there."""
+    monkeypatch.setattr("optimum_camcut.card._drawn", (lambda: None, {}))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    model = tiny_model("bert")
+    apply_plan(model, PruningPlan({"layer.0.heads": [0]}))
+    with matplotlib.rc_context({"text.usetex": True}):
+        model.save_pretrained(tmp_path / "model")
+    assert "the card has no pictures" in caplog.text and not list((tmp_path / "model").glob("*.png"))
+    assert load_pruned(tmp_path / "model").pruning_plan == model.pruning_plan
 
 
 @pytest.mark.parametrize("missing", ["matplotlib", "jinja2"])

@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, get_args, get_type_hints
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 
 from ..config import CHOICES, PruningConfig
-from ..files import read_json, write_json, write_text
+from ..files import read_json, replacing, write_json, write_text
 
 
 if TYPE_CHECKING:
@@ -415,7 +415,8 @@ def make_job(
     set_seed(config.seed)  # a new head is the same in every process
     dtype = getattr(torch, arguments.dtype)
     model = load_model(arguments.model, task, dtype=dtype, revision=arguments.revision)
-    tokenizer = load_tokenizer(arguments.tokenizer or arguments.model, model, arguments.revision)
+    revision = None if arguments.tokenizer else arguments.revision
+    tokenizer = load_tokenizer(arguments.tokenizer or arguments.model, model, revision)
     task.fit_to(model, tokenizer, arguments.max_length)
     if evaluates and arguments.metric:
         task.use_metric(arguments.metric)
@@ -521,7 +522,8 @@ def save_scores(path: Path, scores: Scores, config: PruningConfig, model: str) -
 
     settings = {name: value for name, value in config.to_dict().items() if name in SCORING_FIELDS}
     metadata = {"config": json.dumps(settings), "model": model}
-    save_file({name: values.contiguous() for name, values in scores.items()}, path, metadata)
+    with replacing(path) as partial:
+        save_file({name: values.contiguous() for name, values in scores.items()}, partial, metadata)
 
 
 def load_scores(path: str) -> tuple[Scores, dict[str, Any]]:

@@ -64,8 +64,14 @@ def plot_head_importance(scores: Mapping[str, Tensor] | None, plan: PruningPlan,
     axes.set_facecolor(ABSENT)
     image = axes.imshow(np.ma.masked_invalid(grid), aspect="auto", interpolation="none", **_colours(grid, scores))
     colours = image.to_rgba(image.get_array())
-    for ink, dark in (("white", True), ("black", False)):
-        marked = [(row, head) for row, head in crosses if (colours[row, head, :3] @ (0.3, 0.6, 0.1) < 0.5) == dark]
+
+    def ink_on(row: int, head: int) -> str:
+        if np.isnan(grid[row, head]):  # the page shines through
+            return axes.title.get_color()
+        return "white" if colours[row, head, :3] @ (0.3, 0.6, 0.1) < 0.5 else "black"
+
+    for ink in dict.fromkeys(("white", "black", axes.title.get_color())):
+        marked = [cell for cell in crosses if ink_on(*cell) == ink]
         axes.scatter([head for _, head in marked], [row for row, _ in marked], 26, ink, marker="x", linewidths=1.3)
     count, total = sum(map(np.count_nonzero, kept.values())), sum(map(len, kept.values()))
     _label_rows(axes, kept)
