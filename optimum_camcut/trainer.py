@@ -124,6 +124,7 @@ class CamCutTrainer(Trainer):
         self._plan_metrics: dict[str, float] | None = None  # of a cut that is yet to be logged
         self._progress_file: Path | None = None  # only inside `train`, which can be resumed
         self._scored: Scores = {}  # of the last cut, by the indices of the uncut model, for the report
+        self._page: bytes | None = None  # the last report
         self._root = Path(self.args.output_dir)
         if pruning_config is None:
             return
@@ -465,8 +466,9 @@ class CamCutTrainer(Trainer):
         model = self.accelerator.unwrap_model(self.model)
         if self.is_world_process_zero() and isinstance(model, PrunedCheckpoint):
             write_card(folder, model, self.hub_model_id, self.args.hub_revision, self._metrics())
-            if (Path(folder) / REPORT_NAME).exists():
-                self._write_report(folder)
+            report = Path(folder) / REPORT_NAME
+            if self._page is not None and report.is_file() and report.read_bytes() == self._page:
+                self._write_report(folder)  # its own, not one that somebody else wrote there with more in it
 
     def _write_report(self, folder: str | Path) -> None:
         """Whatever fails here must not lose a trained model."""
@@ -476,6 +478,7 @@ class CamCutTrainer(Trainer):
             page = render_report(model, arguments, scores=self._scored, metrics=self._metrics())
             path.parent.mkdir(parents=True, exist_ok=True)
             write_text(path, page)
+            self._page = page.encode()
         except ImportError as error:
             logger.info("no %s was written: %s", REPORT_NAME, error)
         except Exception as error:

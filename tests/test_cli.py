@@ -759,6 +759,11 @@ def test_labels_that_are_true_or_false():
     assert [task.to_class(value) for value in rows["label"]] == [0, 1]
 
 
+def test_repeats_are_checked_before_anything_runs(tmp_path):
+    with pytest.raises(SystemExit, match="repeats should be at least 1, got 0"):
+        main("prune", *flags(model="m", dataset="d", task="fill-mask", sparsity=0.5, repeats=0, output=tmp_path / "o"))
+
+
 def test_what_measures_time_runs_in_one_process(job, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SystemExit, match="runs in one process: start it without accelerate"):

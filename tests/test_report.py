@@ -391,6 +391,16 @@ def test_the_card_shows_what_is_kept(tmp_path):
     assert not (tmp_path / "masked" / "pruning_heads.png").exists()
 
 
+def test_a_report_of_the_users_own_stays(tmp_path):
+    trainer = make_trainer(tmp_path, pruning(method="magnitude", recovery="none"))
+    trainer.train()
+    trainer.save_model()
+    latency = {"pruned": LatencyResult(0.25, 0.2, 0.3)}
+    own = write_report(tmp_path, trainer.model, latency=latency).read_bytes()
+    trainer.save_model()
+    assert (tmp_path / "report.html").read_bytes() == own and b"latency" in own
+
+
 def test_pictures_that_fail_lose_no_checkpoint(tmp_path, monkeypatch, caplog):
     """A user's settings, say, ask for a LaTeX that is not there."""
     monkeypatch.setattr("optimum_camcut.card._drawn", (lambda: None, {}))

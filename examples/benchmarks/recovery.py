@@ -217,6 +217,9 @@ def run(options: argparse.Namespace) -> None:
                 name = f"{task}-{speedup:g}x-{options.recovery}-{options.distill_weight:g}-{options.rounds}-{seed}"
                 path = options.output_dir / f"{name}.json"
                 if path.exists():
+                    found = json.loads(path.read_text())
+                    if any(found.get(key) != value for key, value in values.items()):
+                        raise SystemExit(f"{path} is of other settings: choose another --output_dir")
                     continue
                 benchmark = benchmark or Recovery(task, options)
                 report = {"task": task, "target": speedup, "seed": seed, **values, **benchmark.run(speedup, seed)}

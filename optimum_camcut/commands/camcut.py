@@ -210,6 +210,8 @@ class Command(BaseOptimumCLICommand):
         try:
             arguments = self.read()
             verbose = arguments.verbose
+            if getattr(arguments, "repeats", 1) < 1:
+                raise ValueError(f"repeats should be at least 1, got {arguments.repeats}")
             if not self.TOGETHER and int(os.environ.get("WORLD_SIZE", 1)) > 1:
                 raise ValueError("this command measures time, and runs in one process: start it without accelerate")
         except (OSError, ValueError) as error:
@@ -688,6 +690,8 @@ TrainingArguments, for the recovery by fine-tuning:
             else:
                 self._from_scores(job, config, scores)
         measured[PRUNED] = job.evaluate()
+        if job.trainer.is_world_process_zero():
+            (output / RESULTS_NAME).unlink(missing_ok=True)  # those of a model that is overwritten
         job.trainer.save_model()
         if not job.trainer.is_world_process_zero():
             return
