@@ -234,6 +234,18 @@ def test_squares_are_taken_per_example():
     assert_scores_close(got, {name: (alone[0][name] + alone[1][name]) / 2 for name in got})
 
 
+@pytest.mark.parametrize("granularity", [("heads", "neurons"), ("weights",)])
+@pytest.mark.parametrize("method", ["cam_cut", "smooth_cut"])
+def test_a_compiled_model_scores_as_it_does_uncompiled(method, granularity):
+    model, config = tiny_model("bert"), PruningConfig(method, granularity, sparsity=0.5, noise_std=0.1)
+    groups, batches = find_groups(model, granularity), [tiny_batch(4), tiny_batch(3, seed=1)]
+    expected = score_groups(model, groups, batches, config, disable_tqdm=True)
+    model.compile(backend="eager")
+    model(**batches[0])  # so that there is compiled code that could be run
+    got = score_groups(model, groups, batches, config, disable_tqdm=True)
+    assert all(torch.equal(got[name], expected[name]) for name in expected)
+
+
 @pytest.mark.parametrize("architecture", ["bert", "albert"])
 def test_chunked_feed_forward_changes_nothing(architecture):
     model = tiny_model(architecture)

@@ -539,6 +539,33 @@ def test_only_what_is_scored_gets_gradients():
 # --- dropout --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("architecture", ["bert", "gpt2"])
+@pytest.mark.parametrize("method", ["snip", "smooth_cut"])
+def test_a_layer_with_another_forward_is_scored_alike(method, architecture, half):
+    """As accelerate replaces it. Autograd then computes the gradients, and under autocast always."""
+    models = [tiny_model(architecture) for _ in range(3)]
+    for model, every in zip(models[1:], (1, 2)):
+        layers = [module for module in model.base_model.modules() if isinstance(module, nn.Linear | Conv1D)]
+        for layer in layers[::every]:
+            layer.forward = lambda values, layer=layer: type(layer).forward(layer, values)
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        expected, *others = (score(model, method) for model in models)
+    for other in others:
+        assert_scores_close(other, expected)
+    assert ["forward" in layer.__dict__ for layer in layers] == [i % 2 == 0 for i in range(len(layers))]
+    assert not any("forward" in module.__dict__ for module in models[0].modules())
+
+
+def test_a_weight_that_is_used_with_and_without_its_layer():
+    def loss(model, batch):
+        output = model.head(model.body(batch["x"]))[..., 0]
+        return (batch["labels"][:, None] * output).mean() + 100 * model.body[0].weight.sum()
+
+    got = score(Toy(ToyConfig()), "gradient", TOY_BATCHES[:1], loss)
+    assert got["body.0.weight"].tolist() == [[112, 106], [92, 96]] and got["body.1.weight"].tolist() == [[3, 7]]
+
+
 def test_scoring_with_dropout():
     model = tiny_model("bert", num_hidden_layers=2)
     evaluation, one = score(model, "snip"), score(model, "snip", dropout=True)

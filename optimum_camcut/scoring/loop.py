@@ -112,7 +112,8 @@ def score_groups(
         sums = _running_sums(progress_file, model, present, config, dropout)
         batches = limit(dataloader, config.num_samples, config.method, disable_tqdm)
         each_batch = partial(for_each_batch, model, batches, config.seed, sums)
-        with scoring_mode(model, dropout):
+        # A compiled model would not see the hooks that watch it, or keep the noise of the first pass for all.
+        with torch.compiler.set_stance("force_eager"), scoring_mode(model, dropout):
             loss = _checked(loss_function or _model_loss, sums)
             scores = score(model, present, each_batch, sums, config, scorer, loss)
     for group in groups:

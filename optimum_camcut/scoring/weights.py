@@ -28,6 +28,7 @@ from transformers.pytorch_utils import Conv1D
 from ..config import PruningConfig
 from ..groups import PrunableGroup
 from .batches import Batch, loss_shares
+from .gradients import summed_gradients
 from .noise import GaussianNoise, linear_noise
 from .registry import Scorer
 from .sums import RunningSums
@@ -116,7 +117,7 @@ def score_weights(
             if not scorer.smooth:
                 parameter.grad = None
 
-    with _gradients_of(parameters.values()):
+    with summed_gradients(model, parameters):
         each_batch(score)
     totals = sums.reduce_rows(PartialState().device)
     return {name: totals[name] for name in parameters}
@@ -231,18 +232,3 @@ def _watch(
             hook = lambda module, args, output, path=path: observe(path, args[0], output)  # noqa: E731
             stack.callback(model.get_submodule(path).register_forward_hook(hook).remove)
         yield
-
-
-@contextmanager
-def _gradients_of(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Lets frozen parameters have gradients for a while; those they had before come back."""
-    before = [(parameter, parameter.grad) for parameter in parameters]
-    for parameter, _ in before:
-        parameter.grad = None
-        parameter.requires_grad_(True)
-    try:
-        yield
-    finally:
-        for parameter, gradient in before:
-            parameter.requires_grad_(False)
-            parameter.grad = gradient
