@@ -365,20 +365,30 @@ def _solve(
     # Of the examples to fit, and of those held out.
     gram = torch.zeros(2, rows, rows, dtype=torch.float64, device=weight.device)
     cross = torch.zeros(2, rows, outputs, dtype=torch.float64, device=weight.device)
+    waiting: tuple[list[tuple[Tensor, Tensor]], ...] = ([], [])
+
+    def add(part: int, least: int) -> None:
+        """Adds the tokens that wait, if they are so many: of a few, to add up the sums would take longer than these."""
+        if sum(len(given) for given, _ in waiting[part]) >= max(least, 1):
+            given, missing = map(torch.cat, zip(*waiting[part]))
+            waiting[part].clear()
+            with torch.autocast(given.device.type, enabled=False):  # the models may run in half precision, not this
+                gram[part] += given.T @ given
+                cross[part] += given.T @ missing
+
     for stream, target in zip(streams, targets):
         wanted = target.pop(group.name)
         x, residual = _inputs(model, stage, group, stream, len(wanted))
         y = torch.cat(wanted, dim=1) - residual.float()
         real, held_out = (each.repeat(1, x.shape[1] // each.shape[1]) for each in (stream.mask, stream.held_out))
         for part, chosen in enumerate((real & ~held_out, real & held_out)):
-            if not chosen.any():
-                continue
             given = x[chosen]
             missing = y[chosen] - projection(given).float()
             given = torch.cat([given.float(), given.new_ones(len(given), int(biased), dtype=torch.float32)], dim=1)
-            with torch.autocast(given.device.type, enabled=False):  # the models may run in half precision, not this
-                gram[part] += given.T @ given
-                cross[part] += given.T @ missing
+            waiting[part].append((given, missing))
+            add(part, least=rows)
+    for part in range(2):
+        add(part, least=1)
     if PartialState().num_processes > 1:
         gram, cross = reduce_across_processes((gram, cross), "sum")
     if not (torch.isfinite(gram).all() and torch.isfinite(cross).all()):

@@ -35,6 +35,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from datasets import Dataset
 from transformers import (
@@ -77,6 +78,8 @@ class GlueTask:
         arguments = DataArguments(name, dataset_path)
         data = load_data(arguments)
         self.train, self.validation = (self.tokenize(data[s]) for s in ("train", self.task.evaluation_splits[0]))
+        by_length = np.argsort([len(ids) for ids in self.validation["input_ids"]], kind="stable")
+        self.validation = self.validation.select(by_length)  # little padding
         self.metric = load_metric(arguments)
 
     def tokenize(self, rows: Dataset) -> Dataset:
