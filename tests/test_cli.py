@@ -39,10 +39,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, EvalPrediction
 
 from optimum_camcut import Comparison, PruningPlan, apply_plan, find_groups, load_pruned
-from optimum_camcut.commands.camcut import CamCutCommand, pruning_options
+from optimum_camcut.commands.camcut import CamCutCommand
+from optimum_camcut.commands.options import pruning_options
 from optimum_camcut.config import PruningConfig
 from optimum_camcut.measure import count_bytes, count_parameters, peak_memory
-from optimum_camcut.tasks import TASKS, classification_metrics, load_data, regression_metrics
+from optimum_camcut.tasks import TASKS
+from optimum_camcut.tasks.data import load_data
+from optimum_camcut.tasks.metrics import classification_metrics, regression_metrics
 
 
 REPOSITORY = Path(__file__).resolve().parents[1]
