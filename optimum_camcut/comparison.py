@@ -43,6 +43,7 @@ from .scoring import get_scorer
 from .scoring.batches import Batch, limit
 from .scoring.loop import score_groups, scoring_mode
 from .surgery import apply_plan
+from .tables import as_markdown, as_text
 
 
 logger = logging.getLogger(__name__)
@@ -195,17 +196,11 @@ class Comparison:
         return lines
 
     def __str__(self) -> str:
-        lines = self.cells()
-        widths = [max(map(len, column)) for column in zip(*lines)]
-        text = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
-        text.insert(1, "-" * max(map(len, text)))
-        return "\n".join(text)
+        return as_text(self.cells())
 
     def to_markdown(self) -> str:
         """The table for a README or a model card."""
-        titles, *lines = ([cell.replace("|", "\\|") for cell in line] for line in self.cells())
-        rules = ["---", *["---:"] * (len(titles) - 2), ":---:"]
-        return "\n".join(f"| {' | '.join(line)} |" for line in (titles, rules, *lines)) + "\n"
+        return as_markdown(self.cells())
 
 
 def compare(

@@ -31,6 +31,7 @@ PACKAGE = Path(optimum_camcut.__file__).parent
 ORDER = (
     "version",
     "files",
+    "tables",
     "hub",
     "units",
     "modeling_camcut",

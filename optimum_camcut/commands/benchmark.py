@@ -21,9 +21,10 @@ from pathlib import Path
 from optimum.commands.base import CommandInfo
 
 from ..files import write_json
+from ..tables import as_text
 from .command import Command
 from .options import MODEL, REPEATS, Option
-from .output import check_file, quiet, table
+from .output import check_file, quiet
 
 
 class BenchmarkCommand(Command):
@@ -105,4 +106,4 @@ the throughput, the memory of the weights and activations, and the speed-up over
         if output is not None:
             conditions = {"device": str(device), "dtype": arguments.dtype, "threads": torch.get_num_threads()}
             write_json(output, {**conditions, "torch": torch.__version__, "repeats": arguments.repeats, "rows": rows})
-        print(table(lines))
+        print(as_text(lines))

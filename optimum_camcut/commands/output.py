@@ -11,12 +11,11 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What commands write: where they may, and what they print."""
+"""What commands write, and where they may."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -48,16 +47,3 @@ def quiet(verbose: bool) -> None:
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
         transformers_logging.disable_progress_bar()
-
-
-def table(lines: Sequence[Sequence[str]]) -> str:
-    """Cells as text in columns, the first to the left, with a rule below the titles."""
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    text = [
-        "  ".join(
-            [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:]))]
-        ).rstrip()
-        for line in lines
-    ]
-    text.insert(1, "-" * max(map(len, text)))
-    return "\n".join(text)

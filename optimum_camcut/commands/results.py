@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import PruningConfig
-from .output import table
+from ..tables import as_text
 
 
 if TYPE_CHECKING:
@@ -90,4 +90,4 @@ def results_table(results: Mapping[str, Any]) -> str:
         texts = ["-" if value is None else format(value, style) for value in (before, after)]
         ratio = f"{after / before:.3f}" if before and after is not None else "-"
         lines.append([label, *texts, ratio])
-    return table(lines)
+    return as_text(lines)

@@ -21,10 +21,11 @@ import tempfile
 from optimum.commands.base import CommandInfo
 
 from ..files import write_text
+from ..tables import as_markdown, as_text
 from .command import Command
 from .job import make_job
 from .options import DATA, MODEL, OUTPUT, SCORING_FIELDS, Option, pruning_config, pruning_options
-from .output import check_output, table
+from .output import check_output
 from .saved_scores import SCORES_NAME, SUMMARY_NAME, save_scores, scores_table
 
 
@@ -51,9 +52,7 @@ Scores what may be removed from a fine-tuned model, on training examples, and wr
             output.mkdir(parents=True, exist_ok=True)
             save_scores(output / SCORES_NAME, scores, config, arguments.model)
             lines = scores_table(scores)
-            rules = ["---", *["---:"] * (len(lines[0]) - 2), "---"]
-            markdown = "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rules, *lines[1:]))
             title = f"Scores by {config.method} of {arguments.model}; a higher score is kept longer.\n\n"
-            write_text(output / SUMMARY_NAME, f"{title}{markdown}\n")
-            print(table(lines))
+            write_text(output / SUMMARY_NAME, title + as_markdown(lines))
+            print(as_text(lines))
             print(f"Written to {output}.")
