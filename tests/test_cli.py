@@ -426,6 +426,28 @@ def test_answers_are_found_again(classifier):
     assert task.metrics(EvalPrediction(tuple(wrong), None), encoded, data)["exact_match"] < 0.5
 
 
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_answers_stay_in_their_place_in_a_batch(side, classifier):
+    """Whichever side the tokenizer pads: decoders' do so on the left. It stays as it is, to be saved."""
+    tokenizer = AutoTokenizer.from_pretrained(classifier, padding_side=side)
+    model = tiny_model("bert", "QuestionAnswering", vocab_size=len(tokenizer))
+    rows = [answered(number) for number in range(4)]
+    rows += [{**rows[0], "context": rows[0]["answers"]["text"][0], "answers": {**rows[0]["answers"]}}]
+    rows[-1]["answers"]["answer_start"] = [0]
+    task = task_of("question-answering", Dataset.from_list(rows), model, tokenizer)
+    encoded = task.prepare(task.rows)
+    names = ("input_ids", "attention_mask", "start_positions", "end_positions")
+    batch = task.collator([{name: each[name] for name in names} for each in encoded])
+    assert not batch["attention_mask"].all() and tokenizer.padding_side == side
+    for each, ids, start, end in zip(encoded, batch["input_ids"], batch["start_positions"], batch["end_positions"]):
+        if end:
+            assert tokenizer.decode(ids[start : end + 1]) == rows[each["row"]]["answers"]["text"][0]
+    # A head that sees the answer, at its place in the batch, and nothing else.
+    width = batch["input_ids"].shape[1]
+    logits = [10 * np.eye(width)[batch[name]] for name in names[2:]]
+    assert task.metrics(EvalPrediction(tuple(logits), None), encoded, task.rows)["exact_match"] == 1.0
+
+
 def test_masks_depend_on_the_row_alone(classifier):
     tokenizer = AutoTokenizer.from_pretrained(classifier)
     model = tiny_model("bert", "MaskedLM", vocab_size=len(tokenizer))

@@ -15,14 +15,16 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import string
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from transformers import EvalPrediction
+from torch import Tensor
+from transformers import DataCollatorWithPadding, EvalPrediction
 
 from .task import Task, register
 
@@ -38,6 +40,13 @@ class QuestionAnswering(Task):
     max_length = 384
     by_place = True
     LONGEST = 30  # tokens of an answer
+
+    @property
+    def collator(self) -> Callable[[list], dict[str, Tensor]]:
+        """Pads at the end, whatever the tokenizer does by itself: answers are told by their place in the window."""
+        tokenizer = copy.deepcopy(self.tokenizer)
+        tokenizer.padding_side = "right"
+        return DataCollatorWithPadding(tokenizer)
 
     def encode(self, rows: Mapping[str, list], numbers: list[int]) -> dict[str, list]:
         questions, contexts = (rows[column] for column in self.text_columns)
