@@ -40,12 +40,13 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Eval
 
 from optimum_camcut import Comparison, PruningPlan, apply_plan, find_groups, load_pruned
 from optimum_camcut.commands.camcut import CamCutCommand
+from optimum_camcut.commands.job import training_arguments
 from optimum_camcut.commands.options import pruning_options
 from optimum_camcut.config import PruningConfig
 from optimum_camcut.measure import count_bytes, count_parameters, peak_memory
 from optimum_camcut.tasks import TASKS
 from optimum_camcut.tasks.data import load_data
-from optimum_camcut.tasks.metrics import classification_metrics, regression_metrics
+from optimum_camcut.tasks.metrics import classification_metrics, larger_is_better, regression_metrics
 
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -560,8 +561,7 @@ def test_a_config_file(kind, job, tmp_path, capsys):
         ({"dataset": REPOSITORY}, "should hold files of one kind, named by split, such as train.parquet"),
         ({"model": "./nowhere"}, "there is no folder ./nowhere to load from"),
         ({"method": "tailor"}, "unknown method 'tailor'"),
-        ({"metric": "bleu"}, "the metric 'bleu' is none of accuracy, f1, matthews_correlation, nor one that evaluate"),
-        ({"metric": "loss"}, "models are compared by a metric of which more is better, which 'loss' is not"),
+        ({"metric": "bleu"}, "the metric 'bleu' is none of accuracy, f1, matthews_correlation, loss, nor one that "),
         ({"scores": "./nowhere"}, "there are no scores in nowhere; optimum-cli camcut score writes some"),
         ({"text_columns": ["sentence", "idx", "label"]}, "reads one text or two, not sentence, idx, label"),
     ],
@@ -765,6 +765,61 @@ def test_compare(job, tmp_path, capsys):
     assert result.dense.quality == pytest.approx(metrics["dense"]["metrics"]["f1"])
     with pytest.raises(SystemExit, match="is not empty"):
         main("compare", *flags(**job, output=output))
+
+
+MAE = """
+import datasets
+import evaluate
+
+class MAE(evaluate.Metric):
+    def _info(self):
+        features = datasets.Features({name: datasets.Value("float") for name in ("predictions", "references")})
+        return evaluate.MetricInfo(description="", citation="", features=features)
+
+    def _compute(self, predictions, references):
+        mae = sum(abs(one - other) for one, other in zip(predictions, references)) / len(references)
+        return GIVES
+"""
+
+
+@pytest.mark.parametrize("gives", ["{'score': mae}", "mae", "{'of_rows': [mae], 'mae': mae}"])
+def test_metrics_of_evaluate_that_are_errors(gives, tmp_path):
+    """Known by their own name where what they give is named otherwise, or is a number alone."""
+    (tmp_path / "mae").mkdir()
+    (tmp_path / "mae" / "mae.py").write_text(MAE.replace("GIVES", gives))
+    task = task_of("text-classification", Dataset.from_list([{"text": sentence(n), "label": n / 3} for n in range(4)]))
+    task.use_metric(str(tmp_path / "mae"))
+    assert task.measure(np.array([1.0, 2.0]), np.array([1.0, 3.0])) == {task.headline: 0.5}
+    assert task.headline == ("score" if "'score'" in gives else "mae") and not task.larger_is_better
+
+
+def test_which_way_metrics_rank():
+    smaller = ("loss", "eval_loss", "mse", "MAE", "perplexity", "mean_perplexity", "mean_squared_error")
+    assert not any(map(larger_is_better, smaller))
+    assert all(map(larger_is_better, ("accuracy", "f1", "spearmanr", "exact_match", "of_somebody")))
+
+
+@pytest.mark.parametrize("metric", ["loss", "mse"])
+def test_compare_by_what_should_be_small(metric, job, model_path, tmp_path, capsys):
+    rows = [{"sentence": sentence(n), "label": n / 3} for n in range(16)]
+    job |= {"dataset": write(tmp_path / "data", rows), "model": model_path, "metric": metric}
+    job |= {"methods": ["magnitude"], "sparsities": [0.5], "rebuild": False}
+    del job["sparsity"]
+    main("compare", *flags(**job, output=tmp_path / "out"))
+    result = Comparison.load(tmp_path / "out" / "comparison.json")
+    dense, cut = result.rows
+    assert not result.larger_is_better and "quality, less is better" in capsys.readouterr().out
+    best, fastest = (min(result.rows, key=lambda row: getattr(row, name)) for name in ("quality", "latency"))
+    assert set(map(id, result.pareto())) == {id(best), id(fastest)}
+
+
+@pytest.mark.parametrize(("metric", "greater"), [("loss", False), ("mse", False), ("f1", True), ("perplexity", False)])
+def test_the_best_checkpoint_is_that_of_the_right_direction(metric, greater, job, tmp_path):
+    """`Trainer` by itself takes all but losses to be better the larger they are."""
+    arguments = SimpleNamespace(batch_size=8, training={"metric_for_best_model": metric}, given={})
+    assert training_arguments(arguments, tmp_path, PruningConfig(sparsity=0.5)).greater_is_better == greater
+    arguments.training["greater_is_better"] = not greater  # a user knows better
+    assert training_arguments(arguments, tmp_path, PruningConfig(sparsity=0.5)).greater_is_better != greater
 
 
 def test_numbered_choices_are_found_by_their_labels():

@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import logging
 import tempfile
@@ -105,7 +106,8 @@ gets comparison.json, comparison.md and, with matplotlib, comparison.png.
                     disable_tqdm=job.trainer.args.disable_tqdm,
                 )
                 comparisons.append(found)
-                result = Comparison.average(comparisons)
+                better = job.task.larger_is_better  # known once a metric of evaluate has been measured
+                result = dataclasses.replace(Comparison.average(comparisons), larger_is_better=better)
                 result.settings.update(
                     model=arguments.model,
                     dataset=arguments.dataset,

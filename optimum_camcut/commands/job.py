@@ -38,6 +38,8 @@ def training_arguments(arguments: argparse.Namespace, folder: str | Path, config
     import torch
     from transformers import TrainingArguments
 
+    from ..tasks.metrics import larger_is_better
+
     if not torch.accelerator.is_available():
         # Otherwise processes launched on such a machine do not find each other, and each works alone.
         os.environ["ACCELERATE_USE_CPU"] = "true"
@@ -64,6 +66,8 @@ def training_arguments(arguments: argparse.Namespace, folder: str | Path, config
         "learning_rate": ("learning_rate",),
     }.items():
         values |= {name: arguments.given[flag] for name in names if flag in arguments.given}
+    if values.get("metric_for_best_model"):
+        values.setdefault("greater_is_better", larger_is_better(str(values["metric_for_best_model"])))
     return TrainingArguments(output_dir=str(folder), **values)
 
 

@@ -127,7 +127,9 @@ EVALUATION = (
     Option(
         "metric",
         "What to compare by: a metric of the task, or one of evaluate, by name or path, with its configuration after "
-        "a colon (glue:cola). Default: accuracy, Spearman's correlation or the F1 of answers.",
+        "a colon (glue:cola); or loss. Less is better of mse, mae, rmse, perplexity and whatever ends with loss or "
+        "error; of any other, more is taken to be better. Default: accuracy, Spearman's correlation or the F1 of "
+        "answers.",
     ),
 )
 REPEATS = Option("repeats", "Timings of every model.", 10, int)

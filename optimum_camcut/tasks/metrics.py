@@ -20,6 +20,15 @@ import numpy as np
 
 CLASSIFICATION = ("accuracy", "f1", "matthews_correlation")
 REGRESSION = ("spearmanr", "pearson", "mse")
+# Beside all that ends with one of these words.
+SMALLER_IS_BETTER = ("mse", "rmse", "mae", "mape", "smape", "mase", "brier_score", "wer", "cer", "ter", "mahalanobis")
+SMALLER_ENDINGS = ("loss", "error", "perplexity")
+
+
+def larger_is_better(name: str) -> bool:
+    """Whether more of a metric is better; of one whose name says nothing of it, this is taken to be so."""
+    name = name.lower()
+    return name not in SMALLER_IS_BETTER and not name.endswith(SMALLER_ENDINGS)
 
 
 def classification_metrics(predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:

@@ -16,6 +16,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Real
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -29,12 +31,11 @@ from transformers import (
 )
 
 from ..files import shown
-from .metrics import classification_metrics
+from .metrics import classification_metrics, larger_is_better
 
 
 IGNORED = -100  # the label of tokens that no loss counts
 TASKS: dict[str, type[Task]] = {}
-SMALLER_IS_BETTER = ("loss", "mse", "perplexity")
 
 
 def register(name: str) -> Callable[[type[Task]], type[Task]]:
@@ -73,7 +74,7 @@ class Task:
 
     Attributes:
         names (`list[str]`): the classes of the data, in their order there; empty if there are none.
-        headline (`str`): the metric to compare models by, larger is better.
+        headline (`str`): the metric to compare models by.
     """
 
     name: ClassVar[str]
@@ -95,7 +96,7 @@ class Task:
         self.label_column = self._choose("label", (label_column,) if label_column else (), [(n,) for n in self.labels])
         self.label_column = self.label_column[0] if self.label_column else None
         self.find_classes()
-        self.headline = self.metric_names[0]
+        self.headline, self.metric_module = self.metric_names[0], ""
 
     def choose_texts(self, given: tuple[str, ...]) -> tuple[str, ...]:
         """The columns to read."""
@@ -209,21 +210,21 @@ class Task:
         return self.measured
 
     def use_metric(self, name: str) -> None:
-        """Compares models by one of `metric_names`, or by a metric that `evaluate` loads, which is then the only one.
+        """Compares models by the loss, by one of `metric_names`, or by a metric that `evaluate` loads, which is then
+        the only one.
 
         Args:
-            name: of the task's own; or a path or a name for `evaluate.load`, with its configuration after a colon.
+            name: `"loss"`, or of the task's own; or a path or a name for `evaluate.load`, with its configuration after
+                a colon.
 
         Raises:
             `ValueError`: not one of the task's own, which takes no other.
         """
-        if name in SMALLER_IS_BETTER:
-            raise ValueError(f"models are compared by a metric of which more is better, which {name!r} is not")
-        if name in self.metric_names:
+        if name in ("loss", *self.metric_names):
             self.headline = name
             return
         if not self.takes_metrics:
-            raise ValueError(f"{self.name} measures {', '.join(self.metric_names)}; got {name!r}")
+            raise ValueError(f"{self.name} measures {', '.join((*self.metric_names, 'loss'))}; got {name!r}")
         import evaluate
 
         path, _, config = name.partition(":")
@@ -231,15 +232,27 @@ class Task:
             module = evaluate.load(path, config or None, keep_in_memory=True)
         except FileNotFoundError as error:
             raise ValueError(
-                f"the metric {name!r} is none of {', '.join(self.metric_names)}, nor one that evaluate finds: {error}"
+                f"the metric {name!r} is none of {', '.join((*self.metric_names, 'loss'))}, nor one that evaluate "
+                f"finds: {error}"
             ) from error
+        self.metric_module = Path(path).stem
 
         def measure(predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:
             found = module.compute(predictions=predicted, references=true)
-            self.headline = next(iter(found))
-            return {name: float(value) for name, value in found.items()}
+            found = found if isinstance(found, Mapping) else {self.metric_module: found}  # a few give a number alone
+            numbers = {key: float(value) for key, value in found.items() if isinstance(value, Real)}
+            if not numbers:
+                raise ValueError(f"the metric {name!r} should give numbers by name, it gave {shown(found)}")
+            self.headline = next(iter(numbers))
+            return numbers
 
         self.measure = measure
+
+    @property
+    def larger_is_better(self) -> bool:
+        """Whether more of `headline` is better. What a metric of `evaluate` gives may have a name that says less than
+        its own (`score`, of TER)."""
+        return larger_is_better(self.headline) and larger_is_better(self.metric_module)
 
     def measure(self, predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:
         """Metrics of the data's class numbers, or of values, of shape `(examples,)`."""
