@@ -67,9 +67,9 @@ class Command(BaseOptimumCLICommand):
                 raise ValueError("this command measures time, and runs in one process: start it without accelerate")
         except (OSError, ValueError) as error:
             raise self.failure(error) from error
-        logging.basicConfig(
-            format="[%(levelname)s|%(name)s] %(message)s", level=logging.INFO if verbose else logging.WARNING
-        )
+        level = logging.INFO if verbose else logging.ERROR
+        logging.basicConfig(format="[%(levelname)s|%(name)s] %(message)s", level=level)
+        logging.getLogger("optimum_camcut").setLevel(min(level, logging.WARNING))
         try:
             self.execute(arguments)
         except (ImportError, OSError, TypeError, ValueError) as error:

@@ -101,6 +101,7 @@ def make_job(
     callbacks: Sequence = (),
 ) -> Job:
     """Loads the model and the data, in all processes."""
+    quiet(arguments.verbose)
     import torch
     from transformers import PrinterCallback, set_seed
 
@@ -111,7 +112,6 @@ def make_job(
 
     task_class = get_task(arguments.task)  # before anything is loaded
     training = training_arguments(arguments, folder, config)
-    quiet(arguments.verbose)
     # The other processes then find in the cache what the first has made.
     with training.main_process_first(desc="reading the data"):
         data = load_data(arguments.dataset, arguments.dataset_config)

@@ -133,7 +133,9 @@ EVALUATION = (
     ),
 )
 REPEATS = Option("repeats", "Timings of every model.", 10, int)
-SCORES = Option("scores", "Scores that the command score wrote, in place of scoring: the file or its folder.")
+SCORES = Option(
+    "scores", "Scores that the command score wrote of this very model, in place of scoring: the file or its folder."
+)
 OUTPUT = (
     Option("output", "Folder to write to.", required=True),
     Option("overwrite", "Write into it even if it is not empty.", False, bool),

@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 
@@ -40,10 +41,12 @@ def check_file(path: Path, overwrite: bool) -> None:
 def quiet(verbose: bool) -> None:
     """Silences what libraries tell, and their progress bars where nobody watches."""
     import datasets
+    import torch  # noqa: F401 - it sets the level of its logger as it is imported
     from transformers.utils import logging as transformers_logging
 
     if not verbose:
         transformers_logging.set_verbosity_error()
+        logging.getLogger("torch").setLevel(logging.ERROR)
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
         transformers_logging.disable_progress_bar()

@@ -21,7 +21,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from optimum.commands.base import CommandInfo
 
@@ -32,11 +32,7 @@ from .job import Job, make_job
 from .options import DATA, EVALUATION, MODEL, OUTPUT, REPEATS, SCORES, Option, pruning_config, pruning_options
 from .output import check_output
 from .results import DENSE, PRUNED, RESULTS_NAME, measure_both, results_table, weights_on_disk
-from .saved_scores import load_scores
-
-
-if TYPE_CHECKING:
-    from ..scoring.loop import Scores
+from .saved_scores import SavedScores
 
 
 class PruneCommand(Command):
@@ -81,10 +77,10 @@ TrainingArguments, for the recovery by fine-tuning:
         return arguments
 
     def execute(self, arguments: argparse.Namespace) -> None:
-        scores, settings = load_scores(arguments.scores) if arguments.scores else (None, {})
-        for name in ("method", "granularity"):
-            if name in arguments.given and settings and arguments.given[name] != settings[name]:
-                raise ValueError(f"the scores are by {name} {settings[name]}, not {arguments.given[name]}")
+        scores = SavedScores.load(arguments.scores) if arguments.scores else None
+        if scores is not None:
+            scores.check_settings(arguments.given)
+        settings = scores.origin.settings if scores is not None else {}
         weights = "weights" in arguments.given.get("granularity", settings.get("granularity", ()))
         config = pruning_config(arguments, **{"recovery": "none" if weights else "reconstruct", **settings})
         if scores is not None and (config.rounds > 1 or config.dense_epochs > 0):
@@ -97,7 +93,7 @@ TrainingArguments, for the recovery by fine-tuning:
             self._prune(arguments, config, scores, output)
 
     def _dry_run(
-        self, arguments: argparse.Namespace, config: PruningConfig, scores: Scores | None, folder: str
+        self, arguments: argparse.Namespace, config: PruningConfig, scores: SavedScores | None, folder: str
     ) -> None:
         import copy
 
@@ -108,7 +104,7 @@ TrainingArguments, for the recovery by fine-tuning:
         )
         job = make_job(arguments, config, folder, evaluates=False)
         dense = copy.deepcopy(job.model)
-        job.trainer.scores = scores
+        self._use(scores, job, arguments)
         before = getattr(dense, "pruning_plan", None) or PruningPlan({})
         plan = job.trainer.prune()
         if job.trainer.is_world_process_zero():
@@ -119,19 +115,20 @@ TrainingArguments, for the recovery by fine-tuning:
             print("Nothing was written (dry run).")
 
     def _prune(
-        self, arguments: argparse.Namespace, config: PruningConfig, scores: Scores | None, output: Path
+        self, arguments: argparse.Namespace, config: PruningConfig, scores: SavedScores | None, output: Path
     ) -> None:
         from ..tasks.models import load_model
 
         measured: dict[str, dict[str, float]] = {}
         job = make_job(arguments, config, output, evaluates=True)
+        self._use(scores, job, arguments)
         with dense_measured_after_training(job, measured) if config.dense_epochs else nullcontext():
             if not config.dense_epochs:
                 measured[DENSE] = job.evaluate()
             if scores is None:
                 job.trainer.train()
             else:
-                self._from_scores(job, config, scores)
+                self._from_scores(job, config)
         measured[PRUNED] = job.evaluate()
         if job.trainer.is_world_process_zero():
             (output / RESULTS_NAME).unlink(missing_ok=True)  # those of a model that is overwritten
@@ -150,7 +147,16 @@ TrainingArguments, for the recovery by fine-tuning:
         print(f"Saved in {output}.")
 
     @staticmethod
-    def _from_scores(job: Job, config: PruningConfig, scores: Scores) -> None:
+    def _use(scores: SavedScores | None, job: Job, arguments: argparse.Namespace) -> None:
+        """Hands over scores from a file, if they are those that the job would compute."""
+        if scores is None:
+            return
+        if job.trainer.is_world_process_zero():  # the weights of the others may not be there yet
+            scores.check(job, arguments)
+        job.trainer.scores = scores.values
+
+    @staticmethod
+    def _from_scores(job: Job, config: PruningConfig) -> None:
         """What `train` does, from the scores on."""
         import copy
 
@@ -158,7 +164,6 @@ TrainingArguments, for the recovery by fine-tuning:
 
         trainer = job.trainer
         dense = copy.deepcopy(job.model) if config.rebuilds else None
-        trainer.scores = scores
         plan = trainer.prune()
         if dense is not None:
             loader = trainer.get_scoring_dataloader()

@@ -26,7 +26,7 @@ from .command import Command
 from .options import MODEL, REPEATS, SCORES, Option
 from .output import check_file, quiet
 from .results import DENSE, PRUNED, RESULTS_NAME, measure_both
-from .saved_scores import load_scores
+from .saved_scores import SavedScores
 
 
 class ReportCommand(Command):
@@ -85,9 +85,12 @@ Writes a report on a pruned checkpoint, or on a plan for a model. What `prune` h
             raise ValueError(f"{arguments.model} is not pruned; name a plan for it with --plan")
         scores = None
         if arguments.scores:
-            scores, settings = load_scores(arguments.scores)
+            saved = SavedScores.load(arguments.scores)
+            scores = saved.values
             if dense is not None:
-                scores = uncut_scores(scores, find_groups(dense, settings["granularity"]))
+                if type(dense).__name__ == saved.origin.model["class"]:  # else it has another head than was scored
+                    saved.check_model(dense, arguments.dense or arguments.model)
+                scores = uncut_scores(scores, find_groups(dense, saved.origin.settings["granularity"]))
         stored, results = Path(arguments.model) / RESULTS_NAME, None
         if stored.exists() and not arguments.plan:
             results = read_json(stored)

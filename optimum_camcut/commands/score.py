@@ -26,7 +26,7 @@ from .command import Command
 from .job import make_job
 from .options import DATA, MODEL, OUTPUT, SCORING_FIELDS, Option, pruning_config, pruning_options
 from .output import check_output
-from .saved_scores import SCORES_NAME, SUMMARY_NAME, save_scores, scores_table
+from .saved_scores import SCORES_NAME, SUMMARY_NAME, Origin, SavedScores, scores_table
 
 
 class ScoreCommand(Command):
@@ -47,10 +47,12 @@ Scores what may be removed from a fine-tuned model, on training examples, and wr
         output = check_output(arguments.output, arguments.overwrite, arguments.model)
         with tempfile.TemporaryDirectory() as folder:
             job = make_job(arguments, config, folder, evaluates=False)
+            is_main = job.trainer.is_world_process_zero()
+            origin = Origin.of(job, arguments) if is_main else None  # before the weights are sharded, if they are
             scores = job.trainer.score()
-        if job.trainer.is_world_process_zero():
+        if is_main:
             output.mkdir(parents=True, exist_ok=True)
-            save_scores(output / SCORES_NAME, scores, config, arguments.model)
+            SavedScores(output / SCORES_NAME, scores, origin).save()
             lines = scores_table(scores)
             title = f"Scores by {config.method} of {arguments.model}; a higher score is kept longer.\n\n"
             write_text(output / SUMMARY_NAME, title + as_markdown(lines))

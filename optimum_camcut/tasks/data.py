@@ -46,6 +46,8 @@ def load_data(name: str, config: str | None = None) -> Any:
     try:
         if Path(name).is_dir():
             return _load_folder(Path(name))
+        if Path(name).is_file():
+            raise ValueError(f"{name} is a file; name the folder that it is in, whose files are named by split")
         if Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
             raise FileNotFoundError(f"there is no folder {name} to read data from (and it cannot be a Hub id)")
         name, _, own = name.partition(":")

@@ -80,7 +80,7 @@ def load_tokenizer(name: str, model: PreTrainedModel, revision: str | None = Non
     """
     tokenizer = AutoTokenizer.from_pretrained(name, **({"revision": revision} if revision else {}))
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
-        raise ValueError(f"there is no tokenizer in {name}; name the one of the model that it was made from")
+        raise ValueError(f"there is no tokenizer in {name}; name that of the model it was made from by --tokenizer")
     if tokenizer.pad_token is None:  # decoders are trained without one
         tokenizer.pad_token = tokenizer.eos_token
     if model.config.pad_token_id is None:
