@@ -42,7 +42,7 @@ from optimum_camcut import Comparison, PruningPlan, apply_plan, find_groups, loa
 from optimum_camcut.commands.camcut import CamCutCommand
 from optimum_camcut.commands.job import training_arguments
 from optimum_camcut.commands.options import pruning_options
-from optimum_camcut.commands.saved_scores import Origin, SavedScores
+from optimum_camcut.commands.saved_scores import Origin, SavedScores, scores_table
 from optimum_camcut.config import PruningConfig
 from optimum_camcut.measure import count_bytes, count_parameters, peak_memory
 from optimum_camcut.tasks import TASKS
@@ -562,6 +562,7 @@ def test_a_config_file(kind, job, tmp_path, capsys):
         ({"dataset": REPOSITORY}, "should hold files of one kind, named by split, such as train.parquet"),
         ({"dataset": REPOSITORY / "README.md"}, "README.md is a file; name the folder that it is in"),
         ({"model": "./nowhere"}, "there is no folder ./nowhere to load from"),
+        ({"model": "nowhere"}, "nowhere is no folder, and cannot be fetched from the Hub: "),
         ({"method": "tailor"}, "unknown method 'tailor'"),
         ({"metric": "bleu"}, "the metric 'bleu' is none of accuracy, f1, matthews_correlation, loss, nor one that "),
         ({"scores": "./nowhere"}, "there are no scores in nowhere; optimum-cli camcut score writes some"),
@@ -731,6 +732,12 @@ def test_scores_by_other_rows_are_refused(job, tmp_path):
                 main("prune", *flags(**own, scores=scores, output=tmp_path / "out"))
         else:
             main("prune", *flags(**own, scores=scores, output=tmp_path / "out"))
+
+
+def test_what_would_go_first():
+    """Of equal scores the last, as plans have it."""
+    (line,) = scores_table({"group": torch.tensor([1.0, 0.0, 2.0, 0.0, 1.0])})[1:]
+    assert line == ["group", "5", "0", "1", "2", "3 1 4 0 2"]
 
 
 def test_files_that_are_no_scores(job, pruned, tmp_path):
@@ -940,7 +947,7 @@ def test_a_report_with_scores_of_other_sizes(dense, classifier, pruned, data, mo
     assert not (tmp_path / "1.html").exists()
 
 
-def test_report(classifier, pruned, of_another, tmp_path, capsys):
+def test_report(classifier, pruned, of_another, data, tmp_path, capsys):
     """From a checkpoint, and from a plan and the dense model."""
     quick = {"repeats": 1, "sequence_length": 16}
     main("report", *flags(model=pruned, output=tmp_path / "1.html"))
@@ -948,10 +955,14 @@ def test_report(classifier, pruned, of_another, tmp_path, capsys):
     plan, other = {"plan": pruned / "pruning_plan.json"}, [f"other={pruned}"]
     main("report", *flags(model=classifier, **plan, plans=other, output=tmp_path / "3.html", **quick))
     pages = [(tmp_path / f"{number}.html").read_text() for number in (1, 2, 3)]
+    own = {"dataset": data, "task": "text-classification", "method": "magnitude", "granularity": ["layers"]}
+    main("score", *flags(model=classifier, **own, output=tmp_path / "scores"))
+    with pytest.raises(SystemExit, match="the scores in .* are of layers, of which the plan cuts none"):
+        main("report", *flags(model=classifier, **plan, scores=tmp_path / "scores", output=tmp_path / "4.html"))
     with pytest.raises(SystemExit, match=r"are of .*another.*; .* is another. Name the former, or score again"):
         main("report", *flags(model=classifier, **plan, scores=of_another / "scores", output=tmp_path / "4.html"))
     assert ["latency of a forward pass" in page for page in pages] == [False, True, True]
-    assert capsys.readouterr().out.count("Written to") == 3 and "other" in pages[2]
+    assert capsys.readouterr().out.count(".html.\n") == 3 and "other" in pages[2]
     with pytest.raises(SystemExit, match="is there already"):
         main("report", *flags(model=pruned, output=tmp_path / "1.html"))
     with pytest.raises(SystemExit, match="is not pruned; name a plan for it with --plan"):

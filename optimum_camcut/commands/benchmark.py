@@ -50,15 +50,16 @@ the throughput, the memory of the weights and activations, and the speed-up over
         )
 
     def execute(self, arguments: argparse.Namespace) -> None:
+        output = Path(arguments.output) if arguments.output else None
+        if output is not None:
+            check_file(output, arguments.overwrite)
+        quiet(arguments.verbose)
+
         import torch
 
         from ..measure import count_flops, count_parameters, measure_latency, peak_memory
         from ..tasks.models import load_model
 
-        output = Path(arguments.output) if arguments.output else None
-        if output is not None:
-            check_file(output, arguments.overwrite)
-        quiet(arguments.verbose)
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
         names = list(dict.fromkeys([arguments.dense, *arguments.pruned]))
         models = {name: load_model(name, dtype=getattr(torch, arguments.dtype)).to(device) for name in names}

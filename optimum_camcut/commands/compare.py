@@ -40,7 +40,7 @@ from .options import (
     Option,
     pruning_options,
 )
-from .output import check_output
+from .output import check_output, quiet
 
 
 if TYPE_CHECKING:
@@ -82,9 +82,11 @@ gets comparison.json, comparison.md and, with matplotlib, comparison.png.
         )
 
     def execute(self, arguments: argparse.Namespace) -> None:
+        output = check_output(arguments.output, arguments.overwrite)
+        quiet(arguments.verbose)
+
         from ..comparison import Comparison, compare
 
-        output = check_output(arguments.output, arguments.overwrite)
         names = [name for name in PRUNING_FIELDS if name not in (*self.FIXED, *TRAINING_FIELDS)]
         settings = {name: arguments.given[name] for name in names if name in arguments.given}
         configs = [PruningConfig(**settings, sparsity=0.5, recovery="none", seed=seed) for seed in arguments.seeds]

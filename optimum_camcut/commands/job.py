@@ -102,6 +102,7 @@ def make_job(
 ) -> Job:
     """Loads the model and the data, in all processes."""
     quiet(arguments.verbose)
+
     import torch
     from transformers import PrinterCallback, set_seed
 

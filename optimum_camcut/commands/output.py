@@ -39,7 +39,8 @@ def check_file(path: Path, overwrite: bool) -> None:
 
 
 def quiet(verbose: bool) -> None:
-    """Silences what libraries tell, and their progress bars where nobody watches."""
+    """Silences what libraries tell, and their progress bars where nobody watches. To be called before transformers
+    is imported, which tells something as it is."""
     import datasets
     import torch  # noqa: F401 - it sets the level of its logger as it is imported
     from transformers.utils import logging as transformers_logging

@@ -55,6 +55,10 @@ Writes a report on a pruned checkpoint, or on a plan for a model. What `prune` h
         )
 
     def execute(self, arguments: argparse.Namespace) -> None:
+        output = Path(arguments.output)
+        check_file(output / "report.html" if output.is_dir() else output, arguments.overwrite)
+        quiet(arguments.verbose)
+
         import copy
 
         import torch
@@ -66,15 +70,12 @@ Writes a report on a pruned checkpoint, or on a plan for a model. What `prune` h
         from ..surgery import apply_plan
         from ..tasks.models import load_model
 
-        output = Path(arguments.output)
-        check_file(output / "report.html" if output.is_dir() else output, arguments.overwrite)
         plans = {}
         for each in arguments.plans or ():
             label, equals, path = each.partition("=")
             if not equals:
                 raise ValueError(f"--plans takes LABEL=FILE, got {each!r}")
             plans[label] = PruningPlan.load(path)
-        quiet(arguments.verbose)
         dtype = getattr(torch, arguments.dtype)
         model = load_model(arguments.model, dtype=dtype, revision=arguments.revision)
         dense = load_model(arguments.dense, dtype=dtype) if arguments.dense else None
@@ -87,6 +88,9 @@ Writes a report on a pruned checkpoint, or on a plan for a model. What `prune` h
         if arguments.scores:
             saved = SavedScores.load(arguments.scores)
             scores = saved.values
+            if not set(scores) & set(model.pruning_plan.keep):
+                kinds = " and ".join(saved.origin.settings["granularity"])
+                raise ValueError(f"the scores in {saved.path} are of {kinds}, of which the plan cuts none")
             if dense is not None:
                 if type(dense).__name__ == saved.origin.model["class"]:  # else it has another head than was scored
                     saved.check_model(dense, arguments.dense or arguments.model)

@@ -159,7 +159,8 @@ def scores_table(scores: Scores) -> list[list[str]]:
     lines = [["group", "units", "lowest", "median", "highest", "lowest first"]]
     for name, values in scores.items():
         flat = values.flatten().float()
-        first = flat.argsort()[:6].tolist()
+        # Of equal ones a plan keeps the earlier.
+        first = (flat.numel() - 1 - flat.flip(0).argsort(stable=True)[:6]).tolist()
         numbers = [flat.min(), flat.median(), flat.max()] if flat.numel() else []
         cells = [f"{number:.3g}" for number in map(float, numbers)] or ["-"] * 3
         lines.append(
