@@ -33,7 +33,7 @@ from transformers import PreTrainedModel
 
 from .allocation import check_budget, make_plan
 from .config import PruningConfig, check_fields
-from .files import read_json, write_json
+from .files import read_json, shown, write_json
 from .groups import WEIGHTS, find_groups
 from .latency import LatencyTable, latency_table
 from .measure import LatencyResult, count_flops, count_parameters, measure_latency
@@ -43,6 +43,7 @@ from .scoring import get_scorer
 from .scoring.batches import Batch, limit
 from .scoring.loop import score_groups, scoring_mode
 from .surgery import apply_plan
+from .tables import as_markdown, as_text
 
 
 logger = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ class ComparedModel:
     Args:
         method (`str`): `"dense"` or a scoring method.
         sparsity (`float`): the fraction of the budget that was removed.
-        quality (`float`): what the evaluation gave; larger is better.
+        quality (`float`): what the evaluation gave.
         quality_ratio (`float`, *optional*): that over the dense model's, unless that is 0.
         parameters (`int`): of the whole model.
         flops (`int`): of one forward pass of one sequence.
@@ -92,10 +93,12 @@ class Comparison:
         rows (`tuple[ComparedModel, ...]`): the dense model, then every method with every sparsity.
         settings (`Mapping[str, Any]`): what all of them share: the model, the recovery, the budget, the batch size of
             the latency, ...
+        larger_is_better (`bool`): which way the quality ranks.
     """
 
     rows: tuple[ComparedModel, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
+    larger_is_better: bool = True
 
     @property
     def dense(self) -> ComparedModel:
@@ -105,11 +108,13 @@ class Comparison:
     def pareto(self) -> tuple[ComparedModel, ...]:
         """The rows that no other beats: none is at least as good and as fast, and better or faster. Fastest first."""
 
+        sign = 1 if self.larger_is_better else -1
+
         def beaten(row: ComparedModel) -> bool:
             return any(
-                other.quality >= row.quality
+                sign * other.quality >= sign * row.quality
                 and other.latency <= row.latency
-                and (other.quality > row.quality or other.latency < row.latency)
+                and (other.quality != row.quality or other.latency < row.latency)
                 for other in self.rows
             )
 
@@ -119,14 +124,14 @@ class Comparison:
         """The settings and the rows as JSON types, without the plans."""
         names = [f.name for f in dataclasses.fields(ComparedModel) if f.name != "plan"]
         rows = [{name: getattr(row, name) for name in names} for row in self.rows]
-        return {"settings": dict(self.settings), "rows": rows}
+        return {"settings": dict(self.settings), "larger_is_better": self.larger_is_better, "rows": rows}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Comparison:
         """From what `to_dict` gives.
 
         Raises:
-            `ValueError`: unknown keys, or no rows.
+            `ValueError`: unknown keys, no rows, or a direction that is not true or false.
         """
         check_fields(cls, values)
         rows = values.get("rows")
@@ -134,7 +139,10 @@ class Comparison:
             raise ValueError("a comparison should hold 'rows', a list that begins with the dense model")
         for row in rows:
             check_fields(ComparedModel, row)
-        return cls(tuple(ComparedModel(**row) for row in rows), dict(values.get("settings") or {}))
+        better = values.get("larger_is_better", True)
+        if not isinstance(better, bool):
+            raise ValueError(f"larger_is_better of a comparison should be true or false, got {shown(better)}")
+        return cls(tuple(ComparedModel(**row) for row in rows), dict(values.get("settings") or {}), better)
 
     def save(self, path: str | Path) -> None:
         """Writes a JSON file."""
@@ -170,13 +178,18 @@ class Comparison:
             deviation = statistics.stdev(qualities) if len(qualities) > 1 else 0.0
             rows.append(dataclasses.replace(same[0], **means, **counts, quality_deviation=deviation))
         settings = {**comparisons[0].settings, "comparisons": len(comparisons)}
-        return cls(tuple(rows), settings)
+        return dataclasses.replace(comparisons[0], rows=tuple(rows), settings=settings)
+
+    @property
+    def quality_title(self) -> str:
+        """What tables and figures call the quality."""
+        return "quality" if self.larger_is_better else "quality, less is better"
 
     def cells(self) -> list[list[str]]:
         """The table as text, its titles first. The last column marks the rows of `pareto`."""
         best, spread = self.pareto(), any(row.quality_deviation for row in self.rows)
-        titles = ["method", "sparsity", "quality", "/ dense", "params (M)", "FLOPs (G)", "ms", "quartiles", "speed-up"]
-        lines = [[*titles, "Pareto"]]
+        titles = ["method", "sparsity", self.quality_title, "/ dense", "params (M)", "FLOPs (G)", "ms", "quartiles"]
+        lines = [[*titles, "speed-up", "Pareto"]]
         for row in self.rows:
             lines.append(
                 [
@@ -195,17 +208,11 @@ class Comparison:
         return lines
 
     def __str__(self) -> str:
-        lines = self.cells()
-        widths = [max(map(len, column)) for column in zip(*lines)]
-        text = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
-        text.insert(1, "-" * max(map(len, text)))
-        return "\n".join(text)
+        return as_text(self.cells())
 
     def to_markdown(self) -> str:
         """The table for a README or a model card."""
-        titles, *lines = ([cell.replace("|", "\\|") for cell in line] for line in self.cells())
-        rules = ["---", *["---:"] * (len(titles) - 2), ":---:"]
-        return "\n".join(f"| {' | '.join(line)} |" for line in (titles, rules, *lines)) + "\n"
+        return as_markdown(self.cells())
 
 
 def compare(
@@ -219,6 +226,7 @@ def compare(
     recovery: str = "reconstruct",
     eval_dataloader: Iterable[Batch] | None = None,
     metric: Callable[[np.ndarray, np.ndarray], float] | None = None,
+    larger_is_better: bool = True,
     latency: LatencyTable | None = None,
     repeats: int = 10,
     disable_tqdm: bool = False,
@@ -232,7 +240,7 @@ def compare(
         model (`PreTrainedModel`): fine-tuned, of a supported architecture; it is left as it was.
         dataloader (`Iterable[Batch]`, *optional*): batches with labels to score and rebuild on, `config.num_samples`
             examples at most. Not needed by methods that read no data (`magnitude`) without a rebuild.
-        evaluate (`Callable`): gives the quality of a model, larger is better. Or else `eval_dataloader` and `metric`.
+        evaluate (`Callable`): gives the quality of a model. Or else `eval_dataloader` and `metric`.
         config (`PruningConfig`, *optional*): all but the method, the sparsity and the recovery: `budget`,
             `allocation`, `granularity`, `num_samples`, ... Default: `PruningConfig`'s own.
         methods (`Sequence[str]`): what to score by.
@@ -241,6 +249,7 @@ def compare(
         eval_dataloader (`Iterable[Batch]`, *optional*): batches with `"labels"`, read once for every model.
         metric (`Callable`, *optional*): of the logits `(examples, ...)` and the labels `(examples, ...)` of all its
             batches, the quality.
+        larger_is_better (`bool`): False for a loss, an error or a perplexity.
         latency (`LatencyTable`, *optional*): for `budget="latency"`; measured if it is not given.
         repeats (`int`): timings of every model.
         disable_tqdm (`bool`): no progress bar.
@@ -317,7 +326,7 @@ def compare(
         "repeats": repeats,
         "config": {name: v for name, v in config.to_dict().items() if name not in ("method", "sparsity", "recovery")},
     }
-    return Comparison(tuple(rows), settings)
+    return Comparison(tuple(rows), settings, larger_is_better)
 
 
 def _configs(

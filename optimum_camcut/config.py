@@ -53,6 +53,15 @@ def check_fields(cls: type, values: Any) -> None:
         raise ValueError(f"unknown {cls.__name__} fields {shown(unknown)}; known fields: {', '.join(known)}")
 
 
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What settings by name were and are now, where that is not the same; empty if it is."""
+    return "; ".join(
+        f"{name} was {before.get(name)!r} and is now {now.get(name)!r}"
+        for name in dict.fromkeys([*now, *before])
+        if before.get(name) != now.get(name)
+    )
+
+
 @dataclass
 class PruningConfig:
     """Everything that decides how a model is pruned. Each field is a command-line flag under `HfArgumentParser`.

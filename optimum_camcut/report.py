@@ -41,6 +41,7 @@ from .plan import PLAN_NAME, PruningPlan, is_weight, plan_of
 from .plots import plot_head_importance, plot_kept, plot_overlap_matrix, plot_scores
 from .plots.kept import kept_counts
 from .saving import auto_map
+from .scoring.loop import check_scores
 
 
 if TYPE_CHECKING:
@@ -163,7 +164,11 @@ def uncut_scores(scores: Mapping[str, Tensor], groups: Sequence[PrunableGroup]) 
     Returns:
         `dict[str, Tensor]`: group name -> float32 on the CPU of shape `(group.original_size,)`; NaN for units that
         were gone already.
+
+    Raises:
+        `ValueError`: the scores are of other groups.
     """
+    check_scores(scores, groups)
     full = {}
     for group in groups:
         if not is_weight(group.name):

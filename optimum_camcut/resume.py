@@ -23,7 +23,7 @@ from typing import Any
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from .config import CONFIG_NAME, PruningConfig
+from .config import CONFIG_NAME, PruningConfig, differences
 from .files import read_json
 
 
@@ -106,14 +106,9 @@ def check_same_config(folder: Path, config: PruningConfig) -> None:
     path = folder / CONFIG_NAME
     if not path.exists():
         return
-    before, now = read_json(path), config.to_dict()
-    differences = [
-        f"{name} was {before.get(name)!r} and is now {now.get(name)!r}"
-        for name in dict.fromkeys([*now, *before])
-        if before.get(name) != now.get(name)
-    ]
-    if differences:
+    different = differences(read_json(path), config.to_dict())
+    if different:
         raise ValueError(
-            f"the run in {folder} was started with another pruning config: {'; '.join(differences)}. Resume it with "
-            "the same, or choose another output_dir."
+            f"the run in {folder} was started with another pruning config: {different}. Resume it with the same, or "
+            "choose another output_dir."
         )

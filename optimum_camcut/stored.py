@@ -89,7 +89,9 @@ def load_config(name_or_path: str | Path, hub: Mapping[str, Any]) -> PretrainedC
                 f"put it on that, `PeftModel.from_pretrained(load_pruned(...), {path!r})`"
             ) from error
         if isinstance(error, OSError):
-            raise
+            if path in str(error):
+                raise
+            raise OSError(f"{path} is no folder, and cannot be fetched from the Hub: {error}") from error
         raise ValueError(
             f"transformers cannot read config.json of {name_or_path}: {type(error).__name__}: {error!s:.500}; restore "
             "the file from where the model was saved"

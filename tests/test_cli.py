@@ -39,10 +39,15 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, EvalPrediction
 
 from optimum_camcut import Comparison, PruningPlan, apply_plan, find_groups, load_pruned
-from optimum_camcut.commands.camcut import CamCutCommand, pruning_options
+from optimum_camcut.commands.camcut import CamCutCommand
+from optimum_camcut.commands.job import training_arguments
+from optimum_camcut.commands.options import pruning_options
+from optimum_camcut.commands.saved_scores import Origin, SavedScores, scores_table
 from optimum_camcut.config import PruningConfig
 from optimum_camcut.measure import count_bytes, count_parameters, peak_memory
-from optimum_camcut.tasks import TASKS, classification_metrics, load_data, regression_metrics
+from optimum_camcut.tasks import TASKS
+from optimum_camcut.tasks.data import load_data
+from optimum_camcut.tasks.metrics import classification_metrics, larger_is_better, regression_metrics
 
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -423,6 +428,28 @@ def test_answers_are_found_again(classifier):
     assert task.metrics(EvalPrediction(tuple(wrong), None), encoded, data)["exact_match"] < 0.5
 
 
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_answers_stay_in_their_place_in_a_batch(side, classifier):
+    """Whichever side the tokenizer pads: decoders' do so on the left. It stays as it is, to be saved."""
+    tokenizer = AutoTokenizer.from_pretrained(classifier, padding_side=side)
+    model = tiny_model("bert", "QuestionAnswering", vocab_size=len(tokenizer))
+    rows = [answered(number) for number in range(4)]
+    rows += [{**rows[0], "context": rows[0]["answers"]["text"][0], "answers": {**rows[0]["answers"]}}]
+    rows[-1]["answers"]["answer_start"] = [0]
+    task = task_of("question-answering", Dataset.from_list(rows), model, tokenizer)
+    encoded = task.prepare(task.rows)
+    names = ("input_ids", "attention_mask", "start_positions", "end_positions")
+    batch = task.collator([{name: each[name] for name in names} for each in encoded])
+    assert not batch["attention_mask"].all() and tokenizer.padding_side == side
+    for each, ids, start, end in zip(encoded, batch["input_ids"], batch["start_positions"], batch["end_positions"]):
+        if end:
+            assert tokenizer.decode(ids[start : end + 1]) == rows[each["row"]]["answers"]["text"][0]
+    # A head that sees the answer, at its place in the batch, and nothing else.
+    width = batch["input_ids"].shape[1]
+    logits = [10 * np.eye(width)[batch[name]] for name in names[2:]]
+    assert task.metrics(EvalPrediction(tuple(logits), None), encoded, task.rows)["exact_match"] == 1.0
+
+
 def test_masks_depend_on_the_row_alone(classifier):
     tokenizer = AutoTokenizer.from_pretrained(classifier)
     model = tiny_model("bert", "MaskedLM", vocab_size=len(tokenizer))
@@ -533,10 +560,11 @@ def test_a_config_file(kind, job, tmp_path, capsys):
         ({"train_split": "all"}, "there is no split 'all' to score on; the data have train, validation"),
         ({"dataset": "./nowhere"}, "there is no folder ./nowhere to read data from"),
         ({"dataset": REPOSITORY}, "should hold files of one kind, named by split, such as train.parquet"),
+        ({"dataset": REPOSITORY / "README.md"}, "README.md is a file; name the folder that it is in"),
         ({"model": "./nowhere"}, "there is no folder ./nowhere to load from"),
+        ({"model": "nowhere"}, "nowhere is no folder, and cannot be fetched from the Hub: "),
         ({"method": "tailor"}, "unknown method 'tailor'"),
-        ({"metric": "bleu"}, "the metric 'bleu' is none of accuracy, f1, matthews_correlation, nor one that evaluate"),
-        ({"metric": "loss"}, "models are compared by a metric of which more is better, which 'loss' is not"),
+        ({"metric": "bleu"}, "the metric 'bleu' is none of accuracy, f1, matthews_correlation, loss, nor one that "),
         ({"scores": "./nowhere"}, "there are no scores in nowhere; optimum-cli camcut score writes some"),
         ({"text_columns": ["sentence", "idx", "label"]}, "reads one text or two, not sentence, idx, label"),
     ],
@@ -632,11 +660,89 @@ def test_scores_are_taken_from_a_file(job, tmp_path, capsys):
     assert one.pruning_plan == two.pruning_plan and two.pruning_plan.config.method == "taylor"
     assert all(torch.equal(value, two.state_dict()[name]) for name, value in one.state_dict().items())  # rebuilt too
     for wrong, message in (
-        ({"method": "fisher"}, "are by method taylor, not fisher"),
+        (
+            {"method": "fisher"},
+            "by other settings: method was 'taylor' and is now 'fisher'. Leave these, or score again",
+        ),
+        ({"granularity": ["layers"]}, r"granularity was \['heads', 'neurons'\] and is now \['layers'\]"),
+        ({"seed": 1, "num_samples": 8}, "num_samples was 12 and is now 8; seed was 0 and is now 1"),
         ({"rounds": 2}, "take no --scores"),
+        ({"max_train_samples": 15}, "are by other examples: max_train_samples was None and is now 15. Give the same"),
+        ({"dtype": "bfloat16"}, r"\(BertForSequenceClassification, bfloat16\) differs in its --dtype"),
     ):
         with pytest.raises(SystemExit, match=message):
-            main("prune", *flags(**job, **wrong, scores=tmp_path / "scores", output=tmp_path / "3"))
+            main("prune", *flags(**{**job, **wrong}, scores=tmp_path / "scores", output=tmp_path / "3"))
+    same = {"granularity": ["neurons", "heads"], "smooth_samples": 3}  # of which taylor has none
+    main("prune", *flags(**{**job, **same}, scores=tmp_path / "scores", output=tmp_path / "4"))
+
+
+def test_settings_of_the_noise_count_for_smooth_methods():
+    config = PruningConfig(method="smooth_cut", sparsity=0.5, smooth_samples=2)
+    scores = SavedScores(Path("file"), {}, Origin(config.to_dict(), {}, {}, None))
+    scores.check_settings({"smooth_samples": 2, "noise_std": 0.1, "max_length": 3})
+    with pytest.raises(
+        ValueError, match="settings: smooth_samples was 2 and is now 3; noise_std was 0.1 and is now 1.0"
+    ):
+        scores.check_settings({"smooth_samples": 3, "noise_std": 1.0})
+
+
+@pytest.fixture(scope="session")
+def of_another(classifier, data, tmp_path_factory):
+    """Scores of the classifier before its last step: the same sizes, other weights; and that model."""
+    folder = tmp_path_factory.mktemp("another")
+    model = AutoModelForSequenceClassification.from_pretrained(classifier)
+    with torch.no_grad():
+        model.bert.encoder.layer[0].output.dense.weight[0, 0] += 1
+    model.save_pretrained(folder / "model")
+    AutoTokenizer.from_pretrained(classifier).save_pretrained(folder / "model")
+    job = {"dataset": data, "task": "text-classification", "num_samples": 12, "batch_size": 8, "max_length": 24}
+    main("score", *flags(model=folder / "model", **job, method="taylor", output=folder / "scores"))
+    return folder
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_scores_of_another_model_are_refused(dry_run, job, of_another, tmp_path):
+    """The name does not matter: a copy of the model is the same."""
+    more = {"scores": of_another / "scores", "output": tmp_path / "out", "dry_run": dry_run}
+    with pytest.raises(SystemExit) as error:
+        main("prune", *flags(**job, **more))
+    told = r"\(BertForSequenceClassification, float32\)"
+    assert re.fullmatch(
+        rf".* prune: error: the scores in .*scores.safetensors are of .*model {told}; .* {told} is another. Name the "
+        "former, or score again with optimum-cli camcut score",
+        error.value.code,
+    )
+    shutil.copytree(of_another / "model", tmp_path / "copy")
+    main("prune", *flags(**{**job, "model": tmp_path / "copy"}, **more))
+
+
+def test_scores_by_other_rows_are_refused(job, tmp_path):
+    """Unless the method reads none."""
+    rows = [classified(number) for number in range(1, 21)]
+    for method in ("taylor", "magnitude"):
+        folder, scores = tmp_path / method, tmp_path / f"{method}.scores"
+        own = {**job, "dataset": write(folder, [classified(number) for number in range(20)]), "method": method}
+        scoring = {name: value for name, value in own.items() if name not in ("repeats", "sparsity") + SIZES}
+        main("score", *flags(**scoring, output=scores))
+        write(folder, rows)
+        if method == "taylor":
+            with pytest.raises(
+                SystemExit, match="by other examples: the rows of .*taylor have changed. Give the same"
+            ):
+                main("prune", *flags(**own, scores=scores, output=tmp_path / "out"))
+        else:
+            main("prune", *flags(**own, scores=scores, output=tmp_path / "out"))
+
+
+def test_what_would_go_first():
+    """Of equal scores the last, as plans have it."""
+    (line,) = scores_table({"group": torch.tensor([1.0, 0.0, 2.0, 0.0, 1.0])})[1:]
+    assert line == ["group", "5", "0", "1", "2", "3 1 4 0 2"]
+
+
+def test_files_that_are_no_scores(job, pruned, tmp_path):
+    with pytest.raises(SystemExit, match=r"holds no scores that can be used \(.*\): score again with optimum-cli"):
+        main("prune", *flags(**job, scores=pruned / "model.safetensors", output=tmp_path / "out"))
 
 
 def test_the_dense_model_counts_as_it_was_before_the_cut(job, tmp_path):
@@ -742,6 +848,61 @@ def test_compare(job, tmp_path, capsys):
         main("compare", *flags(**job, output=output))
 
 
+MAE = """
+import datasets
+import evaluate
+
+class MAE(evaluate.Metric):
+    def _info(self):
+        features = datasets.Features({name: datasets.Value("float") for name in ("predictions", "references")})
+        return evaluate.MetricInfo(description="", citation="", features=features)
+
+    def _compute(self, predictions, references):
+        mae = sum(abs(one - other) for one, other in zip(predictions, references)) / len(references)
+        return GIVES
+"""
+
+
+@pytest.mark.parametrize("gives", ["{'score': mae}", "mae", "{'of_rows': [mae], 'mae': mae}"])
+def test_metrics_of_evaluate_that_are_errors(gives, tmp_path):
+    """Known by their own name where what they give is named otherwise, or is a number alone."""
+    (tmp_path / "mae").mkdir()
+    (tmp_path / "mae" / "mae.py").write_text(MAE.replace("GIVES", gives))
+    task = task_of("text-classification", Dataset.from_list([{"text": sentence(n), "label": n / 3} for n in range(4)]))
+    task.use_metric(str(tmp_path / "mae"))
+    assert task.measure(np.array([1.0, 2.0]), np.array([1.0, 3.0])) == {task.headline: 0.5}
+    assert task.headline == ("score" if "'score'" in gives else "mae") and not task.larger_is_better
+
+
+def test_which_way_metrics_rank():
+    smaller = ("loss", "eval_loss", "mse", "MAE", "perplexity", "mean_perplexity", "mean_squared_error")
+    assert not any(map(larger_is_better, smaller))
+    assert all(map(larger_is_better, ("accuracy", "f1", "spearmanr", "exact_match", "of_somebody")))
+
+
+@pytest.mark.parametrize("metric", ["loss", "mse"])
+def test_compare_by_what_should_be_small(metric, job, model_path, tmp_path, capsys):
+    rows = [{"sentence": sentence(n), "label": n / 3} for n in range(16)]
+    job |= {"dataset": write(tmp_path / "data", rows), "model": model_path, "metric": metric}
+    job |= {"methods": ["magnitude"], "sparsities": [0.5], "rebuild": False}
+    del job["sparsity"]
+    main("compare", *flags(**job, output=tmp_path / "out"))
+    result = Comparison.load(tmp_path / "out" / "comparison.json")
+    dense, cut = result.rows
+    assert not result.larger_is_better and "quality, less is better" in capsys.readouterr().out
+    best, fastest = (min(result.rows, key=lambda row: getattr(row, name)) for name in ("quality", "latency"))
+    assert set(map(id, result.pareto())) == {id(best), id(fastest)}
+
+
+@pytest.mark.parametrize(("metric", "greater"), [("loss", False), ("mse", False), ("f1", True), ("perplexity", False)])
+def test_the_best_checkpoint_is_that_of_the_right_direction(metric, greater, job, tmp_path):
+    """`Trainer` by itself takes all but losses to be better the larger they are."""
+    arguments = SimpleNamespace(batch_size=8, training={"metric_for_best_model": metric}, given={})
+    assert training_arguments(arguments, tmp_path, PruningConfig(sparsity=0.5)).greater_is_better == greater
+    arguments.training["greater_is_better"] = not greater  # a user knows better
+    assert training_arguments(arguments, tmp_path, PruningConfig(sparsity=0.5)).greater_is_better != greater
+
+
 def test_numbered_choices_are_found_by_their_labels():
     """As some rows of ARC have them: the first choice is "1"."""
     choices = {"text": ["a", "b", "c", "d"], "label": ["1", "2", "3", "4"]}
@@ -770,7 +931,23 @@ def test_what_measures_time_runs_in_one_process(job, tmp_path, monkeypatch):
         main("compare", *flags(**{name: job[name] for name in ("model", "dataset", "task")}, output=tmp_path / "out"))
 
 
-def test_report(classifier, pruned, tmp_path, capsys):
+@pytest.mark.parametrize("dense", [False, True], ids=["checkpoint", "with the dense model"])
+def test_a_report_with_scores_of_other_sizes(dense, classifier, pruned, data, model_path, tmp_path):
+    """Of fewer layers, and of none of the kinds that were cut."""
+    model = tiny_model("bert", "SequenceClassification", vocab_size=len(AutoTokenizer.from_pretrained(model_path)))
+    apply_plan(model, random_plan(model, 1)).save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(model_path).save_pretrained(tmp_path / "model")
+    own = {"dataset": data, "task": "text-classification", "num_samples": 4, "max_length": 24, "method": "magnitude"}
+    for kinds in (["heads", "neurons"], ["layers"]):
+        scores = tmp_path / kinds[0]
+        main("score", *flags(model=tmp_path / "model", **own, granularity=kinds, output=scores))
+        given = flags(dense=classifier) if dense else []
+        with pytest.raises(SystemExit, match="report: error: .*scores"):
+            main("report", *flags(model=pruned, scores=scores, repeats=1, output=tmp_path / "1.html"), *given)
+    assert not (tmp_path / "1.html").exists()
+
+
+def test_report(classifier, pruned, of_another, data, tmp_path, capsys):
     """From a checkpoint, and from a plan and the dense model."""
     quick = {"repeats": 1, "sequence_length": 16}
     main("report", *flags(model=pruned, output=tmp_path / "1.html"))
@@ -778,8 +955,14 @@ def test_report(classifier, pruned, tmp_path, capsys):
     plan, other = {"plan": pruned / "pruning_plan.json"}, [f"other={pruned}"]
     main("report", *flags(model=classifier, **plan, plans=other, output=tmp_path / "3.html", **quick))
     pages = [(tmp_path / f"{number}.html").read_text() for number in (1, 2, 3)]
+    own = {"dataset": data, "task": "text-classification", "method": "magnitude", "granularity": ["layers"]}
+    main("score", *flags(model=classifier, **own, output=tmp_path / "scores"))
+    with pytest.raises(SystemExit, match="the scores in .* are of layers, of which the plan cuts none"):
+        main("report", *flags(model=classifier, **plan, scores=tmp_path / "scores", output=tmp_path / "4.html"))
+    with pytest.raises(SystemExit, match=r"are of .*another.*; .* is another. Name the former, or score again"):
+        main("report", *flags(model=classifier, **plan, scores=of_another / "scores", output=tmp_path / "4.html"))
     assert ["latency of a forward pass" in page for page in pages] == [False, True, True]
-    assert capsys.readouterr().out.count("Written to") == 3 and "other" in pages[2]
+    assert capsys.readouterr().out.count(".html.\n") == 3 and "other" in pages[2]
     with pytest.raises(SystemExit, match="is there already"):
         main("report", *flags(model=pruned, output=tmp_path / "1.html"))
     with pytest.raises(SystemExit, match="is not pruned; name a plan for it with --plan"):

@@ -14,6 +14,7 @@
 """`compare`: one call from a model and its data to a table and a figure of quality against latency."""
 
 import copy
+import dataclasses
 import json
 import re
 
@@ -208,6 +209,15 @@ BY_HAND = Comparison(
 
 def test_the_pareto_front_by_hand():
     assert [(r.method, r.sparsity) for r in BY_HAND.pareto()] == [("taylor", 0.5), ("cam|cut", 0.5), ("taylor", 0.3)]
+
+
+def test_the_pareto_front_of_a_loss_by_hand():
+    loss = dataclasses.replace(BY_HAND, larger_is_better=False)
+    assert [(r.method, r.sparsity) for r in loss.pareto()] == [("taylor", 0.5), ("cam|cut", 0.5), ("cam|cut", 0.7)]
+    assert Comparison.from_dict(loss.to_dict()) == loss and "quality, less is better" in str(loss)
+    assert not Comparison.average([loss, loss]).larger_is_better
+    with pytest.raises(ValueError, match="should be true or false, got 'no'"):
+        Comparison.from_dict({**loss.to_dict(), "larger_is_better": "no"})
 
 
 def test_it_prints():

@@ -77,7 +77,7 @@ def plot_pareto(comparison: Comparison, title: str | None = None) -> Figure:
     axes.set(
         title=title or "Quality against measured latency",
         xlabel=f"ms a forward pass, {batch} x {tokens} tokens, {comparison.settings.get('device', '?')}",
-        ylabel="quality",
+        ylabel=comparison.quality_title,
     )
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)

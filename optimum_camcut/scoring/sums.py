@@ -152,7 +152,7 @@ class RunningSums:
     def end_batch(self, batch: Mapping[str, Any]) -> None:
         """Says that all of a batch is in the sums."""
         self.batches += 1
-        self.seen = _digest(batch, self.seen) if self.path is not None else 0
+        self.seen = digest(batch, self.seen) if self.path is not None else 0
         if self.path is not None and time.monotonic() - self._saved >= self.seconds:
             self.save()
 
@@ -163,7 +163,7 @@ class RunningSums:
             `ValueError`: after the last of them, if they are not those that were added.
         """
         if batch is not None:
-            self._checked = _digest(batch, self._checked)
+            self._checked = digest(batch, self._checked)
         missing = batch is None and number < self.batches
         if missing or (number + 1 == self.batches and self._checked != self.seen):
             raise ValueError(
@@ -200,9 +200,9 @@ class RunningSums:
         logger.info("scoring goes on after %d batches, from %s", self.batches, path)
 
 
-def _digest(batch: Mapping[str, Any], before: int) -> int:
-    """A number for the tensors of a batch and of those before it."""
-    for name, value in sorted(batch.items()):
+def digest(tensors: Mapping[str, Any], before: int = 0) -> int:
+    """A number for the tensors by name of a batch, say, and of those before it."""
+    for name, value in sorted(tensors.items()):
         if isinstance(value, Tensor):
             values = value.detach().cpu().contiguous().flatten().view(torch.uint8)
             before = zlib.crc32(values.numpy(), zlib.crc32(f"{name}{tuple(value.shape)}".encode(), before))

@@ -1,0 +1,110 @@
+# Copyright 2026 The optimum-camcut authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""`optimum-cli camcut benchmark`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from optimum.commands.base import CommandInfo
+
+from ..files import write_json
+from ..tables import as_text
+from .command import Command
+from .options import MODEL, REPEATS, Option
+from .output import check_file, quiet
+
+
+class BenchmarkCommand(Command):
+    COMMAND = CommandInfo(name="benchmark", help="Time pruned models in turn with the dense one.")
+    DESCRIPTION = """
+Times a dense model and pruned ones in turn, over batch sizes and sequence lengths, on the device that there is; with
+the throughput, the memory of the weights and activations, and the speed-up over the dense model.
+
+  optimum-cli camcut benchmark --dense M --pruned O1 O2 --batch_sizes 1 8 --sequence_lengths 64 128
+"""
+
+    @classmethod
+    def options(cls) -> tuple[Option, ...]:
+        return (
+            Option("dense", "The model to compare with: a folder or a Hub id.", required=True),
+            Option("pruned", "The others.", many=True, required=True),
+            MODEL[-1],
+            Option("batch_sizes", "Examples at once.", [1, 8], int, many=True),
+            Option("sequence_lengths", "Tokens in each.", [128], int, many=True),
+            REPEATS,
+            Option("output", "JSON file to write the measurements to."),
+            Option("overwrite", "Write it even if it is there.", False, bool),
+        )
+
+    def execute(self, arguments: argparse.Namespace) -> None:
+        output = Path(arguments.output) if arguments.output else None
+        if output is not None:
+            check_file(output, arguments.overwrite)
+        quiet(arguments.verbose)
+
+        import torch
+
+        from ..measure import count_flops, count_parameters, measure_latency, peak_memory
+        from ..tasks.models import load_model
+
+        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+        names = list(dict.fromkeys([arguments.dense, *arguments.pruned]))
+        models = {name: load_model(name, dtype=getattr(torch, arguments.dtype)).to(device) for name in names}
+        rows = []
+        for length in arguments.sequence_lengths:
+            for name, model in models.items():
+                positions = getattr(model.config, "max_position_embeddings", None)
+                if positions and length > positions:
+                    raise ValueError(f"{name} takes {positions} tokens at most, not {length} (--sequence_lengths)")
+            for batch in arguments.batch_sizes:
+                times = measure_latency(models, batch, length, arguments.repeats)
+                for name, model in models.items():
+                    found = times[name]
+                    rows.append(
+                        {
+                            "model": name,
+                            "batch_size": batch,
+                            "sequence_length": length,
+                            "parameters": count_parameters(model),
+                            "flops": count_flops(model, batch, length),
+                            "memory": peak_memory(model, batch, length),
+                            "latency": found.median,
+                            "latency_low": found.low,
+                            "latency_high": found.high,
+                            "throughput": batch / found.median,
+                            "speedup": times[arguments.dense].median / found.median,
+                        }
+                    )
+        lines = [["model", "batch", "tokens", "params (M)", "FLOPs (G)", "MB", "ms", "quartiles", "1/s", "speed-up"]]
+        for row in rows:
+            lines.append(
+                [
+                    row["model"],
+                    str(row["batch_size"]),
+                    str(row["sequence_length"]),
+                    f"{row['parameters'] / 1e6:.2f}",
+                    f"{row['flops'] / 1e9:.3f}",
+                    f"{row['memory'] / 1e6:.1f}",
+                    f"{1e3 * row['latency']:.2f}",
+                    f"{1e3 * row['latency_low']:.2f} to {1e3 * row['latency_high']:.2f}",
+                    f"{row['throughput']:.1f}",
+                    f"{row['speedup']:.2f}x",
+                ]
+            )
+        if output is not None:
+            conditions = {"device": str(device), "dtype": arguments.dtype, "threads": torch.get_num_threads()}
+            write_json(output, {**conditions, "torch": torch.__version__, "repeats": arguments.repeats, "rows": rows})
+        print(as_text(lines))

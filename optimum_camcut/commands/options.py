@@ -1,0 +1,156 @@
+# Copyright 2026 The optimum-camcut authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Flags: those of `PruningConfig`, and those that several commands have."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+from typing import Any, get_args, get_type_hints
+
+from ..config import CHOICES, PruningConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """A flag, which can stand in the file of `--config` too."""
+
+    name: str
+    help: str
+    default: Any = None
+    kind: type = str
+    many: bool = False
+    choices: tuple[str, ...] | None = None
+    required: bool = False
+
+    def add_to(self, parser: argparse.ArgumentParser) -> None:
+        keywords: dict[str, Any] = {"dest": self.name, "default": argparse.SUPPRESS}
+        if self.kind is bool:
+            keywords["action"] = argparse.BooleanOptionalAction
+        else:
+            keywords |= {"type": self.kind, "choices": self.choices, "nargs": "+" if self.many else None}
+        default = self.default not in (None, False) and "Default:" not in self.help
+        shown = " ".join(map(str, self.default)) if self.many and default else self.default
+        text = self.help + (f" Default: {shown}." if default else "")
+        parser.add_argument(f"--{self.name}", help=text.replace("%", "%%"), **keywords)
+        if "_" in self.name:  # --dry-run is --dry_run
+            parser.add_argument(f"--{self.name.replace('_', '-')}", help=argparse.SUPPRESS, **keywords)
+
+    def tokens(self, value: Any) -> list[str]:
+        """A value from a file, as it would stand on the command line."""
+        if self.kind is bool and isinstance(value, bool):
+            return [f"--{self.name}" if value else f"--no-{self.name}"]
+        if self.many and isinstance(value, list):
+            return [f"--{self.name}", *map(str, value)]
+        if isinstance(value, list | dict | bool):
+            raise ValueError(
+                f"{self.name!r} should be {'a list' if self.many else f'one {self.kind.__name__}'}, got {value!r}"
+            )
+        return [f"--{self.name}={value}"]
+
+
+@functools.cache
+def pruning_options() -> tuple[Option, ...]:
+    """The fields of `PruningConfig`."""
+    hints, found = get_type_hints(PruningConfig), []
+    for field in dataclasses.fields(PruningConfig):
+        kind = next((each for each in get_args(hints[field.name]) if each is not type(None)), hints[field.name])
+        many = field.name == "granularity"
+        default = field.default if field.default is not dataclasses.MISSING else field.default_factory()
+        choices = CHOICES.get(field.name)
+        found.append(Option(field.name, field.metadata["help"], default, kind, many, choices))
+    return tuple(found)
+
+
+PRUNING_FIELDS = tuple(field.name for field in dataclasses.fields(PruningConfig))
+# What scores depend on.
+SCORING_FIELDS = (
+    "method",
+    "granularity",
+    "num_samples",
+    "smooth_samples",
+    "noise_std",
+    "noise_scale",
+    "dropout",
+    "shift",
+    "seed",
+)
+# What only a trainer does.
+TRAINING_FIELDS = ("rounds", "rewind", "dense_epochs", "distill_weight", "distill_temperature")
+MODEL = (
+    Option("model", "Model to start from: a folder or a Hub id.", required=True),
+    Option("revision", "Its branch, tag or commit on the Hub."),
+    Option(
+        "dtype",
+        "Weights are loaded, worked with and saved in this.",
+        "float32",
+        choices=("float32", "bfloat16", "float16"),
+    ),
+)
+DATA = (
+    Option(
+        "dataset",
+        "Folder with files named by split (train.parquet, validation.csv, ...), or that save_to_disk of datasets "
+        "wrote; or a Hub id, with its configuration after a colon (nyu-mll/glue:sst2).",
+        required=True,
+    ),
+    Option("dataset_config", "Configuration of the data set on the Hub."),
+    Option(
+        "task",
+        "text-classification (one text or two; classes, or numbers to predict), token-classification, "
+        "question-answering, multiple-choice, fill-mask or text-generation.",
+        required=True,
+    ),
+    Option("text_columns", "Columns to read, in order. Default: those of a usual name.", many=True),
+    Option("label_column", "Column of the labels. Default: that of a usual name."),
+    Option("train_split", "Split to score on, to rebuild on and to train on.", "train"),
+    Option("max_length", "Longer inputs are cut to this number of tokens. Default: 128; 384 for answers.", kind=int),
+    Option("max_train_samples", "Use the first rows of the training split only.", kind=int),
+    Option("tokenizer", "Tokenizer, if it is not in the model's folder."),
+    Option("batch_size", "Examples at once, on each device.", 32, int),
+)
+EVALUATION = (
+    Option("eval_split", "Split to evaluate on. Default: validation, or one of a like name; else test."),
+    Option("max_eval_samples", "Evaluate on its first rows only.", kind=int),
+    Option(
+        "metric",
+        "What to compare by: a metric of the task, or one of evaluate, by name or path, with its configuration after "
+        "a colon (glue:cola); or loss. Less is better of mse, mae, rmse, perplexity and whatever ends with loss or "
+        "error; of any other, more is taken to be better. Default: accuracy, Spearman's correlation or the F1 of "
+        "answers.",
+    ),
+)
+REPEATS = Option("repeats", "Timings of every model.", 10, int)
+SCORES = Option(
+    "scores", "Scores that the command score wrote of this very model, in place of scoring: the file or its folder."
+)
+OUTPUT = (
+    Option("output", "Folder to write to.", required=True),
+    Option("overwrite", "Write into it even if it is not empty.", False, bool),
+)
+COMMON = (
+    Option(
+        "config",
+        "JSON or YAML file with any of these flags by name, a pruning_config.json, say; a flag on the command line "
+        "beats it. Flags of the other commands may be in it, too.",
+    ),
+    Option("verbose", "Log what is done, and show where errors come from.", False, bool),
+)
+
+
+def pruning_config(arguments: argparse.Namespace, **defaults: Any) -> PruningConfig:
+    """The config that the flags ask for."""
+    given = {name: value for name, value in arguments.given.items() if name in PRUNING_FIELDS}
+    return PruningConfig(**{**defaults, **given})

@@ -1,0 +1,92 @@
+# Copyright 2026 The optimum-camcut authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""`multiple-choice`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from transformers import DataCollatorForMultipleChoice, EvalPrediction
+
+from .task import Task, first_output, register
+
+
+@register("multiple-choice")
+class MultipleChoice(Task):
+    """A context and its endings, in columns of their own (`context ending0 ending1 ...`) or in one column of lists
+    (`question choices`). A second column of the context, as in SWAG, begins every ending."""
+
+    head = "MultipleChoice"
+    texts = (("question", "choices"), ("question", "options"), ("context", "endings"))
+    labels = ("label", "labels", "answer", "answerKey", "target")
+    takes_metrics = True
+
+    def choose_texts(self, given: tuple[str, ...]) -> tuple[str, ...]:
+        endings = sorted(name for name in self.rows.column_names if re.fullmatch(r"(ending|choice|option)_?\d", name))
+        if not given and len(endings) > 1:
+            for before in (("sent1", "sent2"), ("ctx",), ("context",), ("question",), ("sentence",), ("text",)):
+                if set(before) <= set(self.rows.column_names):
+                    return (*before, *endings)
+        chosen = super().choose_texts(given)
+        if len(chosen) < 2:
+            raise ValueError(f"{self.name} reads a context and its choices, not {', '.join(chosen)} alone")
+        return chosen
+
+    def encode(self, rows: Mapping[str, list], numbers: list[int]) -> dict[str, list]:
+        first, *others = self.text_columns
+        begins = rows[others.pop(0)] if others[0] == "sent2" else None
+        choices, labels = [], list(rows[self.label_column])
+        for number in range(len(numbers)):
+            each = [rows[column][number] for column in others]
+            each = each[0] if len(others) == 1 else each
+            if isinstance(each, Mapping):  # as in ARC, beside their letters or numbers
+                names = list(map(str, each.get("label") or ()))
+                labels[number] = names.index(str(labels[number])) if str(labels[number]) in names else labels[number]
+                each = each["text"]
+            choices.append([f"{begins[number]} {text}" if begins else text for text in each])
+        if len({len(each) for each in choices}) > 1:
+            raise ValueError("every row should have as many choices as the others")
+        contexts = [context for context, each in zip(rows[first], choices) for _ in each]
+        flat = self.tokenizer(contexts, list(chain(*choices)), truncation=True, max_length=self.length)
+        size = len(choices[0])
+        features = {key: [v[i : i + size] for i in range(0, len(v), size)] for key, v in flat.items()}
+        features["labels"] = [self._number(value, size) for value in labels]
+        return features
+
+    def _number(self, value: Any, size: int) -> int:
+        letter = isinstance(value, str) and len(value) == 1 and value.isalpha()
+        try:
+            number = ord(value.upper()) - ord("A") if letter else int(value)
+        except (TypeError, ValueError):
+            number = -1
+        if not 0 <= number < size:
+            raise ValueError(
+                f"a label in {self.label_column!r} is {value!r}; expected a number from 0 to {size - 1} or a letter"
+            )
+        return number
+
+    @property
+    def collator(self) -> Callable[[list], dict[str, Tensor]]:
+        return DataCollatorForMultipleChoice(self.tokenizer)
+
+    def metrics(self, prediction: EvalPrediction, features: Any, rows: Any) -> dict[str, float]:
+        return self.measure(first_output(prediction.predictions).argmax(-1), prediction.label_ids)
+
+    def measure(self, predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:
+        return {"accuracy": float((predicted == true).mean())}

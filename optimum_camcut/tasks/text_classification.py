@@ -1,0 +1,93 @@
+# Copyright 2026 The optimum-camcut authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""`text-classification`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from transformers import EvalPrediction, PretrainedConfig
+
+from .metrics import CLASSIFICATION, REGRESSION, regression_metrics
+from .task import Task, first_output, register
+
+
+@register("text-classification")
+class TextClassification(Task):
+    """One text or two; classes, or numbers to predict."""
+
+    head = "SequenceClassification"
+    texts = (
+        ("sentence1", "sentence2"),
+        ("premise", "hypothesis"),
+        ("question1", "question2"),
+        ("question", "sentence"),
+        ("text1", "text2"),
+        ("sentence",),
+        ("text",),
+        ("content",),
+        ("review",),
+    )
+    labels = ("label", "labels", "target", "score")
+    measured = CLASSIFICATION
+    takes_metrics = True
+
+    def choose_texts(self, given: tuple[str, ...]) -> tuple[str, ...]:
+        if len(given) > 2:
+            raise ValueError(f"{self.name} reads one text or two, not {', '.join(given)}")
+        return super().choose_texts(given)
+
+    def find_classes(self) -> None:
+        feature = self.rows.features[self.label_column]
+        self.regression = str(getattr(feature, "dtype", "")).startswith(("float", "double"))
+        if not self.regression:
+            self._set_classes(feature, self.rows.unique(self.label_column))
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        return REGRESSION if self.regression else super().metric_names
+
+    def set_head(self, config: PretrainedConfig) -> None:
+        super().set_head(config)
+        if self.regression:
+            config.num_labels, config.problem_type = 1, "regression"
+
+    def check_head(self, config: PretrainedConfig) -> None:
+        if config.num_labels == 1 and self.numbered:  # numbers to predict that happen to be whole
+            self.regression, self.names = True, []
+            self.headline = self.metric_names[0]
+        if self.regression and config.num_labels != 1:
+            raise ValueError(
+                f"the labels in {self.label_column!r} are numbers to predict, and the model tells "
+                f"{config.num_labels} classes apart"
+            )
+        super().check_head(config)
+
+    def encode(self, rows: Mapping[str, list], numbers: list[int]) -> dict[str, list]:
+        texts = [rows[column] for column in self.text_columns]
+        features = dict(self.tokenizer(*texts, truncation=True, max_length=self.length))
+        labels = rows[self.label_column]
+        features["labels"] = list(map(float if self.regression else self.to_class, labels))
+        return features
+
+    def metrics(self, prediction: EvalPrediction, features: Any, rows: Any) -> dict[str, float]:
+        logits = first_output(prediction.predictions)
+        if self.regression:
+            return self.measure(logits.reshape(-1), prediction.label_ids.reshape(-1))
+        return self.measure(self.of_data[logits.argmax(-1)], self.of_data[prediction.label_ids])
+
+    def measure(self, predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:
+        return regression_metrics(predicted, true) if self.regression else super().measure(predicted, true)
