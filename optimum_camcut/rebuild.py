@@ -368,7 +368,7 @@ def _solve(
     waiting: tuple[list[tuple[Tensor, Tensor]], ...] = ([], [])
 
     def add(part: int, least: int) -> None:
-        """Adds the tokens that wait, if they are so many: of a few, to add up the sums would take longer than these."""
+        """Adds the tokens that wait, if they are so many: to add up two sums takes longer than the products of few."""
         if sum(len(given) for given, _ in waiting[part]) >= max(least, 1):
             given, missing = map(torch.cat, zip(*waiting[part]))
             waiting[part].clear()

@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -41,9 +42,9 @@ class Command(BaseOptimumCLICommand):
     TOGETHER: ClassVar[bool] = False  # several processes can share the work
 
     @classmethod
+    @abstractmethod
     def options(cls) -> tuple[Option, ...]:
         """Its flags."""
-        raise NotImplementedError
 
     @classmethod
     def parse_args(cls, parser: argparse.ArgumentParser) -> None:
@@ -80,9 +81,9 @@ class Command(BaseOptimumCLICommand):
     def failure(self, error: Exception) -> SystemExit:
         return SystemExit(f"{self.parser.prog}: error: {' '.join(str(error).split())}")
 
+    @abstractmethod
     def execute(self, arguments: argparse.Namespace) -> None:
         """Does what the command is for."""
-        raise NotImplementedError
 
     def read(self) -> argparse.Namespace:
         """All flags: from the command line, else from the file, else by default. `given` names the former two."""
