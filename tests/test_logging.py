@@ -31,7 +31,7 @@ class Records(logging.Handler):
     """What the package says at INFO."""
 
     def __enter__(self):
-        self.said, self.logger = [], logging.getLogger("optimum_camcut.trainer")
+        self.said, self.logger = [], logging.getLogger("optimum_camcut")
         self.before = self.logger.level
         self.logger.addHandler(self)
         self.logger.setLevel(logging.INFO)
