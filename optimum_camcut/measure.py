@@ -67,12 +67,13 @@ def count_bytes(model: PreTrainedModel) -> int:
 
 
 def peak_memory(model: PreTrainedModel, batch_size: int = 8, sequence_length: int = 128) -> int:
-    """Bytes of the weights and of the most activations that are there at once in a forward pass. On the CPU the
-    results of all operations count, not the scratch space inside of one."""
+    """Bytes of the weights and of the most activations that are there at once in a forward pass. On the CPU, and on
+    accelerators whose allocator keeps no record of its peak (Apple's), the results of all operations count, not the
+    scratch space inside of one."""
     inputs = random_inputs(model, batch_size, sequence_length)
     with scoring_mode(model), torch.no_grad():
-        if model.device.type != "cpu":
-            device = torch.get_device_module(model.device)
+        device = None if model.device.type == "cpu" else torch.get_device_module(model.device)
+        if hasattr(device, "reset_peak_memory_stats"):
             device.reset_peak_memory_stats(model.device)
             before = device.memory_allocated(model.device)
             model(**inputs)
