@@ -97,11 +97,16 @@ def tensorboard_run(trainer: Trainer, name: str) -> Iterator[None]:
     """Lets TensorBoard show what is logged inside as a run of its own below the main one, since steps count from zero
     in every phase. Without a name it is the main one."""
     places = [(place, place.logging_dir) for place in place_tensorboard(trainer)]
+    if not name:
+        yield
+        return
+    _close_files(trainer)
     for place, folder in places:
         place.logging_dir = str(Path(folder) / name)
     try:
         yield
     finally:
+        _close_files(trainer)
         for place, folder in places:
             place.logging_dir = folder
 
@@ -110,6 +115,12 @@ def show_in_tensorboard(trainer: Trainer, tag: str, table: object) -> None:
     """Shows a table as text."""
     for board in _boards(trainer):
         board.on_log(trainer.args, trainer.state, trainer.control, logs={tag: f"```\n{table}\n```"})
+
+
+def _close_files(trainer: Trainer) -> None:
+    """What is logged next opens files where the callback is told to by then. Training ends with this, too."""
+    for board in _boards(trainer):
+        board.on_train_end(trainer.args, trainer.state, trainer.control)
 
 
 def _boards(trainer: Trainer) -> list[TensorBoardCallback]:

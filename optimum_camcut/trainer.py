@@ -334,6 +334,12 @@ class CamCutTrainer(Trainer):
             self._evaluations.record(self.state, metrics)
         return metrics
 
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """That of `Trainer`; TensorBoard's files go below `output_dir`, also before any training."""
+        if self.pruning_config is not None:
+            place_tensorboard(self)
+        super().log(logs, *args, **kwargs)
+
     def _load_best_model(self) -> None:
         super()._load_best_model()
         self._evaluations.record_best(self.state)
@@ -417,7 +423,6 @@ class CamCutTrainer(Trainer):
         metrics, self._plan_metrics = self._plan_metrics, None
         if metrics is None:
             return
-        place_tensorboard(self)
         self.log(metrics)
         show_in_tensorboard(self, "pruning/plan", self.pruning_plan)
 

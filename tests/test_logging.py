@@ -165,6 +165,24 @@ def test_a_cut_without_training_is_logged(apart, tmp_path, monkeypatch):
     assert name.startswith("out/runs/")
 
 
+@pytest.mark.parametrize("recovery", ["none", "reconstruct", "finetune"])
+def test_every_round_is_a_run_of_its_own(recovery, tmp_path, monkeypatch):
+    """Also where nothing is trained in between, and after an evaluation; nothing is beside `output_dir`."""
+    monkeypatch.chdir(tmp_path)
+    trainer = make_trainer(
+        tmp_path / "out", pruning(recovery=recovery, rounds=3), report_to=["tensorboard"], max_steps=1
+    )
+    trainer.evaluate()
+    trainer.train()
+    trainer.evaluate()
+    runs = events(tmp_path)
+    main = min(runs, key=len)
+    assert main.startswith("out/runs/") and set(runs) == {main, f"{main}/_round-1", f"{main}/_round-2"}
+    kept = [pruning_tags(runs[name])["heads/all"] for name in (f"{main}/_round-1", f"{main}/_round-2", main)]
+    assert kept == sorted(kept, reverse=True) and kept[-1] == 6 and kept[0] > 6
+    assert [name for name, run in runs.items() if "eval/loss" in run] == [main] and len(runs[main]["eval/loss"]) == 2
+
+
 @pytest.mark.parametrize(
     "changes, expected",
     [
