@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, TrainOutput
 from transformers.utils import is_datasets_available
 
@@ -362,15 +363,17 @@ class CamCutTrainer(Trainer):
         limit, main = self.args.save_total_limit, self.is_world_process_zero()
         checkpoint = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         advice = "Make room, and go on from the one before with resume_from_checkpoint=True."
-        self.args.save_total_limit = None
-        try:
-            with (
-                write_errors(f"the checkpoint {checkpoint}", advice),
-                marked_unfinished(checkpoint, main, self.accelerator.wait_for_everyone),
-            ):
+        with (
+            write_errors(f"the checkpoint {checkpoint}", advice),
+            marked_unfinished(checkpoint, main, self.accelerator.wait_for_everyone),
+        ):
+            self.args.save_total_limit = None
+            try:
                 super()._save_checkpoint(model, trial)
-        finally:
-            self.args.save_total_limit = limit
+            finally:
+                self.args.save_total_limit = limit
+            if self.args.should_save:
+                torch.save(self.args, checkpoint / TRAINING_ARGS_NAME)  # with the limit that the user gave
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(checkpoint))
         if main:
