@@ -281,6 +281,29 @@ def test_the_map_of_heads():
         plot_kept(PruningPlan({"layer.0.heads": [1]}))
 
 
+def test_heads_without_a_score_are_grey():
+    model = apply_plan(tiny_model("bert"), PruningPlan(KEEP))
+    scores = {name: values.clone() for name, values in scores_of(tiny_model("bert")).items()}
+    scores["layer.0.heads"][0] = torch.nan
+    (image,) = plot_head_importance(scores, model.pruning_plan).axes[0].images
+    colours = image.to_rgba(image.get_array())
+    assert len(set(colours[0, 0, :3])) == 1 and 0 < colours[0, 0, 3] < 1  # whatever the page's colour is
+    assert (colours[..., 3] == 1).sum() == 11
+
+
+@pytest.mark.parametrize("highest", [0.03, 0.3, 0.9, 90.0, 1e6])
+def test_the_labels_of_scores_do_not_overlap(highest):
+    names = ("layer.0.heads", "layer.0.neurons")
+    plan = PruningPlan(dict.fromkeys(names, range(20)), dict.fromkeys(names, 40))
+    figure = plot_scores(dict.fromkeys(names, torch.logspace(-2, np.log10(highest), 40)), plan)
+    figure.canvas.draw()
+    for axes in figure.axes:
+        labels = [label for label in axes.get_xticklabels(which="both") if label.get_text()]
+        boxes = sorted((label.get_window_extent() for label in labels), key=lambda box: box.x0)
+        boxes = [box for box in boxes if axes.bbox.x0 - 1 <= (box.x0 + box.x1) / 2 <= axes.bbox.x1 + 1]
+        assert boxes and all(one.x1 < other.x0 for one, other in zip(boxes, boxes[1:]))
+
+
 def bars(axes):
     """Lengths of the bars in front, by their row, and of those behind."""
     behind, front = axes.containers
