@@ -181,6 +181,14 @@ def random_inputs(model: PreTrainedModel, batch_size: int, sequence_length: int)
     return {"input_ids": tokens.to(model.device), "attention_mask": torch.ones_like(tokens).to(model.device)}
 
 
+def longest_input(model: PreTrainedModel, tokens: int) -> int:
+    """So many tokens, or as many as the model has positions for: some count theirs from behind the padding's."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    tables = [m for name, m in model.named_modules() if name.endswith("position_embeddings")]
+    taken = [table.padding_idx + 1 for table in tables if getattr(table, "padding_idx", None) is not None]
+    return min(tokens, positions - max(taken, default=0)) if positions else tokens
+
+
 def _synchronize(model: PreTrainedModel) -> None:
     if model.device.type != "cpu":
         torch.accelerator.synchronize(model.device)

@@ -55,7 +55,7 @@ from .resume import (
     remove_old_checkpoints,
     remove_unfinished_checkpoints,
 )
-from .run_report import RunReport
+from .run_report import RunReport, can_report
 from .sampling import draw_examples
 from .saving import MODELING_NAME
 from .scoring import get_scorer
@@ -212,6 +212,8 @@ class CamCutTrainer(Trainer):
         config = self.pruning_config
         with self._timed("planning and cutting"):
             now = find_groups(self.model, config.granularity)
+            if self.pruning_plan is None and not self.is_fsdp_enabled:
+                self._report.plan_by_baselines(bare_model(self), now, config, self.latency_table)
             plan = self._plan(round_config(config, phase, before, now, self.latency_table))
             gather_model(self)
             if config.distill_weight > 0:
@@ -232,6 +234,10 @@ class CamCutTrainer(Trainer):
         shard_model(self)
         if self.is_world_process_zero():
             remove_progress(self._root)
+            config, model = self.pruning_config, self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+            if WEIGHTS not in config.granularity and not self.is_fsdp_enabled and can_report():
+                with self._timed("timing the dense and the pruned model"):
+                    self._report.time(model, config, self.dense_model)
             self._report.write(folder, *self._to_report(folder))
 
     # ------------------------------------------------------------------------------------------- the steps apart

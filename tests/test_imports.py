@@ -60,6 +60,7 @@ ORDER = (
     "plots.quality",
     "plots",
     "masking",
+    "twin",
     "card",
     "stored",
     "saving",

@@ -27,6 +27,9 @@ from optimum_camcut import find_groups
 from optimum_camcut.measure import count_parameters
 
 
+SCORING_AND_CUT, TIMING = ("scoring by taylor", "planning and cutting"), "timing the dense and the pruned model"
+
+
 class Records(logging.Handler):
     """What the package says at INFO."""
 
@@ -78,10 +81,10 @@ def pruning_tags(run):
 @pytest.mark.parametrize(
     "changes, expected",
     [
-        ({"dense_epochs": 1}, ["dense training", "scoring by taylor", "planning and cutting", "recovery training"]),
-        ({"recovery": "none"}, ["scoring by taylor", "planning and cutting"]),
-        ({"recovery": "reconstruct"}, ["scoring by taylor", "planning and cutting", "reconstruction"]),
-        ({"rounds": 2}, ["scoring by taylor", "planning and cutting", "recovery training"] * 2),
+        ({"dense_epochs": 1}, ["dense training", *SCORING_AND_CUT, "recovery training", TIMING]),
+        ({"recovery": "none"}, [*SCORING_AND_CUT, TIMING]),
+        ({"recovery": "reconstruct"}, [*SCORING_AND_CUT, "reconstruction", TIMING]),
+        ({"rounds": 2}, [*SCORING_AND_CUT, "recovery training"] * 2 + [TIMING]),
     ],
 )
 def test_every_phase_says_how_long_it_took(changes, expected, tmp_path):
@@ -97,7 +100,7 @@ def test_the_steps_apart_say_it_too(tmp_path):
         trainer.score()
         trainer.prune()
         trainer.train()
-    assert records.phases() == ["scoring by taylor", "planning and cutting", "recovery training"]
+    assert records.phases() == [*SCORING_AND_CUT, "recovery training"]
 
 
 # --- loggers --------------------------------------------------------------------------------------------------------
@@ -211,7 +214,7 @@ def test_only_the_main_process_writes(tmp_path):
     runs = [run for run in events(tmp_path).values() if any("pruning" in tag for tag in run)]
     assert len(runs) == 1 and pruning_tags(runs[0])["heads/all"] == 6
     said = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("said-*.json"))]
-    assert sorted(said, key=len) == [[], ["scoring by taylor", "planning and cutting", "recovery training"]]
+    assert sorted(said, key=len) == [[], [*SCORING_AND_CUT, "recovery training", TIMING]]
 
 
 def train_with_tensorboard(folder):
