@@ -15,7 +15,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import logging
 import os
@@ -26,10 +25,9 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from huggingface_hub import ModelCard, ModelCardData, constants, hf_hub_download
 from huggingface_hub.utils import HFValidationError, validate_repo_id
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from .config import PruningConfig
@@ -39,6 +37,7 @@ from .masking import count_zeros
 from .modeling_camcut import ARCHITECTURES, RECORD, is_cut
 from .plan import PruningPlan, is_weight, layer_of
 from .plots import plot_head_importance, plot_kept
+from .twin import dense_shapes
 
 
 logger = logging.getLogger(__name__)
@@ -239,8 +238,7 @@ def compare_costs(model: PreTrainedModel, dense: PreTrainedModel | None = None) 
     megabytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()) / 1e6
     try:
         if dense is None:
-            with torch.random.fork_rng([]), torch.device("meta"):
-                dense = type(model)(_dense_config(model))
+            dense = dense_shapes(model)
     except TypeError:  # a class of the user's own that takes more than a config
         return [Row("parameters", None, parameters, "{:,}"), Row(SIZE, None, megabytes, "{:,.1f}")]
     before = sum(parameter.numel() for parameter in dense.parameters())
@@ -252,21 +250,6 @@ def compare_costs(model: PreTrainedModel, dense: PreTrainedModel | None = None) 
         flops = (_flops(each) / 1e9 for each in (dense, model))
         rows.append(Row(f"FLOPs of the layers, 1 x {TOKENS} tokens (G)", *flops, "{:.3g}"))
     return [*rows, Row(SIZE, megabytes * before / parameters, megabytes, "{:,.1f}")]
-
-
-def _dense_config(model: PreTrainedModel) -> PretrainedConfig:
-    """The config of the model before it was cut."""
-    config, plan = copy.deepcopy(model.config), model.pruning_plan
-    setattr(config, RECORD, None)
-    config.pruned_heads = {}
-    for kind, (field, *others) in ARCHITECTURES[config.model_type].config_fields.items():
-        sizes = plan.sizes if plan is not None else {}
-        before, size = next((sizes[n] for n in sizes if n.endswith(f".{kind}")), None), getattr(config, field)
-        if before is not None and size is not None and before != size:  # a plain checkpoint has its own size there
-            for other in others:
-                setattr(config, other, getattr(config, other) * before // size)
-            setattr(config, field, before)
-    return config
 
 
 def _flops(model: PreTrainedModel) -> int:

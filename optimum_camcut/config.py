@@ -109,8 +109,9 @@ class PruningConfig:
         distill_temperature: softens the predictions of both.
         min_units: heads, and neurons, that every layer keeps at least, if its sub-layer stays.
         multiple_of: keep a multiple of this many neurons in every layer (8 or 64 suit most hardware).
-        sequence_length: tokens per example assumed by `budget="flops"` and `budget="latency"`.
-        latency_batch_size: examples at once assumed by `budget="latency"`.
+        sequence_length: tokens per example assumed by `budget="flops"` and `budget="latency"`, and in the latency that
+            a trainer reports.
+        latency_batch_size: examples at once assumed by `budget="latency"` and in that report.
         seed: draws the scoring examples and the noise.
 
     Raises:

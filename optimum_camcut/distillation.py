@@ -15,10 +15,11 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 
@@ -55,6 +56,15 @@ def distillation_loss(student: Any, teacher: Any, temperature: float, mask: Tens
         return predictions
     states = zip(student["hidden_states"][1:], teacher["hidden_states"][1:])
     return predictions + torch.stack([_relative_error(s.float(), t.float(), mask) for s, t in states]).mean()
+
+
+def asking_for_states(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs, with what makes a model give its hidden states, as far as its forward takes that: a class of the
+    user's own may know none of these keywords."""
+    parameters = inspect.signature(type(model).forward).parameters
+    anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    wanted = {"output_hidden_states": True, "return_dict": True}
+    return {**inputs, **{name: value for name, value in wanted.items() if anything or name in parameters}}
 
 
 def _real(values: Tensor, mask: Tensor | None) -> Tensor:

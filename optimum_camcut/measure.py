@@ -67,12 +67,13 @@ def count_bytes(model: PreTrainedModel) -> int:
 
 
 def peak_memory(model: PreTrainedModel, batch_size: int = 8, sequence_length: int = 128) -> int:
-    """Bytes of the weights and of the most activations that are there at once in a forward pass. On the CPU the
-    results of all operations count, not the scratch space inside of one."""
+    """Bytes of the weights and of the most activations that are there at once in a forward pass. On the CPU, and on
+    accelerators whose allocator keeps no record of its peak (Apple's), the results of all operations count, not the
+    scratch space inside of one."""
     inputs = random_inputs(model, batch_size, sequence_length)
     with scoring_mode(model), torch.no_grad():
-        if model.device.type != "cpu":
-            device = torch.get_device_module(model.device)
+        device = None if model.device.type == "cpu" else torch.get_device_module(model.device)
+        if hasattr(device, "reset_peak_memory_stats"):
             device.reset_peak_memory_stats(model.device)
             before = device.memory_allocated(model.device)
             model(**inputs)
@@ -178,6 +179,14 @@ def random_inputs(model: PreTrainedModel, batch_size: int, sequence_length: int)
     if type(model).__name__.endswith("ForMultipleChoice"):
         tokens = tokens[:, None]
     return {"input_ids": tokens.to(model.device), "attention_mask": torch.ones_like(tokens).to(model.device)}
+
+
+def longest_input(model: PreTrainedModel, tokens: int) -> int:
+    """So many tokens, or as many as the model has positions for: some count theirs from behind the padding's."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    tables = [m for name, m in model.named_modules() if name.endswith("position_embeddings")]
+    taken = [table.padding_idx + 1 for table in tables if getattr(table, "padding_idx", None) is not None]
+    return min(tokens, positions - max(taken, default=0)) if positions else tokens
 
 
 def _synchronize(model: PreTrainedModel) -> None:

@@ -73,6 +73,7 @@ def write_report(
     scores: Mapping[str, Tensor] | None = None,
     metrics: Metrics | None = None,
     latency: Mapping[str, LatencyResult] | None = None,
+    latency_conditions: str | None = None,
     plans: Mapping[str, PruningPlan] | None = None,
 ) -> Path:
     """Writes a page on a pruned model that needs nothing but itself: dense against pruned in numbers, which heads,
@@ -88,6 +89,8 @@ def write_report(
         metrics (`Mapping[str, Mapping[str, float]]`, *optional*): by their names, of the `"dense"` and of the
             `"pruned"` model.
         latency (`Mapping[str, LatencyResult]`, *optional*): of the same two, from `measure_latency`.
+        latency_conditions (`str`, *optional*): what a forward pass was measured with, to show beside its time:
+            `"8 x 128 tokens on an A100"`, say.
         plans (`Mapping[str, PruningPlan]`, *optional*): label -> another plan for the same uncut model (by another
             method, say), whose agreement with this one is shown.
 
@@ -108,6 +111,7 @@ def write_report(
         scores=scores,
         metrics=metrics,
         latency=latency,
+        latency_conditions=latency_conditions,
         plans=plans,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -123,13 +127,14 @@ def render_report(
     scores: Mapping[str, Tensor] | None = None,
     metrics: Metrics | None = None,
     latency: Mapping[str, LatencyResult] | None = None,
+    latency_conditions: str | None = None,
     plans: Mapping[str, PruningPlan] | None = None,
 ) -> str:
     """The page that `write_report` writes, as text.
 
     Args:
         arguments (`str`): those of `load_pruned` that load the model: `'"user/name"'`, say.
-        model, dense_model, scores, metrics, latency, plans, raises: see `write_report`.
+        model, dense_model, scores, metrics, latency, latency_conditions, plans, raises: see `write_report`.
     """
     template = _template()
     plan = plan_of(model)
@@ -147,6 +152,7 @@ def render_report(
         tiles=_tiles(costs, results),
         rows=costs + results,
         quartiles=_quartiles(latency or {}),
+        latency_conditions=latency_conditions,
         pictures=list(_pictures(plan, scores or {}, plans or {})),
         code="\n".join(loading_code(model, arguments, auto_map(model.config))),
         kept=plan.table(),
@@ -177,15 +183,22 @@ def uncut_scores(scores: Mapping[str, Tensor], groups: Sequence[PrunableGroup]) 
     return full
 
 
-def _template() -> Any:
+def check_libraries() -> None:
+    """Raises `ImportError` if a report cannot be made here."""
     try:
-        import jinja2
+        import jinja2  # noqa: F401
         import matplotlib  # noqa: F401
     except ModuleNotFoundError as error:
         raise ImportError(
             f"a report needs jinja2 and matplotlib, and {error.name} is missing; install them with: "
             "pip install optimum-camcut[report]"
         ) from error
+
+
+def _template() -> Any:
+    check_libraries()
+    import jinja2
+
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader(__package__),
         autoescape=True,
@@ -292,7 +305,7 @@ def _pictures(plan: PruningPlan, scores: Mapping[str, Tensor], plans: Mapping[st
             lambda: plot_overlap_matrix(compared),
             "Matrix. " + " ".join(f"{a} and {b}: {overlap.total:.2f}." for (a, b), overlap in totals.items()),
             "Intersection over union of what every two plans remove: 1 where they remove the same, 0 where they share "
-            "nothing.",
+            "nothing." + (" The row random shows what chance gives." if "random" in plans else ""),
         )
 
 

@@ -15,8 +15,9 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,11 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .config import CONFIG_NAME, PruningConfig, differences
 from .files import read_json
+from .phases import DENSE
+from .plan import PLAN_NAME
 
+
+logger = logging.getLogger(__name__)
 
 UNFINISHED = ".unfinished"  # a file in the folder of a checkpoint for as long as it is written
 
@@ -112,3 +117,42 @@ def check_same_config(folder: Path, config: PruningConfig) -> None:
             f"the run in {folder} was started with another pruning config: {different}. Resume it with the same, or "
             "choose another output_dir."
         )
+
+
+def phase_to_resume(
+    resume: str | bool | None, phases: Sequence[str], root: Path, config: PruningConfig, pruned_before: bool
+) -> tuple[str, str | None]:
+    """The phase to start with, and the checkpoint to start it from.
+
+    Args:
+        resume: `resume_from_checkpoint` of `Trainer.train`.
+        phases: all of the run, in their order.
+        root: `output_dir` of the run.
+        config: of the run.
+        pruned_before: whether the model was cut before the run.
+
+    Raises:
+        `ValueError`: another config than the run was started with, or a checkpoint that is none or of another phase.
+    """
+    if not resume:
+        return phases[0], None
+    check_same_config(root, config)
+    if resume is True:
+        for phase in reversed(phases):
+            found = checkpoints(root / phase)
+            if found:
+                return phase, str(found[-1])
+        logger.warning("no checkpoint to resume from in %s: starting from the beginning", root)
+        return phases[0], None
+    path = Path(resume)
+    if not path.is_dir():
+        raise ValueError(f"resume_from_checkpoint={str(path)!r} is no folder")
+    if (path / UNFINISHED).exists():
+        raise ValueError(f"{path} was not written to its end; resume from an earlier one")
+    phase = next((phase for phase in phases if (root / phase).resolve() == path.resolve().parent), "")
+    if (phase != DENSE or pruned_before) != (path / PLAN_NAME).exists():
+        raise ValueError(
+            f"{path} {'is' if phase == DENSE else 'is not'} a pruned checkpoint, which does not fit its folder; "
+            f"checkpoints of the dense epochs are in {root / DENSE}"
+        )
+    return phase, str(path)

@@ -17,68 +17,53 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import inspect
-import logging
-import re
 import shutil
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
-from transformers import PreTrainedModel, Trainer, TrainerCallback, set_seed
-from transformers.integrations import TensorBoardCallback
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, Trainer
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, TrainOutput
 from transformers.utils import is_datasets_available
 
-from .allocation import check_budget, make_plan, remaining_budget, removed_by
+from .allocation import check_budget, make_plan
 from .card import load_arguments, write_card
 from .checkpoint import PrunedCheckpoint
+from .checks import check_masks, check_model, check_trainer, warn_of_float16
 from .config import CONFIG_NAME, PruningConfig
-from .distillation import distillation_loss
-from .files import replacing, write_errors, write_text
+from .distillation import asking_for_states, distillation_loss
+from .evaluations import Evaluations
+from .files import write_errors
 from .groups import WEIGHTS, PrunableGroup, find_groups
 from .latency import LatencyTable, latency_table
+from .logs import AtEpochBegin, cut_figures, place_tensorboard, show_in_tensorboard, tensorboard_run, timed
 from .masking import hold_masks, masked_weights
+from .phases import DENSE, phase_arguments, phase_names, round_config
 from .plan import PLAN_NAME, PruningPlan
+from .progress import load_teacher, remove_progress, save_teacher, scores_file
 from .rebuild import reconstruct
-from .report import REPORT_NAME, render_report, uncut_scores
+from .report import uncut_scores
 from .resume import (
     UNFINISHED,
-    check_same_config,
-    checkpoints,
     marked_unfinished,
+    phase_to_resume,
     remove_old_checkpoints,
     remove_unfinished_checkpoints,
 )
+from .run_report import RunReport, can_report
+from .sampling import draw_examples
 from .saving import MODELING_NAME
 from .scoring import get_scorer
 from .scoring.batches import Batch
 from .scoring.loop import Scores, score_groups
-from .sharding import (
-    check_can_gather,
-    check_fsdp,
-    check_whole,
-    gather,
-    is_sharded,
-    shard_by_block,
-    whole_checkpoints,
-)
+from .sharding import gather, is_sharded, whole_checkpoints
 from .surgery import apply_plan
-
-
-logger = logging.getLogger(__name__)
-
-# Folders in output_dir for the checkpoints of earlier phases. `Trainer.push_to_hub` leaves out what begins with "_".
-DENSE, ROUND = "_dense", "_round-"
-# And files there, for as long as the run lasts: the dense model that teaches, and the running sums of scoring.
-TEACHER, SCORES = "_teacher.safetensors", "_scores"
+from .wrapping import bare_model, free_training_state, gather_model, place_model, shard_model
 
 
 class CamCutTrainer(Trainer):
@@ -118,27 +103,15 @@ class CamCutTrainer(Trainer):
         self.dense_model: PreTrainedModel | None = None
         self.latency_table: LatencyTable | None = None
         self._scoring = False
-        self._measured: tuple[int, dict[str, float]] = (0, {})  # the last evaluation, and the step it was at
-        self._dense_metrics: dict[str, float] = {}
+        self._evaluations = Evaluations()
         self._groups_before: list[PrunableGroup] | None = None  # of the model as it was before the first cut
         self._plan_metrics: dict[str, float] | None = None  # of a cut that is yet to be logged
         self._progress_file: Path | None = None  # only inside `train`, which can be resumed
-        self._scored: Scores = {}  # of the last cut, by the indices of the uncut model, for the report
-        self._page: bytes | None = None  # the last report
+        self._report = RunReport()
         self._root = Path(self.args.output_dir)
         if pruning_config is None:
             return
-        if self.optimizer is not None:
-            raise ValueError(
-                "optimizers= holds on to parameters that the cut replaces; pass optimizer_cls_and_kwargs= instead"
-            )
-        if self.is_deepspeed_enabled:
-            raise ValueError(
-                "DeepSpeed keeps parameters of its own, which a cut does not reach. Prune under DDP or FSDP2 "
-                "(`accelerate launch --use_fsdp --fsdp_version 2`); or prune with recovery='none' and without "
-                "DeepSpeed, and then train `load_pruned(...)` with DeepSpeed and a plain `Trainer`"
-            )
-        check_fsdp(self.accelerator, asked=bool(self.args.fsdp))
+        check_trainer(self)
         if self.model_init is None:
             self._check_model()  # what cannot be pruned fails here, not after an epoch
 
@@ -157,74 +130,115 @@ class CamCutTrainer(Trainer):
             return super().train(resume_from_checkpoint, trial, *args, **kwargs)
         if trial is not None:  # every trial of a search prunes a model of its own
             self.pruning_plan = self.scores = self.dense_model = self.latency_table = self._groups_before = None
-            self._dense_metrics, self._scored = {}, {}
+            self._evaluations.dense, self._report = {}, RunReport()
         with self._one_model(trial):
-            self._warn_of_float16()
+            if self.pruning_plan is not None or config.finetunes or config.dense_epochs:
+                warn_of_float16(self.model)
             if self.pruning_plan is not None:
                 return super().train(resume_from_checkpoint, trial, *args, **kwargs)
-            if self.train_dataset is None and (config.finetunes or config.dense_epochs):
-                raise ValueError("train_dataset is None: there is nothing to train on")
-            self._check_model()
-            self._measure_latency()
-            check_budget(find_groups(self.model, config.granularity), config, self.latency_table)
-            if self.is_fsdp_enabled and self.accelerator.state.fsdp_plugin.cpu_ram_efficient_loading:
-                self._shard()  # only the first process has read the weights: this spreads them
-            self._gather()
-            initial = copy.deepcopy(self._bare_model()) if config.rewind else None
-            phases = [*([DENSE] if config.dense_epochs else []), *self._round_names()]
-            self._root = Path(self.args.output_dir)
-            first, checkpoint = self._phase_to_resume(resume_from_checkpoint, phases)
-            self.accelerator.wait_for_everyone()  # all have looked before anything goes
-            if self.is_world_process_zero():
-                with write_errors(self._root, "Training would have nowhere to save to: choose another output_dir."):
-                    if not resume_from_checkpoint:
-                        self._remove_progress()
-                    for phase in phases:
-                        remove_unfinished_checkpoints(self._root / phase)
-                    config.save_pretrained(self._root)
-            self.accelerator.wait_for_everyone()
-            output = TrainOutput(0, 0.0, {})
+            self._prepare()
+            initial = copy.deepcopy(bare_model(self)) if config.rewind else None
+            phases, checkpoint = self._start_or_resume(resume_from_checkpoint)
             before = find_groups(self.model, config.granularity)
-            for phase in phases[phases.index(first) :]:
+            output = TrainOutput(0, 0.0, {})
+            for phase in phases:
                 resumed, checkpoint = checkpoint, None
-                with self._phase(phase):
+                with tensorboard_run(self, phase), phase_arguments(self.args, config, phase):
                     if phase == DENSE:
                         output = super().train(resumed, trial, *args, **kwargs)
                         continue
                     if resumed is not None:
                         self._restore(resumed)
                     else:
-                        self._progress_file = self._root / f"{SCORES}{phase}"
-                        try:
-                            self.score()
-                        finally:
-                            self._progress_file = None
-                        with self._timed("planning and cutting"):
-                            plan = self._plan(self._round_config(phase, before))
-                            self._gather()
-                            if config.distill_weight > 0:
-                                self._keep_dense_model()  # before a rewind: the teacher is the trained model
-                            if initial is not None:
-                                rewound = copy.deepcopy(initial)
-                                if self.pruning_plan is not None:
-                                    apply_plan(rewound, self.model.pruning_plan)
-                                self.model.load_state_dict(rewound.state_dict())
-                            # A rebuild follows the dense model; a round that trains, the model that it began with.
-                            keep_copy = config.finetunes and config.rebuilds
-                            started_with = copy.deepcopy(self._bare_model()) if keep_copy else None
-                            self._apply(plan)
-                            self._plan_metrics = self._measure_plan()
-                        if config.rebuilds:
-                            self._reconstruct(started_with or self.dense_model)
-                            started_with = None
+                        self._score_resumably(phase)
+                        self._cut(phase, before, initial)
                     if config.finetunes:
                         output = super().train(resumed, trial, *args, **kwargs)
                     self._log_plan()  # has happened if the model was trained
-            self._shard()
-            if self.is_world_process_zero():
-                self._remove_progress()
-                self._write_report(self._get_output_dir(trial=trial))
+            self._finish(self._get_output_dir(trial=trial))
         return output
+
+    def _prepare(self) -> None:
+        """Finds out what cannot be done before there is anything to lose. The model is then whole on every process."""
+        config = self.pruning_config
+        if self.train_dataset is None and (config.finetunes or config.dense_epochs):
+            raise ValueError("train_dataset is None: there is nothing to train on")
+        self._check_model()
+        self._measure_latency()
+        check_budget(find_groups(self.model, config.granularity), config, self.latency_table)
+        if self.is_fsdp_enabled and self.accelerator.state.fsdp_plugin.cpu_ram_efficient_loading:
+            shard_model(self)  # only the first process has read the weights: this spreads them
+        gather_model(self)
+
+    def _start_or_resume(self, resume: str | bool | None) -> tuple[list[str], str | None]:
+        """The phases to go through, and the checkpoint that the first of them goes on from. Clears the folder of what
+        earlier runs have left half done."""
+        config, phases = self.pruning_config, phase_names(self.pruning_config)
+        self._root = root = Path(self.args.output_dir)
+        pruned_before = getattr(self.model, "pruning_plan", None) is not None
+        first, checkpoint = phase_to_resume(resume, phases, root, config, pruned_before)
+        self.accelerator.wait_for_everyone()  # all have looked before anything goes
+        if self.is_world_process_zero():
+            with write_errors(root, "Training would have nowhere to save to: choose another output_dir."):
+                if not resume:
+                    remove_progress(root)
+                for phase in phases:
+                    remove_unfinished_checkpoints(root / phase)
+                config.save_pretrained(root)
+        self.accelerator.wait_for_everyone()
+        return phases[phases.index(first) :], checkpoint
+
+    def _restore(self, checkpoint: str) -> None:
+        """Cuts the model as a checkpoint was cut, so that the checkpoint's weights fit."""
+        if self.pruning_config.distill_weight > 0:
+            self.dense_model = self._as_teacher(load_teacher(self._root, bare_model(self)))
+        self._apply(PruningPlan.load(checkpoint))
+        self._plan_metrics = None  # the history of the checkpoint has them
+
+    def _score_resumably(self, phase: str) -> None:
+        self._progress_file = scores_file(self._root, phase)
+        try:
+            self.score()
+        finally:
+            self._progress_file = None
+
+    def _cut(self, phase: str, before: list[PrunableGroup], initial: PreTrainedModel | None) -> None:
+        """Cuts what a round removes, and rebuilds if the config says so.
+
+        Args:
+            before: the groups that the run began with.
+            initial: the model to rewind to, if any.
+        """
+        config = self.pruning_config
+        with self._timed("planning and cutting"):
+            now = find_groups(self.model, config.granularity)
+            if self.pruning_plan is None and not self.is_fsdp_enabled:
+                self._report.plan_by_baselines(bare_model(self), now, config, self.latency_table)
+            plan = self._plan(round_config(config, phase, before, now, self.latency_table))
+            gather_model(self)
+            if config.distill_weight > 0:
+                self._keep_dense_model()  # before a rewind: the teacher is the trained model
+            if initial is not None:
+                rewound = copy.deepcopy(initial)
+                if self.pruning_plan is not None:
+                    apply_plan(rewound, self.model.pruning_plan)
+                self.model.load_state_dict(rewound.state_dict())
+            # A rebuild follows the dense model; a round that trains, the model that it began with.
+            keep_copy = config.finetunes and config.rebuilds
+            started_with = copy.deepcopy(bare_model(self)) if keep_copy else None
+            self._apply(plan)
+        if config.rebuilds:
+            self._reconstruct(started_with or self.dense_model)
+
+    def _finish(self, folder: str) -> None:
+        shard_model(self)
+        if self.is_world_process_zero():
+            remove_progress(self._root)
+            config, model = self.pruning_config, self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+            if WEIGHTS not in config.granularity and not self.is_fsdp_enabled and can_report():
+                with self._timed("timing the dense and the pruned model"):
+                    self._report.time(model, config, self.dense_model)
+            self._report.write(folder, *self._to_report(folder))
 
     # ------------------------------------------------------------------------------------------- the steps apart
 
@@ -238,8 +252,8 @@ class CamCutTrainer(Trainer):
             `ValueError`: no `pruning_config`; see also `score_groups`.
         """
         config = self._require_config()
-        self._shard()
-        model = self._bare_model()
+        shard_model(self)
+        model = bare_model(self)
         needs_data = get_scorer(config.method, config.granularity).source != "weights"
         dropout = WEIGHTS in config.granularity if config.dropout is None else config.dropout
         with self._timed(f"scoring by {config.method}"):
@@ -265,9 +279,8 @@ class CamCutTrainer(Trainer):
             self.score()
         with self._timed("planning and cutting"):
             plan = self._apply(self._plan(config))
-            self._plan_metrics = self._measure_plan()
         self._log_plan()
-        self._shard()
+        shard_model(self)
         return plan
 
     def get_scoring_dataloader(self) -> DataLoader:
@@ -287,16 +300,9 @@ class CamCutTrainer(Trainer):
                 dataset = self._remove_unused_columns(dataset, description="scoring")
             else:
                 collator = self._get_collator_with_removed_columns(collator, description="scoring")
-        if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
-            examples = [example for _, example in zip(range(config.num_samples), dataset)]
-        else:
-            chosen = np.random.RandomState(config.seed).permutation(len(dataset))[: config.num_samples]
-            examples = [dataset[index] for index in chosen.tolist()]
-        if examples and isinstance(examples[0], dict) and "input_ids" in examples[0]:
-            examples.sort(key=lambda example: len(example["input_ids"]), reverse=True)  # little padding
         # A generator of its own: reading must not move the random state that training goes on from.
         return DataLoader(
-            examples,
+            draw_examples(dataset, config.num_samples, config.seed),
             batch_size=self.args.per_device_train_batch_size,
             collate_fn=collator,
             generator=torch.Generator().manual_seed(config.seed),
@@ -316,7 +322,7 @@ class CamCutTrainer(Trainer):
         weight = self.pruning_config.distill_weight if self.pruning_config is not None else 0.0
         if weight == 0.0 or self.pruning_plan is None or self._scoring or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        inputs = {**inputs, **_accepted(self.dense_model, output_hidden_states=True, return_dict=True)}
+        inputs = asking_for_states(self.dense_model, inputs)
         loss, outputs = super().compute_loss(model, dict(inputs), True, num_items_in_batch)
         with torch.no_grad():
             teacher = self.dense_model(**inputs)
@@ -332,14 +338,18 @@ class CamCutTrainer(Trainer):
         """That of `Trainer`; the model card tells what it gives for the trainer's own `eval_dataset`."""
         metrics = super().evaluate(eval_dataset, *args, **kwargs)
         if eval_dataset is None or eval_dataset is self.eval_dataset:
-            self._measured = (self.state.global_step, dict(metrics))
+            self._evaluations.record(self.state, metrics)
         return metrics
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """That of `Trainer`; TensorBoard's files go below `output_dir`, also before any training."""
+        if self.pruning_config is not None:
+            place_tensorboard(self)
+        super().log(logs, *args, **kwargs)
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
-        best = [entry for entry in self.state.log_history if entry.get("step") == self.state.best_global_step]
-        metrics = {name: value for entry in best for name, value in entry.items() if name.startswith("eval_")}
-        self._measured = (self.state.global_step, metrics)
+        self._evaluations.record_best(self.state)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """That of `Trainer`; under FSDP, the whole model whatever `state_dict_type` says."""
@@ -358,16 +368,18 @@ class CamCutTrainer(Trainer):
         folder = Path(self._get_output_dir(trial=trial))
         limit, main = self.args.save_total_limit, self.is_world_process_zero()
         checkpoint = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        self.args.save_total_limit = None
         advice = "Make room, and go on from the one before with resume_from_checkpoint=True."
-        try:
-            with (
-                write_errors(f"the checkpoint {checkpoint}", advice),
-                marked_unfinished(checkpoint, main, self.accelerator.wait_for_everyone),
-            ):
+        with (
+            write_errors(f"the checkpoint {checkpoint}", advice),
+            marked_unfinished(checkpoint, main, self.accelerator.wait_for_everyone),
+        ):
+            self.args.save_total_limit = None
+            try:
                 super()._save_checkpoint(model, trial)
-        finally:
-            self.args.save_total_limit = limit
+            finally:
+                self.args.save_total_limit = limit
+            if self.args.should_save:
+                torch.save(self.args, checkpoint / TRAINING_ARGS_NAME)  # with the limit that the user gave
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(checkpoint))
         if main:
@@ -399,16 +411,12 @@ class CamCutTrainer(Trainer):
         `Trainer.train` has just made it by `model_init`."""
         if self.pruning_config is not None:
             # accelerate tells the optimizer's parameters by their addresses, and all empty shards are at 0.
-            self._gather()
-        self._measured = (0, {})
+            gather_model(self)
+        self._evaluations.forget()
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        if masked_weights(model) and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            raise ValueError(
-                "the masked weights of this model cannot be held at zero under FSDP or DeepSpeed, which train other "
-                "parameters than its own; train it under DDP"
-            )
+        check_masks(self, model)
         kind = "" if self.pruning_config is None else "dense " if self.pruning_plan is None else "recovery "
-        log_plan = _AtEpochBegin(self._log_plan)
+        log_plan = AtEpochBegin(self._log_plan)
         self.add_callback(log_plan)
         try:
             with hold_masks(model) if masked_weights(model) else nullcontext(), self._timed(f"{kind}training"):
@@ -416,49 +424,16 @@ class CamCutTrainer(Trainer):
         finally:
             self.remove_callback(log_plan)
 
-    @contextmanager
-    def _timed(self, phase: str) -> Iterator[None]:
-        """Says, on the main process, how long a phase took."""
-        start = time.perf_counter()
-        yield
-        if self.is_world_process_zero():
-            logger.info("%s took %.2f s", phase, time.perf_counter() - start)
-
-    def _measure_plan(self) -> dict[str, float]:
-        """What the cut has come to, as numbers to log."""
-        before, now = self._groups_before, find_groups(self._bare_model(), self.pruning_config.granularity)
-        figures = {
-            "parameters_before": before[0].model_parameters,
-            "parameters": now[0].model_parameters,
-            "sparsity": 1 - remaining_budget(before, now, self.pruning_config, self.latency_table),
-            **self.pruning_plan.counts(),
-            **{f"dense_{name}": value for name, value in self._dense_metrics.items()},
-        }
-        return {f"pruning/{name}": value for name, value in figures.items()}
+    def _timed(self, what: str) -> AbstractContextManager[None]:
+        return timed(what, self.is_world_process_zero())
 
     def _log_plan(self) -> None:
         """Logs a cut that is not logged yet, as `Trainer` logs its losses; TensorBoard shows the plan's table, too."""
         metrics, self._plan_metrics = self._plan_metrics, None
         if metrics is None:
             return
-        self._place_tensorboard()
         self.log(metrics)
-        for callback in self.callback_handler.callbacks:
-            if isinstance(callback, TensorBoardCallback):
-                text = {"pruning/plan": f"```\n{self.pruning_plan}\n```"}
-                callback.on_log(self.args, self.state, self.control, logs=text)
-
-    def _place_tensorboard(self) -> list[Any]:
-        """What says where TensorBoard's files go: the arguments in transformers 4, in 5 its callback, to which that is
-        told here if nobody has. What is logged before any training would go to the current folder."""
-        if getattr(self.args, "logging_dir", None) is not None:
-            return [self.args]
-        boards = [each for each in self.callback_handler.callbacks if isinstance(each, TensorBoardCallback)]
-        boards = [board for board in boards if hasattr(board, "logging_dir")]
-        for board in boards:
-            if board.logging_dir is None:
-                board.logging_dir = str(Path(self.args.output_dir) / "runs" / time.strftime("%b%d_%H-%M-%S"))
-        return boards
+        show_in_tensorboard(self, "pruning/plan", self.pruning_plan)
 
     def _write_card(self, folder: str) -> None:
         """Brings the part on pruning up to date, and the report if there is one, if the model is pruned. Metrics of
@@ -466,95 +441,24 @@ class CamCutTrainer(Trainer):
         model = self.accelerator.unwrap_model(self.model)
         if self.is_world_process_zero() and isinstance(model, PrunedCheckpoint):
             write_card(folder, model, self.hub_model_id, self.args.hub_revision, self._metrics())
-            report = Path(folder) / REPORT_NAME
-            if self._page is not None and report.is_file() and report.read_bytes() == self._page:
-                self._write_report(folder)  # its own, not one that somebody else wrote there with more in it
+            self._report.update(folder, *self._to_report(folder))
 
-    def _write_report(self, folder: str | Path) -> None:
-        """Whatever fails here must not lose a trained model."""
-        path, model = Path(folder) / REPORT_NAME, self.accelerator.unwrap_model(self.model)
-        arguments = load_arguments(self.hub_model_id or path.parent.resolve().name, self.args.hub_revision)
-        try:
-            page = render_report(model, arguments, scores=self._scored, metrics=self._metrics())
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, page)
-            self._page = page.encode()
-        except ImportError as error:
-            logger.info("no %s was written: %s", REPORT_NAME, error)
-        except Exception as error:
-            logger.warning("%s could not be written: %s", path, error, exc_info=True)
-        else:
-            logger.info("wrote %s", path)
+    def _to_report(self, folder: str) -> tuple[PreTrainedModel, str, dict[str, dict[str, float]]]:
+        """The model, how to load it from a folder or the Hub, and what was measured."""
+        location = self.hub_model_id or Path(folder).resolve().name
+        model = self.accelerator.unwrap_model(self.model)
+        return model, load_arguments(location, self.args.hub_revision), self._metrics()
 
     def _metrics(self) -> dict[str, dict[str, float]]:
-        """What was measured just before the cut, and of the weights as they are."""
-        return {"dense": self._dense_metrics, "pruned": self._fresh_metrics()}
-
-    def _fresh_metrics(self) -> dict[str, float]:
-        """What was measured of the weights as they are."""
-        step, metrics = self._measured
-        return metrics if step == self.state.global_step else {}
+        return {"dense": self._evaluations.dense, "pruned": self._evaluations.current(self.state)}
 
     def _check_model(self) -> None:
-        """Raises `ValueError` if the model cannot be pruned as the config says, for reasons that show at once."""
-        find_groups(self.model, self.pruning_config.granularity)
-        if WEIGHTS not in self.pruning_config.granularity and masked_weights(self.model):
-            raise ValueError("this model has masked weights, so nothing more can be cut in it: cut first, then mask")
-        if self.is_fsdp_enabled:
-            if WEIGHTS in self.pruning_config.granularity:
-                raise ValueError(
-                    "single weights cannot be scored and masked under FSDP, which averages gradients over the "
-                    "processes' batches and trains other parameters than the model's; use DDP"
-                )
-            check_can_gather(self._bare_model())
-            shard_by_block(self.accelerator, self._bare_model())
-        else:
-            check_whole(self.model, "pruning without FSDP")
-
-    def _warn_of_float16(self) -> None:
-        """transformers 5 loads weights in the dtype they were saved in, also when they are to be trained."""
-        trains = self.pruning_plan is not None or self.pruning_config.finetunes
-        if not trains and not self.pruning_config.dense_epochs:
-            return
-        if any(p.dtype == torch.float16 and p.requires_grad for p in self.model.parameters()):
-            logger.warning(
-                "the model's float16 weights will be trained as they are, in which small updates are lost and large "
-                "values overflow; load it with dtype=torch.float32, and for speed set fp16=True or bf16=True in the "
-                "training arguments"
-            )
+        check_model(self, bare_model(self) if self.is_fsdp_enabled else self.model, self.pruning_config)
 
     def _require_config(self) -> PruningConfig:
         if self.pruning_config is None:
             raise ValueError("this trainer has no pruning_config; pass one to CamCutTrainer")
         return self.pruning_config
-
-    def _bare_model(self) -> PreTrainedModel:
-        """The model without what accelerate wrapped around it: its mixed-precision forward would follow the model's
-        copies and still call the original."""
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        if "_original_forward" in model.__dict__:
-            self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-            del model.__dict__["forward"]  # now bound to the model, as the class's own is
-            model.__dict__.pop("_is_accelerate_prepared", None)  # or the next phase would train without it
-        return model
-
-    def _shard(self) -> None:
-        """Under FSDP, shards the model if it is whole, as `Trainer` does when it starts to train."""
-        if self.is_fsdp_enabled and not is_sharded(self.model):
-            # accelerate shards a model only together with an optimizer; `Trainer` drops this one when it trains.
-            stand_in = torch.optim.SGD(self.model.parameters())
-            self.model, _ = self.accelerator.prepare(self.model, stand_in)
-            self.model_wrapped = self.model
-
-    def _gather(self) -> None:
-        """Makes the model whole again if FSDP has sharded it."""
-        if is_sharded(self.model):
-            self.optimizer = self.lr_scheduler = None
-            self.accelerator.free_memory()
-            self.model = self.model_wrapped = gather(self._bare_model())
-            # Every process has the weights now. To spread those of the first once more fails in accelerate for saved
-            # buffers, which stand-ins for removed layers have.
-            self.accelerator.state.fsdp_plugin.cpu_ram_efficient_loading = False
 
     def _scoring_loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         self._scoring = True
@@ -566,20 +470,20 @@ class CamCutTrainer(Trainer):
 
     def _plan(self, config: PruningConfig) -> PruningPlan:
         self._measure_latency()
-        groups = find_groups(self._bare_model(), config.granularity)
+        groups = find_groups(bare_model(self), config.granularity)
         plan = make_plan(self.scores, groups, config, latency=self.latency_table)
-        self._scored = uncut_scores(self.scores, groups)
+        self._report.scores = uncut_scores(self.scores, groups)
         return dataclasses.replace(plan, config=dataclasses.replace(self.pruning_config))
 
     def _measure_latency(self) -> None:
         """Measures, once, what `budget="latency"` counts in; every process gets the table of the first."""
         if self.pruning_config.budget != "latency" or self.latency_table is not None:
             return
-        model = self._bare_model()
+        model = bare_model(self)
         if self.is_fsdp_enabled:  # until it is sharded, the model is on the CPU
             model = gather(model) if is_sharded(model) else copy.deepcopy(model)
             if self.is_world_process_zero():  # the others measure nothing, and may not have the weights yet
-                self._place(model)
+                place_model(self, model)
         with self._timed("measuring latency"):
             self.latency_table = latency_table(model, self.pruning_config, disable_tqdm=self.args.disable_tqdm)
 
@@ -587,57 +491,38 @@ class CamCutTrainer(Trainer):
         """A copy of the model before its first cut; if it teaches, also on disk, for a run that is resumed."""
         if self.dense_model is not None:
             return
-        self.dense_model = copy.deepcopy(self._bare_model()).eval().requires_grad_(False)
-        self._place(self.dense_model)
+        self.dense_model = self._as_teacher(copy.deepcopy(bare_model(self)))
         if self.pruning_config.distill_weight > 0 and self.is_world_process_zero():
-            path = self._root / TEACHER
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as partial:
-                save_model(self.dense_model, str(partial))
+            save_teacher(self._root, self.dense_model)
 
-    def _remove_progress(self) -> None:
-        own = re.compile(rf"({re.escape(TEACHER)}|{SCORES}({ROUND}\d+)?(\.\d+)?)(\.\d+\.partial)?")
-        for path in self._root.iterdir() if self._root.is_dir() else ():
-            if own.fullmatch(path.name):
-                path.unlink(missing_ok=True)
-
-    def _load_dense_model(self) -> None:
-        path = self._root / TEACHER
-        if not path.exists():
-            raise ValueError(
-                f"resuming a recovery that distills needs the dense model's weights, and {path} is missing"
-            )
-        teacher = copy.deepcopy(self._bare_model())
-        load_model(teacher, str(path))
-        self.dense_model = teacher.eval().requires_grad_(False)
-        self._place(self.dense_model)
-
-    def _place(self, model: PreTrainedModel) -> None:
-        """Under FSDP, moves a whole model to where it will compute; elsewhere it is there."""
-        if self.is_fsdp_enabled:
-            self._move_model_to_device(model, self.args.device)
+    def _as_teacher(self, model: PreTrainedModel) -> PreTrainedModel:
+        """A model that is not trained, where it will compute."""
+        place_model(self, model)
+        return model.eval().requires_grad_(False)
 
     def _apply(self, plan: PruningPlan) -> PruningPlan:
-        self._gather()
-        config, model = self.pruning_config, self._bare_model()
+        gather_model(self)
+        config, model = self.pruning_config, bare_model(self)
         if config.recovery == "reconstruct" or config.distill_weight > 0:
             self._keep_dense_model()
         if getattr(model, "pruning_plan", None) is None:
-            self._dense_metrics = self._fresh_metrics()
+            self._evaluations.dense = self._evaluations.current(self.state)
         if self._groups_before is None:
             self._groups_before = find_groups(model, config.granularity)
-        self._measured = (0, {})
+        self._evaluations.forget()
         apply_plan(model, plan)
-        # The optimizer, the scheduler and any DDP wrapper hold parameters that are gone.
         self.model = self.model_wrapped = model
-        self.optimizer = self.lr_scheduler = None
-        self.accelerator.free_memory()
+        free_training_state(self)
         self.scores, self.pruning_plan = None, model.pruning_plan  # with what earlier rounds have cut
+        now = find_groups(model, config.granularity)
+        self._plan_metrics = cut_figures(
+            self.pruning_plan, self._groups_before, now, config, self.latency_table, self._evaluations.dense
+        )
         return self.pruning_plan
 
     def _reconstruct(self, dense_model: PreTrainedModel) -> None:
         for model in (self.model, dense_model):
-            self._place(model)
+            place_model(self, model)
         with self._timed("reconstruction"):
             reconstruct(
                 self.model,
@@ -646,25 +531,6 @@ class CamCutTrainer(Trainer):
                 self.get_scoring_dataloader(),
                 disable_tqdm=self.args.disable_tqdm,
             )
-
-    def _round_names(self) -> list[str]:
-        """One folder name a round; the last round saves in `output_dir` itself."""
-        return [*(f"{ROUND}{number}" for number in range(1, self.pruning_config.rounds)), ""]
-
-    def _round_config(self, phase: str, before: list) -> PruningConfig:
-        """What this round removes of what is left, so that the last one arrives at the target."""
-        config, rounds = self.pruning_config, self._round_names()
-        if len(rounds) == 1:
-            return config
-        done = removed_by(rounds.index(phase) + 1, len(rounds))
-        now = find_groups(self.model, config.granularity)
-        if config.sparsity is not None:
-            left = remaining_budget(before, now, config, self.latency_table)
-            sparsity = 1 - (1 - config.sparsity * done) / left
-            return dataclasses.replace(config, sparsity=max(sparsity, 1e-9))  # rounding to layers may be ahead
-        left = now[0].model_parameters / before[0].model_parameters
-        compression = left / (1 - (1 - 1 / config.compression) * done)
-        return dataclasses.replace(config, compression=max(compression, 1 + 1e-9))
 
     @contextmanager
     def _one_model(self, trial: Any) -> Iterator[None]:
@@ -678,76 +544,3 @@ class CamCutTrainer(Trainer):
             yield
         finally:
             self.model_init = model_init
-
-    @contextmanager
-    def _phase(self, name: str) -> Iterator[None]:
-        """Sets the arguments of a phase for as long as it runs."""
-        before = {
-            key: getattr(self.args, key) for key in ("output_dir", "num_train_epochs", "max_steps", "push_to_hub")
-        }
-        folders = [(board, board.logging_dir) for board in self._place_tensorboard()]
-        for board, folder in folders:  # steps count from zero in every phase: a run of its own
-            board.logging_dir = str(Path(folder) / name)
-        if name:
-            self.args.output_dir = str(Path(self.args.output_dir) / name)
-            self.args.push_to_hub = False  # only the final model is for others
-        if name == DENSE:
-            self.args.num_train_epochs, self.args.max_steps = self.pruning_config.dense_epochs, -1
-        set_seed(self.args.seed)  # whatever ran before, or was resumed, a phase draws the same numbers
-        try:
-            yield
-        finally:
-            for key, value in before.items():
-                setattr(self.args, key, value)
-            for board, folder in folders:
-                board.logging_dir = folder
-
-    def _phase_to_resume(self, resume: str | bool | None, phases: list[str]) -> tuple[str, str | None]:
-        """The phase to start with, and the checkpoint to start it from."""
-        if not resume:
-            return phases[0], None
-        root = Path(self.args.output_dir)
-        check_same_config(root, self.pruning_config)
-        if resume is True:
-            for phase in reversed(phases):
-                found = checkpoints(root / phase)
-                if found:
-                    return phase, str(found[-1])
-            logger.warning("no checkpoint to resume from in %s: starting from the beginning", root)
-            return phases[0], None
-        path = Path(resume)
-        if not path.is_dir():
-            raise ValueError(f"resume_from_checkpoint={str(path)!r} is no folder")
-        if (path / UNFINISHED).exists():
-            raise ValueError(f"{path} was not written to its end; resume from an earlier one")
-        phase = next((phase for phase in phases if (root / phase).resolve() == path.resolve().parent), "")
-        pruned_before = getattr(self.model, "pruning_plan", None) is not None
-        if (phase != DENSE or pruned_before) != (path / PLAN_NAME).exists():
-            raise ValueError(
-                f"{path} {'is' if phase == DENSE else 'is not'} a pruned checkpoint, which does not fit its folder; "
-                f"checkpoints of the dense epochs are in {root / DENSE}"
-            )
-        return phase, str(path)
-
-    def _restore(self, checkpoint: str) -> None:
-        """Cuts the model as a checkpoint was cut, so that the checkpoint's weights fit."""
-        if self.pruning_config.distill_weight > 0:
-            self._load_dense_model()
-        self._apply(PruningPlan.load(checkpoint))
-
-
-class _AtEpochBegin(TrainerCallback):
-    """Calls a function when training has begun for all callbacks, so that loggers are set up."""
-
-    def __init__(self, function: Callable[[], None]) -> None:
-        self.function = function
-
-    def on_epoch_begin(self, *args: Any, **kwargs: Any) -> None:
-        self.function()
-
-
-def _accepted(model: PreTrainedModel, **keywords: Any) -> dict[str, Any]:
-    """Those that the model's forward takes: a class of the user's own may know none of them."""
-    parameters = inspect.signature(type(model).forward).parameters
-    anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    return {name: value for name, value in keywords.items() if anything or name in parameters}

@@ -38,7 +38,7 @@ from optimum.commands.optimum_cli import register_optimum_cli_subcommand
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, EvalPrediction
 
-from optimum_camcut import Comparison, PruningPlan, apply_plan, find_groups, load_pruned
+from optimum_camcut import Comparison, PruningPlan, apply_plan, find_groups, load_pruned, measure
 from optimum_camcut.commands.camcut import CamCutCommand
 from optimum_camcut.commands.job import training_arguments
 from optimum_camcut.commands.options import pruning_options
@@ -826,6 +826,15 @@ def test_peak_memory_by_hand():
     model = tiny_model("bert")
     small, large = (peak_memory(model, batch, 16) - count_bytes(model) for batch in (2, 4))
     assert large == 2 * small > 0
+
+
+def test_peak_memory_where_the_allocator_keeps_no_record(monkeypatch):
+    """As Apple's: the results of operations are counted, as on the CPU."""
+    on_cpu = peak_memory(Chain(), 3, 5)
+    inputs = measure.random_inputs(Chain(), 3, 5)
+    monkeypatch.setattr(Chain, "device", torch.device("mps"))
+    monkeypatch.setattr(measure, "random_inputs", lambda *_: inputs)
+    assert peak_memory(Chain(), 3, 5) == on_cpu
 
 
 def test_compare(job, tmp_path, capsys):

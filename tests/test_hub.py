@@ -548,7 +548,7 @@ def test_metrics_are_those_of_these_weights(tmp_path):
     trainer = make_trainer(tmp_path / "b", pruning(method="magnitude", dense_epochs=1), compute_metrics=accuracy)
     trainer.evaluate()
     trainer.train()  # the dense epochs come after the measurement
-    assert trainer._dense_metrics == {}
+    assert trainer._evaluations.dense == {}
 
 
 def test_the_best_model_has_its_own_metrics(tmp_path):
@@ -557,5 +557,5 @@ def test_the_best_model_has_its_own_metrics(tmp_path):
     trainer = make_trainer(tmp_path, pruning(method="magnitude"), compute_metrics=accuracy, **best, **each)
     trainer.train()
     assert trainer.state.best_global_step == 6 and trainer.state.global_step == 18
-    known = trainer._fresh_metrics()
+    known = trainer._evaluations.current(trainer.state)
     assert known["eval_loss"] == pytest.approx(trainer.evaluate()["eval_loss"])

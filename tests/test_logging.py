@@ -27,11 +27,14 @@ from optimum_camcut import find_groups
 from optimum_camcut.measure import count_parameters
 
 
+SCORING_AND_CUT, TIMING = ("scoring by taylor", "planning and cutting"), "timing the dense and the pruned model"
+
+
 class Records(logging.Handler):
     """What the package says at INFO."""
 
     def __enter__(self):
-        self.said, self.logger = [], logging.getLogger("optimum_camcut.trainer")
+        self.said, self.logger = [], logging.getLogger("optimum_camcut")
         self.before = self.logger.level
         self.logger.addHandler(self)
         self.logger.setLevel(logging.INFO)
@@ -78,10 +81,10 @@ def pruning_tags(run):
 @pytest.mark.parametrize(
     "changes, expected",
     [
-        ({"dense_epochs": 1}, ["dense training", "scoring by taylor", "planning and cutting", "recovery training"]),
-        ({"recovery": "none"}, ["scoring by taylor", "planning and cutting"]),
-        ({"recovery": "reconstruct"}, ["scoring by taylor", "planning and cutting", "reconstruction"]),
-        ({"rounds": 2}, ["scoring by taylor", "planning and cutting", "recovery training"] * 2),
+        ({"dense_epochs": 1}, ["dense training", *SCORING_AND_CUT, "recovery training", TIMING]),
+        ({"recovery": "none"}, [*SCORING_AND_CUT, TIMING]),
+        ({"recovery": "reconstruct"}, [*SCORING_AND_CUT, "reconstruction", TIMING]),
+        ({"rounds": 2}, [*SCORING_AND_CUT, "recovery training"] * 2 + [TIMING]),
     ],
 )
 def test_every_phase_says_how_long_it_took(changes, expected, tmp_path):
@@ -97,7 +100,7 @@ def test_the_steps_apart_say_it_too(tmp_path):
         trainer.score()
         trainer.prune()
         trainer.train()
-    assert records.phases() == ["scoring by taylor", "planning and cutting", "recovery training"]
+    assert records.phases() == [*SCORING_AND_CUT, "recovery training"]
 
 
 # --- loggers --------------------------------------------------------------------------------------------------------
@@ -165,6 +168,24 @@ def test_a_cut_without_training_is_logged(apart, tmp_path, monkeypatch):
     assert name.startswith("out/runs/")
 
 
+@pytest.mark.parametrize("recovery", ["none", "reconstruct", "finetune"])
+def test_every_round_is_a_run_of_its_own(recovery, tmp_path, monkeypatch):
+    """Also where nothing is trained in between, and after an evaluation; nothing is beside `output_dir`."""
+    monkeypatch.chdir(tmp_path)
+    trainer = make_trainer(
+        tmp_path / "out", pruning(recovery=recovery, rounds=3), report_to=["tensorboard"], max_steps=1
+    )
+    trainer.evaluate()
+    trainer.train()
+    trainer.evaluate()
+    runs = events(tmp_path)
+    main = min(runs, key=len)
+    assert main.startswith("out/runs/") and set(runs) == {main, f"{main}/_round-1", f"{main}/_round-2"}
+    kept = [pruning_tags(runs[name])["heads/all"] for name in (f"{main}/_round-1", f"{main}/_round-2", main)]
+    assert kept == sorted(kept, reverse=True) and kept[-1] == 6 and kept[0] > 6
+    assert [name for name, run in runs.items() if "eval/loss" in run] == [main] and len(runs[main]["eval/loss"]) == 2
+
+
 @pytest.mark.parametrize(
     "changes, expected",
     [
@@ -193,7 +214,7 @@ def test_only_the_main_process_writes(tmp_path):
     runs = [run for run in events(tmp_path).values() if any("pruning" in tag for tag in run)]
     assert len(runs) == 1 and pruning_tags(runs[0])["heads/all"] == 6
     said = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("said-*.json"))]
-    assert sorted(said, key=len) == [[], ["scoring by taylor", "planning and cutting", "recovery training"]]
+    assert sorted(said, key=len) == [[], [*SCORING_AND_CUT, "recovery training", TIMING]]
 
 
 def train_with_tensorboard(folder):

@@ -13,6 +13,7 @@
 # limitations under the License.
 """The report, read in a real browser, and its figures."""
 
+import dataclasses
 import logging
 import os
 import re
@@ -30,7 +31,7 @@ from models import tiny_model
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
-from test_trainer import make_trainer, pruning
+from test_trainer import make_trainer, pruning, sizes
 
 from optimum_camcut import (
     PruningConfig,
@@ -41,9 +42,10 @@ from optimum_camcut import (
     make_plan,
     mask_iou,
     prune_heads,
+    run_report,
     score_groups,
 )
-from optimum_camcut.measure import LatencyResult, count_parameters
+from optimum_camcut.measure import LatencyResult, count_parameters, measure_latency
 from optimum_camcut.plots import plot_head_importance, plot_kept, plot_scores
 from optimum_camcut.report import uncut_scores, write_report
 
@@ -281,6 +283,29 @@ def test_the_map_of_heads():
         plot_kept(PruningPlan({"layer.0.heads": [1]}))
 
 
+def test_heads_without_a_score_are_grey():
+    model = apply_plan(tiny_model("bert"), PruningPlan(KEEP))
+    scores = {name: values.clone() for name, values in scores_of(tiny_model("bert")).items()}
+    scores["layer.0.heads"][0] = torch.nan
+    (image,) = plot_head_importance(scores, model.pruning_plan).axes[0].images
+    colours = image.to_rgba(image.get_array())
+    assert len(set(colours[0, 0, :3])) == 1 and 0 < colours[0, 0, 3] < 1  # whatever the page's colour is
+    assert (colours[..., 3] == 1).sum() == 11
+
+
+@pytest.mark.parametrize("highest", [0.02, 0.05, 0.2, 2.0, 1e6])
+def test_the_labels_of_scores_do_not_overlap(highest):
+    names = ("layer.0.heads", "layer.0.neurons")
+    plan = PruningPlan(dict.fromkeys(names, range(20)), dict.fromkeys(names, 40))
+    figure = plot_scores(dict.fromkeys(names, torch.logspace(np.log10(0.003), np.log10(highest), 40)), plan)
+    figure.canvas.draw()
+    for axes in figure.axes:
+        labels = [label for label in axes.get_xticklabels(which="both") if label.get_text()]
+        boxes = sorted((label.get_window_extent() for label in labels), key=lambda box: box.x0)
+        boxes = [box for box in boxes if axes.bbox.x0 - 1 <= (box.x0 + box.x1) / 2 <= axes.bbox.x1 + 1]
+        assert boxes and all(one.x1 < other.x0 for one, other in zip(boxes, boxes[1:]))
+
+
 def bars(axes):
     """Lengths of the bars in front, by their row, and of those behind."""
     behind, front = axes.containers
@@ -348,8 +373,11 @@ def test_the_trainer_writes_it(rounds, browser, tmp_path):
     trainer.train()
     read(browser, tmp_path / "report.html")
     assert table(browser)["accuracy"] == [dense, "", ""]
-    assert titles(browser) == ["Heads", "What every layer keeps", "Scores and the cut"]
+    assert titles(browser) == ["Heads", "What every layer keeps", "Scores and the cut", "Agreement"]
+    before, after, ratio = map(float, table(browser)["latency of a forward pass (ms)"])
+    assert before > 0 and after > 0 and ratio == pytest.approx(after / before, abs=0.1) and "as fast" in tiles(browser)
     text = browser.find_element(By.TAG_NAME, "main").text
+    assert "each of 8 x 64 tokens in float32 on" in text  # the model has no more positions
     assert f'load_pruned("{tmp_path.name}")' in text and "coloured by its importance" in text
     assert ("Grey: removed before the last scoring" in text) == (rounds == 2)
     pruned = f"{trainer.evaluate()['eval_accuracy']:.4g}"
@@ -365,6 +393,110 @@ def test_a_resumed_run_has_no_scores(tmp_path):
     make_trainer(tmp_path, config, save_strategy="epoch").train(resume_from_checkpoint=True)
     page = (tmp_path / "report.html").read_text()
     assert "What every layer keeps" in page and "Scores and the cut" not in page and "coloured" not in page
+    assert "latency of a forward pass (ms)" in page and "Agreement" not in page
+
+
+def watch_timing(monkeypatch):
+    """Collects the models that are timed, and at what shape."""
+    seen = []
+
+    def measure(models, *shape, **keywords):
+        seen.append(({name: sizes(model) for name, model in models.items()}, shape))
+        return measure_latency(models, *shape, **keywords)
+
+    monkeypatch.setattr(run_report, "measure_latency", measure)
+    return seen
+
+
+@pytest.mark.parametrize("recovery", ["none", "reconstruct", "finetune"])
+@pytest.mark.parametrize("pruned_before", [False, True])
+def test_the_model_is_timed_once_against_the_uncut_one(recovery, pruned_before, tmp_path, monkeypatch):
+    """Also if it came pruned, and if no dense model is left. No random state is moved."""
+    seen, model, uncut = watch_timing(monkeypatch), tiny_model("bert"), sizes(tiny_model("bert"))
+    if pruned_before:
+        prune_heads(model, {0: [1]}).save_pretrained(tmp_path / "before")
+        model = load_pruned(tmp_path / "before")
+    trainer = make_trainer(tmp_path / "out", pruning(recovery=recovery), model, max_steps=1)
+    finish, states = trainer._finish, []
+
+    def watched(folder):
+        states.append(torch.get_rng_state())
+        finish(folder)
+        states.append(torch.get_rng_state())
+
+    trainer._finish = watched
+    trainer.train()
+    trainer.save_model()
+    ((timed, shape),) = seen
+    assert timed == {"dense": uncut, "pruned": sizes(trainer.model)} and shape == (8, 64)
+    assert torch.equal(*states)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert ("Agreement" in page) != pruned_before  # of what earlier cuts removed, all methods are of one mind
+
+
+def test_the_precision_of_training_is_not_timed_and_stays(tmp_path, monkeypatch):
+    """Evaluation after a run in mixed precision gives what it gave before the run was reported."""
+    seen = watch_timing(monkeypatch)
+    trainer = make_trainer(tmp_path, pruning(method="magnitude"), bf16=True, max_steps=1)
+    finish, losses = trainer._finish, []
+
+    def watched(folder):
+        losses.append(trainer.evaluate()["eval_loss"])
+        finish(folder)
+
+    trainer._finish = watched
+    trainer.train()
+    assert len(seen) == 1 and trainer.evaluate()["eval_loss"] == losses[0]
+
+
+def test_single_weights_are_not_timed(tmp_path, monkeypatch):
+    seen = watch_timing(monkeypatch)
+    config = pruning(method="snip", granularity=("weights",), recovery="none")
+    make_trainer(tmp_path, config).train()
+    page = (tmp_path / "report.html").read_text()
+    assert not seen and "latency" not in page.partition("All settings")[0] and "Agreement" in page
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("out of memory"), MemoryError("no room"), TypeError("odd")])
+def test_timing_that_fails_loses_nothing(error, tmp_path, monkeypatch, caplog):
+    def fail(model):
+        raise error
+
+    monkeypatch.setattr(run_report, "dense_twin", fail)
+    trainer = make_trainer(tmp_path, pruning(method="magnitude", recovery="none"))
+    with caplog.at_level(logging.INFO, "optimum_camcut"):
+        trainer.train()
+    (record,) = [record for record in caplog.records if "tells no latency" in record.getMessage()]
+    assert str(error) in record.getMessage() and record.levelno == logging.INFO
+    page = (tmp_path / "report.html").read_text()
+    assert "What every layer keeps" in page and "latency of a forward pass" not in page
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+@pytest.mark.parametrize("method", ["taylor", "magnitude"])
+def test_the_baselines_plan_for_the_same_config(method, rounds, tmp_path):
+    """From the model as it was before the run; a method is not compared with itself."""
+    dense, config = tiny_model("bert"), pruning(method=method, recovery="none", rounds=rounds)
+    trainer = make_trainer(tmp_path, config)
+    trainer.train()
+    page, groups = (tmp_path / "report.html").read_text(), find_groups(dense)
+    for other in ("magnitude", "random"):
+        changed = dataclasses.replace(config, method=other)
+        plan = make_plan(score_groups(dense, groups, None, changed), groups, changed)
+        iou = mask_iou(trainer.pruning_plan, plan).total
+        assert (f"this model and {other}: {iou:.2f}." in page) == (other != method)
+
+
+def test_baselines_that_fail_lose_nothing(tmp_path, monkeypatch, caplog):
+    def fail(*args, **keywords):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(run_report, "score_groups", fail)
+    trainer = make_trainer(tmp_path, pruning(method="magnitude", recovery="none"))
+    with caplog.at_level(logging.INFO, "optimum_camcut"):
+        trainer.train()
+    assert "no plan by the method 'random', which failed: MemoryError('no room')" in caplog.text
+    assert "Agreement" not in (tmp_path / "report.html").read_text()
 
 
 def test_a_report_that_fails_loses_nothing(tmp_path, caplog):

@@ -461,6 +461,16 @@ def test_distillation_of_models_that_return_tuples(tmp_path):
     assert losses[0] == pytest.approx(losses[1])
 
 
+def test_a_checkpoint_has_the_arguments_that_were_given(tmp_path):
+    trainer = make_trainer(
+        tmp_path, pruning(method="magnitude"), save_strategy="steps", save_steps=2, save_total_limit=2
+    )
+    trainer.train()
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
+    for folder in (tmp_path / "checkpoint-4", tmp_path / "checkpoint-6"):
+        assert torch.load(folder / "training_args.bin", weights_only=False).save_total_limit == 2
+
+
 def test_model_init(tmp_path):
     calls = []
 

@@ -61,7 +61,6 @@ def plot_head_importance(scores: Mapping[str, Tensor] | None, plan: PruningPlan,
 
     figure = new_figure((2.2 + 0.34 * max(shape[1], 8) + 0.9 * bool(scores), 1.5 + 0.29 * shape[0]))
     axes = figure.add_subplot()
-    axes.set_facecolor(ABSENT)
     image = axes.imshow(np.ma.masked_invalid(grid), aspect="auto", interpolation="none", **_colours(grid, scores))
     colours = image.to_rgba(image.get_array())
 
@@ -111,9 +110,16 @@ def plot_kept(plan: PruningPlan, title: str | None = None) -> Figure:
         axes.barh(rows, kept, 0.74, color=KEPT)
         for row, number, size in zip(rows, kept, sizes):
             text = f"{number / size:.0%}" if kind == WEIGHTS and size else f"{number:,}"
-            axes.annotate(text, (number, row), (3, 0), textcoords="offset points", va="center", fontsize=8)
+            inside = number > 0.25 * max(
+                sizes
+            )  # of its bar; beside a long one it would lie across the end of the other
+            place = (
+                {"xytext": (-4, 0), "ha": "right", "color": "white"} if inside else {"xytext": (3, 0), "ha": "left"}
+            )
+            axes.annotate(text, (number, row), textcoords="offset points", va="center", fontsize=8, **place)
         axes.set(title=f"{kind.replace('_', '-')}: {sum(kept):,} of {sum(sizes):,}", xlabel="kept")
-        axes.set_xlim(0, 1.1 * max(*sizes, 1))
+        axes.set_xlim(0, 1.02 * max(*sizes, 1))
+        axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.title.set_fontsize(10)
         axes.locator_params(axis="x", nbins=4, integer=True)
         axes.spines[["top", "right"]].set_visible(False)
@@ -157,8 +163,10 @@ def plot_scores(scores: Mapping[str, Tensor], plan: PruningPlan, title: str | No
         both = np.concatenate(parts)
         low, high = _range(both)
         bins = 40
+        axes.yaxis.get_major_locator().set_params(integer=True)
         if low > 0:
             axes.set_xscale("log")
+            _label_few(axes, high / low)
             parts, bins = [part.clip(low) for part in parts], np.geomspace(low, high, bins + 1)
         axes.hist(parts, bins, stacked=True, color=[KEPT, REMOVED], label=["kept", "removed"])
         kept, removed = parts
@@ -265,16 +273,28 @@ def _range(values: np.ndarray) -> tuple[float, float]:
 
 
 def _colours(grid: np.ndarray, scores: Mapping[str, Tensor] | None) -> dict:
-    """Keywords for `imshow`: a logarithmic scale where the scores allow it."""
+    """Keywords for `imshow`: a logarithmic scale where the scores allow it; grey where there is none."""
+    from matplotlib import colormaps
     from matplotlib.colors import ListedColormap, LogNorm
 
     known = grid[~np.isnan(grid)]
     if not scores:
         return {"cmap": ListedColormap([REMOVED, KEPT]), "vmin": 0, "vmax": 1}
     low, high = _range(known) if len(known) else (0.0, 1.0)
+    colours = colormaps["viridis"].with_extremes(bad=ABSENT)
     if low > 0:
-        return {"cmap": "viridis", "norm": LogNorm(low, high, clip=True)}
-    return {"cmap": "viridis", "vmin": low, "vmax": high}
+        return {"cmap": colours, "norm": LogNorm(low, high, clip=True)}
+    return {"cmap": colours, "vmin": low, "vmax": high}
+
+
+def _label_few(axes: Axes, ratio: float) -> None:
+    """Labels of a logarithmic axis that do not overlap: powers of ten, or 1, 2 and 5 where there are few of these."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    if ratio < 100:
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _label_rows(axes: Axes, blocks: Mapping[str, object] | list[str]) -> None:

@@ -1,0 +1,38 @@
+# Copyright 2026 The optimum-camcut authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The examples that a trainer scores and rebuilds on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch.utils.data import IterableDataset
+
+
+def draw_examples(dataset: Any, count: int, seed: int) -> list[Any]:
+    """Those that `DataFrame.sample(count, random_state=seed)` of pandas draws, longest first; of a stream, the first.
+
+    Args:
+        dataset: with items by index and a length, or to iterate over.
+        count: as many as there are, at most.
+    """
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+        examples = [example for _, example in zip(range(count), dataset)]
+    else:
+        chosen = np.random.RandomState(seed).permutation(len(dataset))[:count]
+        examples = [dataset[index] for index in chosen.tolist()]
+    if examples and isinstance(examples[0], dict) and "input_ids" in examples[0]:
+        examples.sort(key=lambda example: len(example["input_ids"]), reverse=True)  # little padding
+    return examples
