@@ -48,6 +48,7 @@ ORDER = (
     "scoring.processes",
     "scoring.sums",
     "scoring.batches",
+    "scoring.gradients",
     "scoring.weights",
     "scoring.loop",
     "measure",
@@ -351,6 +352,7 @@ def test_scoring_methods_need_no_torch_at_import():
             "scoring.processes",
             "scoring.sums",
             "scoring.batches",
+            "scoring.gradients",
             "scoring.weights",
             "scoring.loop",
         ):
