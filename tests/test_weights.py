@@ -39,7 +39,7 @@ from optimum_camcut import (
     prune_heads,
     score_groups,
 )
-from optimum_camcut.scoring import WEIGHT_SCORERS
+from optimum_camcut.scoring import WEIGHT_SCORERS, gradients
 from optimum_camcut.scoring.noise import GaussianNoise, linear_noise
 from optimum_camcut.scoring.registry import weight_scorer
 from optimum_camcut.units import IndexSet, mask_of
@@ -555,6 +555,58 @@ def test_a_layer_with_another_forward_is_scored_alike(method, architecture, half
         assert_scores_close(other, expected)
     assert ["forward" in layer.__dict__ for layer in layers] == [i % 2 == 0 for i in range(len(layers))]
     assert not any("forward" in module.__dict__ for module in models[0].modules())
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2"])
+def test_gradients_of_weights_are_added_by_the_products(architecture, monkeypatch):
+    """Autograd has nothing to add: what it would give for a weight is never made."""
+    added = []
+    add_product = gradients._add_product
+    monkeypatch.setattr(gradients, "_add_product", lambda p, *args: (added.append(p), add_product(p, *args)))
+    made = []
+    model = tiny_model(architecture)
+    for parameter in model.parameters():
+        parameter.register_hook(made.append)
+    score(model, "smooth_cut", smooth_samples=3)
+    matrices = [parameter for name, (_, _, parameter) in scored_parameters(model).items() if name.endswith("weight")]
+    assert len(added) == 3 * len(uneven_batches()) * len(matrices)
+    assert all(gradient is None for gradient in made)
+    assert {id(p) for p in added} == {id(p) for p in matrices}
+
+
+def adversarial_loss(model, batch):
+    """FGM: the loss at word embeddings that went a step up its gradient."""
+    words = model.get_input_embeddings()(batch["input_ids"]).detach().requires_grad_()
+    rest = {name: batch[name] for name in ("attention_mask", "labels")}
+    (gradient,) = torch.autograd.grad(model(inputs_embeds=words, **rest).loss, words)
+    return model(inputs_embeds=words.detach() + gradient.sign(), **rest).loss
+
+
+def penalized_loss(model, batch):
+    """The loss and the square of its gradient by the word embeddings."""
+    words = model.get_input_embeddings()(batch["input_ids"]).detach().requires_grad_()
+    rest = {name: batch[name] for name in ("attention_mask", "labels")}
+    loss = model(inputs_embeds=words, **rest).loss
+    (gradient,) = torch.autograd.grad(loss, words, create_graph=True)
+    return loss + 100 * gradient.square().sum()
+
+
+@pytest.mark.parametrize("loss", [adversarial_loss, penalized_loss])
+@pytest.mark.parametrize("architecture", ["bert", "gpt2"])
+def test_a_loss_that_takes_gradients_itself(architecture, loss):
+    model, batch = tiny_model(architecture, attn_implementation="eager"), tiny_batch(4)
+    got = score(model, "gradient", [batch], loss)
+    loss(model, batch).backward()
+    assert_scores_close(got, {name: p.grad.abs() for name, (_, _, p) in scored_parameters(model).items()}, rtol=1e-3)
+
+
+@pytest.mark.parametrize("method", ["snip", "cam_cut", "smooth_cut", "wanda"])
+@pytest.mark.parametrize("kind", ["heads", "neurons"])
+def test_layers_without_units_are_scored_around(kind, method):
+    model = apply_plan(tiny_model("bert"), PruningPlan({f"layer.1.{kind}": ()}))
+    got = score(model, method)
+    assert sum(values.numel() == 0 for values in got.values()) >= 3
+    assert all(values.any() for name, values in got.items() if ".layer.0." in name and "key.bias" not in name)
 
 
 def test_a_weight_that_is_used_with_and_without_its_layer():

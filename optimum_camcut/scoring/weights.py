@@ -102,7 +102,7 @@ def score_weights(
                     if not loss.requires_grad:
                         raise ValueError("the loss does not depend on any of the weights to be scored")
                     outputs.watching = False  # gradient checkpointing runs blocks again in the backward pass
-                    loss.backward()
+                    backward(loss)
         return lambda: add(outputs)
 
     def add(outputs: _Means) -> None:
@@ -117,7 +117,7 @@ def score_weights(
             if not scorer.smooth:
                 parameter.grad = None
 
-    with summed_gradients(model, parameters):
+    with summed_gradients(model, parameters) as backward:
         each_batch(score)
     totals = sums.reduce_rows(PartialState().device)
     return {name: totals[name] for name in parameters}
@@ -158,7 +158,7 @@ def _score_by_inputs(
         found = []
 
         def observe(path: str, inputs: Tensor, output: Tensor) -> None:
-            squares = inputs.detach().float().square().reshape(-1, inputs.shape[-1])
+            squares = inputs.detach().float().square().flatten(0, -2)
             found.append((f"{path}.squares", squares.sum(0)))
             found.append((f"{path}.tokens", torch.tensor(float(len(squares)), device=squares.device)))
 
@@ -208,7 +208,7 @@ class _Means:
     def observe(self, path: str, inputs: Tensor, output: Tensor) -> None:
         if not self.watching:
             return
-        values = output.detach().reshape(-1, output.shape[-1])
+        values = output.detach().flatten(0, -2)
         total = values.sum(0, dtype=torch.float32)
         self.sums[path] = self.sums[path] + total if path in self.sums else total
         count = torch.tensor(float(len(values)), device=total.device)
