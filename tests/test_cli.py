@@ -885,8 +885,9 @@ def test_metrics_of_evaluate_that_are_errors(gives, tmp_path):
 
 def test_which_way_metrics_rank():
     smaller = ("loss", "eval_loss", "mse", "MAE", "perplexity", "mean_perplexity", "mean_squared_error")
+    smaller += ("eval_mse", "eval_mae", "test_wer", "eval_perplexity")
     assert not any(map(larger_is_better, smaller))
-    assert all(map(larger_is_better, ("accuracy", "f1", "spearmanr", "exact_match", "of_somebody")))
+    assert all(map(larger_is_better, ("accuracy", "f1", "eval_f1", "spearmanr", "exact_match", "of_somebody")))
 
 
 @pytest.mark.parametrize("metric", ["loss", "mse"])
@@ -903,7 +904,7 @@ def test_compare_by_what_should_be_small(metric, job, model_path, tmp_path, caps
     assert set(map(id, result.pareto())) == {id(best), id(fastest)}
 
 
-@pytest.mark.parametrize(("metric", "greater"), [("loss", False), ("mse", False), ("f1", True), ("perplexity", False)])
+@pytest.mark.parametrize(("metric", "greater"), [("loss", False), ("eval_mse", False), ("f1", True)])
 def test_the_best_checkpoint_is_that_of_the_right_direction(metric, greater, job, tmp_path):
     """`Trainer` by itself takes all but losses to be better the larger they are."""
     arguments = SimpleNamespace(batch_size=8, training={"metric_for_best_model": metric}, given={})
