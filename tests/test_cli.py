@@ -42,7 +42,7 @@ from optimum_camcut import Comparison, PruningPlan, apply_plan, find_groups, loa
 from optimum_camcut.commands.camcut import CamCutCommand
 from optimum_camcut.commands.job import training_arguments
 from optimum_camcut.commands.options import pruning_options
-from optimum_camcut.commands.saved_scores import Origin, SavedScores, scores_table
+from optimum_camcut.commands.saved_scores import Origin, SavedScores, identify, scores_table
 from optimum_camcut.config import PruningConfig
 from optimum_camcut.measure import count_bytes, count_parameters, peak_memory
 from optimum_camcut.tasks import TASKS
@@ -658,6 +658,7 @@ def test_scores_are_taken_from_a_file(job, tmp_path, capsys):
     main("prune", *flags(**job, scores=tmp_path / "scores", output=tmp_path / "2"))
     one, two = load_pruned(tmp_path / "1"), load_pruned(tmp_path / "2")
     assert one.pruning_plan == two.pruning_plan and two.pruning_plan.config.method == "taylor"
+    assert all("Pruned" in (tmp_path / name / "report.html").read_text() for name in "12")
     assert all(torch.equal(value, two.state_dict()[name]) for name, value in one.state_dict().items())  # rebuilt too
     for wrong, message in (
         (
@@ -684,6 +685,40 @@ def test_settings_of_the_noise_count_for_smooth_methods():
         ValueError, match="settings: smooth_samples was 2 and is now 3; noise_std was 0.1 and is now 1.0"
     ):
         scores.check_settings({"smooth_samples": 3, "noise_std": 1.0})
+
+
+def test_which_settings_count_for_methods_that_read_no_data():
+    for method, seed_counts in (("magnitude", False), ("random", True)):
+        config = PruningConfig(method=method, sparsity=0.5)
+        scores = SavedScores(Path("file"), {}, Origin(config.to_dict(), {}, {}, None))
+        scores.check_settings({"num_samples": 3, **({} if seed_counts else {"seed": 1})})
+    with pytest.raises(ValueError, match="seed was 0 and is now 1"):
+        scores.check_settings({"seed": 1})
+
+
+@pytest.mark.parametrize(
+    "settings", [{"method": "snip", "granularity": ["weights"]}, {"method": "smooth_cut"}, {"method": "taylor"}]
+)
+def test_the_size_of_the_batches(settings, job, tmp_path):
+    """Where scores depend on it, it is that of the file unless another is given, which is refused."""
+    scoring = {name: value for name, value in job.items() if name not in ("repeats", "sparsity") + SIZES}
+    main("score", *flags(**{**scoring, "batch_size": 5}, **settings, output=tmp_path / "scores"))
+    own = {**job, **settings, "scores": tmp_path / "scores", "recovery": "none", "dry_run": True}
+    if settings["method"] != "taylor":
+        with pytest.raises(SystemExit, match="by batches of 5 examples, and these have 8, which .* same --batch_size"):
+            main("prune", *flags(**own, output=tmp_path / "out"))
+        del own["batch_size"]
+    main("prune", *flags(**own, output=tmp_path / "out"))
+
+
+def test_scores_of_weights_that_have_changed():
+    model = tiny_model("bert")
+    scores = SavedScores(Path("file"), {}, Origin({}, identify(model, "M"), {}, None))
+    scores.check_model(model, "M")
+    with torch.no_grad():
+        model.bert.encoder.layer[0].output.dense.weight[0, 0] += 1
+    with pytest.raises(ValueError, match=r"are of M \(.*\), but its weights have changed since: score again"):
+        scores.check_model(model, "M")
 
 
 @pytest.fixture(scope="session")
