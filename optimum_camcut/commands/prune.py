@@ -32,7 +32,7 @@ from .job import Job, make_job
 from .options import DATA, EVALUATION, MODEL, OUTPUT, REPEATS, SCORES, Option, pruning_config, pruning_options
 from .output import check_output
 from .results import DENSE, PRUNED, RESULTS_NAME, measure_both, results_table, weights_on_disk
-from .saved_scores import SavedScores
+from .saved_scores import SavedScores, identify
 
 
 class PruneCommand(Command):
@@ -124,6 +124,9 @@ TrainingArguments, for the recovery by fine-tuning:
         measured: dict[str, dict[str, float]] = {}
         job = make_job(arguments, config, output, evaluates=True)
         self._use(scores, job, arguments)
+        identity = None  # of the model that is scored; after dense epochs it is not the one that was given
+        if job.trainer.is_world_process_zero() and not config.dense_epochs:
+            identity = identify(job.model, arguments.model)
         with dense_measured_after_training(job, measured) if config.dense_epochs else nullcontext():
             if not config.dense_epochs:
                 measured[DENSE] = job.evaluate()
@@ -140,7 +143,8 @@ TrainingArguments, for the recovery by fine-tuning:
         results[PRUNED]["bytes"] = weights_on_disk(output)
         for name in (DENSE, PRUNED):
             results[name]["metrics"] = measured.get(name, {})
-        write_json(output / RESULTS_NAME, {"model": arguments.model, "dataset": arguments.dataset, **results})
+        told = {"model": arguments.model, "dataset": arguments.dataset, "identity": identity}
+        write_json(output / RESULTS_NAME, {**told, **results})
         print(pruned.pruning_plan)
         print(f"\n{results_table(results)}")
         print(f"Saved in {output}.")

@@ -51,8 +51,8 @@ class Origin:
         model (`Mapping[str, Any]`): its name, its class, the dtype, and a number for its weights.
         data (`Mapping[str, Any]`): the flags that name them.
         examples (`int`, *optional*): a number for those scored on; None if the method reads none.
-        batch_size (`int`, *optional*): of each batch, where the scores depend on it: those of single weights, and those
-            by smooth methods, whose noise goes by the number of the batch. Else None.
+        batch_size (`int`, *optional*): of each batch, where the scores depend on it: of single weights, and by smooth
+            methods, whose noise goes by the number of the batch. Else None.
     """
 
     settings: Mapping[str, Any]
@@ -142,7 +142,11 @@ class SavedScores:
 
     def check_model(self, model: PreTrainedModel, name: str) -> None:
         """Raises `ValueError` if the scores are of another model."""
-        made, now = self.origin.model, identify(model, name)
+        self.check_identity(identify(model, name))
+
+    def check_identity(self, now: Mapping[str, Any]) -> None:
+        """Raises `ValueError` if the scores are of another model than one that `identify` told."""
+        made, name = self.origin.model, now["name"]
         if {**made, "name": name} != now:
             other = "is another" if made["dtype"] == now["dtype"] else "differs in its --dtype"
             if {**made, "weights": None} == {**now, "weights": None}:
