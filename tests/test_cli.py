@@ -40,11 +40,15 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Eval
 
 from optimum_camcut import Comparison, PruningPlan, apply_plan, find_groups, load_pruned, measure
 from optimum_camcut.commands.camcut import CamCutCommand
+from optimum_camcut.commands.compare import CompareCommand
 from optimum_camcut.commands.job import training_arguments
 from optimum_camcut.commands.options import pruning_options
+from optimum_camcut.commands.results import measured_length
 from optimum_camcut.commands.saved_scores import Origin, SavedScores, identify, scores_table
+from optimum_camcut.commands.settings import read_settings
 from optimum_camcut.config import PruningConfig
 from optimum_camcut.measure import count_bytes, count_parameters, peak_memory
+from optimum_camcut.scoring.errors import ScoringError
 from optimum_camcut.tasks import TASKS
 from optimum_camcut.tasks.data import load_data
 from optimum_camcut.tasks.metrics import classification_metrics, larger_is_better, regression_metrics
@@ -125,6 +129,13 @@ def classifier(model_path, tmp_path_factory):
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(model_path).save_pretrained(folder)
     return folder
+
+
+def scoring_flags(job):
+    """Those of a job that all commands with data take."""
+    return {
+        name: value for name, value in job.items() if name not in ("repeats", "sparsity", "smooth_samples") + SIZES
+    }
 
 
 @pytest.fixture
@@ -567,6 +578,11 @@ def test_a_config_file(kind, job, tmp_path, capsys):
         ({"metric": "bleu"}, "the metric 'bleu' is none of accuracy, f1, matthews_correlation, loss, nor one that "),
         ({"scores": "./nowhere"}, "there are no scores in nowhere; optimum-cli camcut score writes some"),
         ({"text_columns": ["sentence", "idx", "label"]}, "reads one text or two, not sentence, idx, label"),
+        ({"max_length": -1}, "max_length should be at least 1, got -1"),
+        ({"max_length": 0}, "max_length should be at least 1, got 0"),
+        ({"max_length": 2}, "2 tokens (--max_length) has no room beside 2 special ones"),
+        ({"max_train_samples": -3}, "max_train_samples should be at least 1, got -3"),
+        ({"batch_size": 0}, "batch_size should be at least 1, got 0"),
     ],
 )
 def test_what_is_refused(changes, message, job, tmp_path):
@@ -575,6 +591,90 @@ def test_what_is_refused(changes, message, job, tmp_path):
         main("prune", *flags(**{**job, "output": tmp_path / "out", **changes}))
     assert message in error.value.code and "\n" not in error.value.code
     assert not any(tmp_path.iterdir())
+
+
+NEWS = {"text": "a", "label": "good"}
+
+
+@pytest.mark.parametrize(
+    ("task", "row", "message"),
+    [
+        ("text-classification", {**NEWS, "label": "neutral"}, "label', has the label 'neutral'; the classes .* good"),
+        ("text-classification", {**NEWS, "label": None}, "column 'label', has no label"),
+        ("text-classification", {**NEWS, "text": None}, "column 'text', should have text, it has None"),
+        (
+            "token-classification",
+            {"tokens": ["a", "b"], "tags": [0]},
+            "column 'tags', has 1 classes for 2 words in 'to",
+        ),
+        ("token-classification", {"tokens": ["a", None], "tags": [0, 0]}, "column 'tokens', should have text"),
+        ("token-classification", {"tokens": ["a"], "tags": [None]}, "column 'tags', has no label"),
+        ("multiple-choice", {"question": "q", "choices": ["a"], "label": 0}, "'choices', has 1 choices, .* have 2"),
+        ("multiple-choice", {"question": "q", "choices": ["a", "b"], "label": None}, "'label', has the label None"),
+        ("question-answering", {**answered(0), "context": None}, "column 'context', should have text"),
+        ("question-answering", {**answered(0), "answers": None}, "column 'answers', has no answers"),
+    ],
+)
+def test_rows_that_are_refused(task, row, message, classifier):
+    """By their number and column, in the split that they are in."""
+    good = {
+        "text-classification": NEWS,
+        "token-classification": {"tokens": ["a", "b"], "tags": [0, 0]},
+        "multiple-choice": {"question": "q", "choices": ["a", "b"], "label": 0},
+        "question-answering": answered(0),
+    }[task]
+    rows = Dataset.from_list([good, good])
+    tokenizer = AutoTokenizer.from_pretrained(classifier)
+    task = task_of(task, rows, tiny_model("bert", TASKS[task].head), tokenizer)
+    with pytest.raises(ValueError, match=rf"row 1 \(from 0\) of validation, .*{message}"):
+        task.prepare(Dataset.from_list([good, row], features=rows.features, split="validation"))
+
+
+def test_numbers_to_predict_that_are_missing():
+    """Whole numbers of a csv file with an empty cell, too."""
+    for missing in (None, float("nan")):
+        rows = Dataset.from_list([{"text": "a", "label": 1.0}, {"text": "a", "label": missing}])
+        with pytest.raises(ValueError, match=r"row 1 \(from 0\) of the data, column 'label', should have a label"):
+            task_of("text-classification", rows)
+
+
+def test_advice_while_scoring_is_one_line(job, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise ScoringError("a single example does not fit into memory while scoring: give shorter ones")
+
+    monkeypatch.setattr("optimum_camcut.trainer.score_groups", fail)
+    with pytest.raises(SystemExit, match="score: error: a single example does not fit into memory .* shorter ones$"):
+        main("score", *flags(**scoring_flags(job), output=tmp_path / "out"))
+
+
+@pytest.mark.parametrize("architecture", ["roberta", "mpnet", "bert"])
+def test_no_more_tokens_than_there_are_positions(architecture, classifier):
+    """Of 64, two are before the first token's where positions start behind the padding's, whose number is 1."""
+    tokenizer = AutoTokenizer.from_pretrained(classifier)
+    model = tiny_model(architecture, vocab_size=len(tokenizer), pad_token_id=1)
+    longest = 64 if architecture == "bert" else 62
+    task = TASKS["text-classification"](Dataset.from_list([{"text": "a " * 99, "label": 0}]))
+    task.fit_to(model, tokenizer, 100)
+    assert len(task.prepare(task.rows)["input_ids"][0]) == task.length == longest
+    assert measured_length(model, PruningConfig(sparsity=0.5)) == longest
+    model(**measure.random_inputs(model, 1, longest))
+
+
+def test_a_home_folder_in_a_config_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    (tmp_path / "a.yaml").write_text("model: ~/m\npruned: [~/a, b~]")
+    assert read_settings(tmp_path / "a.yaml") == {"model": "/home/me/m", "pruned": ["/home/me/a", "b~"]}
+
+
+@pytest.mark.parametrize(
+    ("text", "given", "expected"), [("seed: 4", [], [4]), ("seed: 4", ["--seeds", "5", "6"], [5, 6]), ("", [], [0])]
+)
+def test_compare_takes_the_seed_of_a_file(text, given, expected, job, tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(CompareCommand, "execute", lambda self, arguments: read.append(arguments.seeds))
+    (tmp_path / "prune.yaml").write_text(f"sparsity: 0.5\n{text}")
+    main("compare", *flags(**scoring_flags(job), config=tmp_path / "prune.yaml", output=tmp_path / "out"), *given)
+    assert read == [expected]
 
 
 @pytest.mark.parametrize(
@@ -820,7 +920,7 @@ def pruned(classifier, tmp_path_factory):
     return folder
 
 
-def test_benchmark(classifier, pruned, tmp_path, capsys):
+def test_benchmark(classifier, pruned, tmp_path, capsys, monkeypatch):
     path = tmp_path / "times.json"
     shapes = {"batch_sizes": [1, 4], "sequence_lengths": [8, 16], "repeats": 2}
     main("benchmark", *flags(dense=classifier, pruned=[pruned], **shapes, output=path))
@@ -837,8 +937,14 @@ def test_benchmark(classifier, pruned, tmp_path, capsys):
         assert cut["speedup"] == pytest.approx(dense["latency"] / cut["latency"]) and dense["speedup"] == 1.0
     with pytest.raises(SystemExit, match="is there already"):
         main("benchmark", *flags(dense=classifier, pruned=[pruned], output=path))
-    with pytest.raises(SystemExit, match="takes 64 tokens at most, not 65"):
-        main("benchmark", *flags(dense=classifier, pruned=[pruned], sequence_lengths=[65]))
+    monkeypatch.setattr(measure, "measure_latency", lambda *_: pytest.fail("measured before all was checked"))
+    for wrong, message in (
+        ({"sequence_lengths": [8, 65]}, "takes 64 tokens at most, not 65"),
+        ({"sequence_lengths": [0]}, "sequence_lengths should be at least 1, got 0"),
+        ({"batch_sizes": [1, -1]}, "batch_sizes should be at least 1, got -1"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            main("benchmark", *flags(dense=classifier, pruned=[pruned], **wrong))
 
 
 class Chain(torch.nn.Module):
@@ -962,7 +1068,7 @@ def test_labels_that_are_true_or_false():
     rows = Dataset.from_list([{"text": "a", "label": True}, {"text": "b", "label": False}])
     task = TASKS["text-classification"](rows)
     task.of_model = np.array([1, 0])
-    assert [task.to_class(value) for value in rows["label"]] == [0, 1]
+    assert [task.to_class(value, 0) for value in rows["label"]] == [0, 1]
 
 
 def test_repeats_are_checked_before_anything_runs(tmp_path):
@@ -974,6 +1080,16 @@ def test_what_measures_time_runs_in_one_process(job, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SystemExit, match="runs in one process: start it without accelerate"):
         main("compare", *flags(**{name: job[name] for name in ("model", "dataset", "task")}, output=tmp_path / "out"))
+
+
+def test_a_report_with_scores_of_another_model(job, of_another, tmp_path):
+    """Of the same sizes: the checkpoint tells which model was pruned."""
+    main("prune", *flags(**{**job, "method": "magnitude", "recovery": "none"}, output=tmp_path / "pruned"))
+    report = flags(model=tmp_path / "pruned", output=tmp_path / "1.html")
+    with pytest.raises(SystemExit, match="are of .*another.*; .* is another. Name the former, or score again"):
+        main("report", *report, *flags(scores=of_another / "scores"))
+    main("score", *flags(**scoring_flags(job), method="magnitude", output=tmp_path / "scores"))
+    main("report", *report, *flags(scores=tmp_path / "scores"))
 
 
 @pytest.mark.parametrize("dense", [False, True], ids=["checkpoint", "with the dense model"])
