@@ -48,6 +48,13 @@ class PrunableGroup(Group):
     """A group with what is needed to score it and to plan: what its units cost, and where they come from.
 
     Args:
+        name (`str`): unique in the model; its first number is the layer index.
+        kind (`str`): `"heads"`, `"neurons"`, `"layers"` (a whole sub-layer, as one unit) or `"weights"`.
+        size (`int`): number of units now.
+        slices (`tuple[Slice, ...]`): the linear maps involved; the last is the output projection, whose input is
+            where activations are observed. None for `"weights"`: the group is the parameter of its name.
+        attributes (`Mapping[str, int]`): path of a module attribute -> amount per unit, kept true by a cut.
+        bypass (`Mapping[str, str]`): of a sub-layer, path of each module that goes with it -> what stands in for it.
         units (`Sequence[int]`): index of each present unit in the uncut model. Default: `0 ... size - 1`.
         original_size (`int`): number of units in the uncut model. Default: `size`.
         residual (`str`): path of a module whose input is the residual stream that the output is added to.

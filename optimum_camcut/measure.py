@@ -48,12 +48,28 @@ class LatencyResult:
 
 
 def count_parameters(model: PreTrainedModel) -> int:
-    """Parameters of a model; shared ones count once."""
+    """Parameters of a model; shared ones count once, and masked ones too.
+
+    Args:
+        model (`PreTrainedModel`): on any device.
+
+    Returns:
+        `int`: their number.
+    """
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def count_flops(model: PreTrainedModel, batch_size: int = 1, sequence_length: int = 128) -> int:
-    """FLOPs of one forward pass (a multiplication and an addition are two), matrix products only."""
+    """FLOPs of one forward pass (a multiplication and an addition are two), matrix products only.
+
+    Args:
+        model (`PreTrainedModel`): run once, in evaluation mode.
+        batch_size (`int`): sequences at once.
+        sequence_length (`int`): tokens in each.
+
+    Returns:
+        `int`: of the whole batch.
+    """
     plain = sdpa_kernel(SDPBackend.MATH)  # the counter knows no fused attention on the CPU
     with plain, scoring_mode(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(**random_inputs(model, batch_size, sequence_length))
@@ -61,7 +77,14 @@ def count_flops(model: PreTrainedModel, batch_size: int = 1, sequence_length: in
 
 
 def count_bytes(model: PreTrainedModel) -> int:
-    """What the parameters and the buffers of a model take; shared ones count once."""
+    """What the parameters and the buffers of a model take in memory; shared ones count once.
+
+    Args:
+        model (`PreTrainedModel`): on any device.
+
+    Returns:
+        `int`: bytes.
+    """
     tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
@@ -69,7 +92,16 @@ def count_bytes(model: PreTrainedModel) -> int:
 def peak_memory(model: PreTrainedModel, batch_size: int = 8, sequence_length: int = 128) -> int:
     """Bytes of the weights and of the most activations that are there at once in a forward pass. On the CPU, and on
     accelerators whose allocator keeps no record of its peak (Apple's), the results of all operations count, not the
-    scratch space inside of one."""
+    scratch space inside of one.
+
+    Args:
+        model (`PreTrainedModel`): run once, in evaluation mode, on the device that it is on.
+        batch_size (`int`): sequences at once.
+        sequence_length (`int`): tokens in each.
+
+    Returns:
+        `int`: bytes.
+    """
     inputs = random_inputs(model, batch_size, sequence_length)
     with scoring_mode(model), torch.no_grad():
         device = None if model.device.type == "cpu" else torch.get_device_module(model.device)
@@ -119,6 +151,9 @@ def measure_latency(
         sequence_length (`int`): tokens in each.
         repeats (`int`): how often each model runs, after one run that does not count.
 
+    Returns:
+        `dict[str, LatencyResult]`: name -> seconds of a forward pass of the whole batch.
+
     Raises:
         `ValueError`: no repeats.
     """
@@ -160,7 +195,16 @@ def keeping_memory() -> Iterator[None]:
 def time_forward(
     model: PreTrainedModel, inputs: Mapping[str, torch.Tensor], clock: Callable[[], float] = time.perf_counter
 ) -> float:
-    """Seconds of one forward pass, in evaluation mode."""
+    """Times one forward pass, in evaluation mode.
+
+    Args:
+        model (`PreTrainedModel`): on any device, which is waited for.
+        inputs (`Mapping[str, Tensor]`): its keywords, on that device.
+        clock: gives the time in seconds.
+
+    Returns:
+        `float`: seconds.
+    """
     with scoring_mode(model), torch.inference_mode():
         _synchronize(model)
         start = clock()
@@ -170,8 +214,17 @@ def time_forward(
 
 
 def random_inputs(model: PreTrainedModel, batch_size: int, sequence_length: int) -> dict[str, torch.Tensor]:
-    """Token ids without padding, and a mask of ones: each of shape `(batch_size, sequence_length)`; of models for
-    multiple choice, `(batch_size, 1, sequence_length)`."""
+    """Inputs to measure with: always the same token ids, none of them padding.
+
+    Args:
+        model (`PreTrainedModel`): whose vocabulary and device they are for.
+        batch_size (`int`): sequences at once.
+        sequence_length (`int`): tokens in each.
+
+    Returns:
+        `dict[str, Tensor]`: `input_ids` and a mask of ones, `attention_mask`, each of shape
+            `(batch_size, sequence_length)`; of models for multiple choice, `(batch_size, 1, sequence_length)`.
+    """
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(model.config.vocab_size, (batch_size, sequence_length), generator=generator)
     if model.config.pad_token_id is not None:

@@ -134,7 +134,14 @@ def render_report(
 
     Args:
         arguments (`str`): those of `load_pruned` that load the model: `'"user/name"'`, say.
-        model, dense_model, scores, metrics, latency, latency_conditions, plans, raises: see `write_report`.
+        model, dense_model, scores, metrics, latency, latency_conditions, plans: see `write_report`.
+
+    Returns:
+        `str`: HTML that needs no other file.
+
+    Raises:
+        `ImportError`: jinja2 or matplotlib is absent.
+        `ValueError`: the model has no plan, the scores are of other sizes, or a plan is of another model.
     """
     template = _template()
     plan = plan_of(model)
@@ -172,7 +179,8 @@ def uncut_scores(scores: Mapping[str, Tensor], groups: Sequence[PrunableGroup]) 
         were gone already.
 
     Raises:
-        `ValueError`: the scores are of other groups.
+        `TypeError`: the scores are no tensors.
+        `ValueError`: the scores are of other groups, NaN, infinite, or all zero for a kind.
     """
     check_scores(scores, groups)
     full = {}

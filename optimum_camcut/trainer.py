@@ -87,7 +87,9 @@ class CamCutTrainer(Trainer):
             replaces the parameters; `optimizer_cls_and_kwargs` can.
 
     Attributes:
-        scores (`dict[str, Tensor]`): of the last call to `score`, else None.
+        scores (`dict[str, Tensor]`): of the last call to `score`, or set by the user, else None. The first cut is by
+            these, and `train()` does not score for it again; unless dense epochs come first, or `model_init` makes
+            another model. None again after a cut.
         pruning_plan (`PruningPlan`): what was kept, once the model is cut, else None.
         dense_model (`PreTrainedModel`): a copy from before the cut, where the recovery needs it, else None.
         latency_table (`LatencyTable`): of the uncut model, measured for `budget="latency"`, else None.
@@ -131,6 +133,8 @@ class CamCutTrainer(Trainer):
         if trial is not None:  # every trial of a search prunes a model of its own
             self.pruning_plan = self.scores = self.dense_model = self.latency_table = self._groups_before = None
             self._evaluations.dense, self._report = {}, RunReport()
+        if self.model_init is not None or config.dense_epochs:
+            self.scores = None  # of another model than is cut first
         with self._one_model(trial):
             if self.pruning_plan is not None or config.finetunes or config.dense_epochs:
                 warn_of_float16(self.model)
@@ -196,6 +200,9 @@ class CamCutTrainer(Trainer):
         self._plan_metrics = None  # the history of the checkpoint has them
 
     def _score_resumably(self, phase: str) -> None:
+        """Scores for a phase, unless there are scores from before the first."""
+        if self.scores is not None:
+            return
         self._progress_file = scores_file(self._root, phase)
         try:
             self.score()

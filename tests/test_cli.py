@@ -40,11 +40,15 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Eval
 
 from optimum_camcut import Comparison, PruningPlan, apply_plan, find_groups, load_pruned, measure
 from optimum_camcut.commands.camcut import CamCutCommand
+from optimum_camcut.commands.compare import CompareCommand
 from optimum_camcut.commands.job import training_arguments
 from optimum_camcut.commands.options import pruning_options
-from optimum_camcut.commands.saved_scores import Origin, SavedScores, scores_table
+from optimum_camcut.commands.results import measured_length
+from optimum_camcut.commands.saved_scores import Origin, SavedScores, identify, scores_table
+from optimum_camcut.commands.settings import read_settings
 from optimum_camcut.config import PruningConfig
 from optimum_camcut.measure import count_bytes, count_parameters, peak_memory
+from optimum_camcut.scoring.errors import ScoringError
 from optimum_camcut.tasks import TASKS
 from optimum_camcut.tasks.data import load_data
 from optimum_camcut.tasks.metrics import classification_metrics, larger_is_better, regression_metrics
@@ -125,6 +129,13 @@ def classifier(model_path, tmp_path_factory):
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(model_path).save_pretrained(folder)
     return folder
+
+
+def scoring_flags(job):
+    """Those of a job that all commands with data take."""
+    return {
+        name: value for name, value in job.items() if name not in ("repeats", "sparsity", "smooth_samples") + SIZES
+    }
 
 
 @pytest.fixture
@@ -567,6 +578,11 @@ def test_a_config_file(kind, job, tmp_path, capsys):
         ({"metric": "bleu"}, "the metric 'bleu' is none of accuracy, f1, matthews_correlation, loss, nor one that "),
         ({"scores": "./nowhere"}, "there are no scores in nowhere; optimum-cli camcut score writes some"),
         ({"text_columns": ["sentence", "idx", "label"]}, "reads one text or two, not sentence, idx, label"),
+        ({"max_length": -1}, "max_length should be at least 1, got -1"),
+        ({"max_length": 0}, "max_length should be at least 1, got 0"),
+        ({"max_length": 2}, "2 tokens (--max_length) has no room beside 2 special ones"),
+        ({"max_train_samples": -3}, "max_train_samples should be at least 1, got -3"),
+        ({"batch_size": 0}, "batch_size should be at least 1, got 0"),
     ],
 )
 def test_what_is_refused(changes, message, job, tmp_path):
@@ -575,6 +591,90 @@ def test_what_is_refused(changes, message, job, tmp_path):
         main("prune", *flags(**{**job, "output": tmp_path / "out", **changes}))
     assert message in error.value.code and "\n" not in error.value.code
     assert not any(tmp_path.iterdir())
+
+
+NEWS = {"text": "a", "label": "good"}
+
+
+@pytest.mark.parametrize(
+    ("task", "row", "message"),
+    [
+        ("text-classification", {**NEWS, "label": "neutral"}, "label', has the label 'neutral'; the classes .* good"),
+        ("text-classification", {**NEWS, "label": None}, "column 'label', has no label"),
+        ("text-classification", {**NEWS, "text": None}, "column 'text', should have text, it has None"),
+        (
+            "token-classification",
+            {"tokens": ["a", "b"], "tags": [0]},
+            "column 'tags', has 1 classes for 2 words in 'to",
+        ),
+        ("token-classification", {"tokens": ["a", None], "tags": [0, 0]}, "column 'tokens', should have text"),
+        ("token-classification", {"tokens": ["a"], "tags": [None]}, "column 'tags', has no label"),
+        ("multiple-choice", {"question": "q", "choices": ["a"], "label": 0}, "'choices', has 1 choices, .* have 2"),
+        ("multiple-choice", {"question": "q", "choices": ["a", "b"], "label": None}, "'label', has the label None"),
+        ("question-answering", {**answered(0), "context": None}, "column 'context', should have text"),
+        ("question-answering", {**answered(0), "answers": None}, "column 'answers', has no answers"),
+    ],
+)
+def test_rows_that_are_refused(task, row, message, classifier):
+    """By their number and column, in the split that they are in."""
+    good = {
+        "text-classification": NEWS,
+        "token-classification": {"tokens": ["a", "b"], "tags": [0, 0]},
+        "multiple-choice": {"question": "q", "choices": ["a", "b"], "label": 0},
+        "question-answering": answered(0),
+    }[task]
+    rows = Dataset.from_list([good, good])
+    tokenizer = AutoTokenizer.from_pretrained(classifier)
+    task = task_of(task, rows, tiny_model("bert", TASKS[task].head), tokenizer)
+    with pytest.raises(ValueError, match=rf"row 1 \(from 0\) of validation, .*{message}"):
+        task.prepare(Dataset.from_list([good, row], features=rows.features, split="validation"))
+
+
+def test_numbers_to_predict_that_are_missing():
+    """Whole numbers of a csv file with an empty cell, too."""
+    for missing in (None, float("nan")):
+        rows = Dataset.from_list([{"text": "a", "label": 1.0}, {"text": "a", "label": missing}])
+        with pytest.raises(ValueError, match=r"row 1 \(from 0\) of the data, column 'label', should have a label"):
+            task_of("text-classification", rows)
+
+
+def test_advice_while_scoring_is_one_line(job, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise ScoringError("a single example does not fit into memory while scoring: give shorter ones")
+
+    monkeypatch.setattr("optimum_camcut.trainer.score_groups", fail)
+    with pytest.raises(SystemExit, match="score: error: a single example does not fit into memory .* shorter ones$"):
+        main("score", *flags(**scoring_flags(job), output=tmp_path / "out"))
+
+
+@pytest.mark.parametrize("architecture", ["roberta", "mpnet", "bert"])
+def test_no_more_tokens_than_there_are_positions(architecture, classifier):
+    """Of 64, two are before the first token's where positions start behind the padding's, whose number is 1."""
+    tokenizer = AutoTokenizer.from_pretrained(classifier)
+    model = tiny_model(architecture, vocab_size=len(tokenizer), pad_token_id=1)
+    longest = 64 if architecture == "bert" else 62
+    task = TASKS["text-classification"](Dataset.from_list([{"text": "a " * 99, "label": 0}]))
+    task.fit_to(model, tokenizer, 100)
+    assert len(task.prepare(task.rows)["input_ids"][0]) == task.length == longest
+    assert measured_length(model, PruningConfig(sparsity=0.5)) == longest
+    model(**measure.random_inputs(model, 1, longest))
+
+
+def test_a_home_folder_in_a_config_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    (tmp_path / "a.yaml").write_text("model: ~/m\npruned: [~/a, b~]")
+    assert read_settings(tmp_path / "a.yaml") == {"model": "/home/me/m", "pruned": ["/home/me/a", "b~"]}
+
+
+@pytest.mark.parametrize(
+    ("text", "given", "expected"), [("seed: 4", [], [4]), ("seed: 4", ["--seeds", "5", "6"], [5, 6]), ("", [], [0])]
+)
+def test_compare_takes_the_seed_of_a_file(text, given, expected, job, tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(CompareCommand, "execute", lambda self, arguments: read.append(arguments.seeds))
+    (tmp_path / "prune.yaml").write_text(f"sparsity: 0.5\n{text}")
+    main("compare", *flags(**scoring_flags(job), config=tmp_path / "prune.yaml", output=tmp_path / "out"), *given)
+    assert read == [expected]
 
 
 @pytest.mark.parametrize(
@@ -658,6 +758,7 @@ def test_scores_are_taken_from_a_file(job, tmp_path, capsys):
     main("prune", *flags(**job, scores=tmp_path / "scores", output=tmp_path / "2"))
     one, two = load_pruned(tmp_path / "1"), load_pruned(tmp_path / "2")
     assert one.pruning_plan == two.pruning_plan and two.pruning_plan.config.method == "taylor"
+    assert all("Pruned" in (tmp_path / name / "report.html").read_text() for name in "12")
     assert all(torch.equal(value, two.state_dict()[name]) for name, value in one.state_dict().items())  # rebuilt too
     for wrong, message in (
         (
@@ -684,6 +785,40 @@ def test_settings_of_the_noise_count_for_smooth_methods():
         ValueError, match="settings: smooth_samples was 2 and is now 3; noise_std was 0.1 and is now 1.0"
     ):
         scores.check_settings({"smooth_samples": 3, "noise_std": 1.0})
+
+
+def test_which_settings_count_for_methods_that_read_no_data():
+    for method, seed_counts in (("magnitude", False), ("random", True)):
+        config = PruningConfig(method=method, sparsity=0.5)
+        scores = SavedScores(Path("file"), {}, Origin(config.to_dict(), {}, {}, None))
+        scores.check_settings({"num_samples": 3, **({} if seed_counts else {"seed": 1})})
+    with pytest.raises(ValueError, match="seed was 0 and is now 1"):
+        scores.check_settings({"seed": 1})
+
+
+@pytest.mark.parametrize(
+    "settings", [{"method": "snip", "granularity": ["weights"]}, {"method": "smooth_cut"}, {"method": "taylor"}]
+)
+def test_the_size_of_the_batches(settings, job, tmp_path):
+    """Where scores depend on it, it is that of the file unless another is given, which is refused."""
+    scoring = {name: value for name, value in job.items() if name not in ("repeats", "sparsity") + SIZES}
+    main("score", *flags(**{**scoring, "batch_size": 5}, **settings, output=tmp_path / "scores"))
+    own = {**job, **settings, "scores": tmp_path / "scores", "recovery": "none", "dry_run": True}
+    if settings["method"] != "taylor":
+        with pytest.raises(SystemExit, match="by batches of 5 examples, and these have 8, which .* same --batch_size"):
+            main("prune", *flags(**own, output=tmp_path / "out"))
+        del own["batch_size"]
+    main("prune", *flags(**own, output=tmp_path / "out"))
+
+
+def test_scores_of_weights_that_have_changed():
+    model = tiny_model("bert")
+    scores = SavedScores(Path("file"), {}, Origin({}, identify(model, "M"), {}, None))
+    scores.check_model(model, "M")
+    with torch.no_grad():
+        model.bert.encoder.layer[0].output.dense.weight[0, 0] += 1
+    with pytest.raises(ValueError, match=r"are of M \(.*\), but its weights have changed since: score again"):
+        scores.check_model(model, "M")
 
 
 @pytest.fixture(scope="session")
@@ -785,7 +920,7 @@ def pruned(classifier, tmp_path_factory):
     return folder
 
 
-def test_benchmark(classifier, pruned, tmp_path, capsys):
+def test_benchmark(classifier, pruned, tmp_path, capsys, monkeypatch):
     path = tmp_path / "times.json"
     shapes = {"batch_sizes": [1, 4], "sequence_lengths": [8, 16], "repeats": 2}
     main("benchmark", *flags(dense=classifier, pruned=[pruned], **shapes, output=path))
@@ -802,8 +937,14 @@ def test_benchmark(classifier, pruned, tmp_path, capsys):
         assert cut["speedup"] == pytest.approx(dense["latency"] / cut["latency"]) and dense["speedup"] == 1.0
     with pytest.raises(SystemExit, match="is there already"):
         main("benchmark", *flags(dense=classifier, pruned=[pruned], output=path))
-    with pytest.raises(SystemExit, match="takes 64 tokens at most, not 65"):
-        main("benchmark", *flags(dense=classifier, pruned=[pruned], sequence_lengths=[65]))
+    monkeypatch.setattr(measure, "measure_latency", lambda *_: pytest.fail("measured before all was checked"))
+    for wrong, message in (
+        ({"sequence_lengths": [8, 65]}, "takes 64 tokens at most, not 65"),
+        ({"sequence_lengths": [0]}, "sequence_lengths should be at least 1, got 0"),
+        ({"batch_sizes": [1, -1]}, "batch_sizes should be at least 1, got -1"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            main("benchmark", *flags(dense=classifier, pruned=[pruned], **wrong))
 
 
 class Chain(torch.nn.Module):
@@ -885,8 +1026,9 @@ def test_metrics_of_evaluate_that_are_errors(gives, tmp_path):
 
 def test_which_way_metrics_rank():
     smaller = ("loss", "eval_loss", "mse", "MAE", "perplexity", "mean_perplexity", "mean_squared_error")
+    smaller += ("eval_mse", "eval_mae", "test_wer", "eval_perplexity")
     assert not any(map(larger_is_better, smaller))
-    assert all(map(larger_is_better, ("accuracy", "f1", "spearmanr", "exact_match", "of_somebody")))
+    assert all(map(larger_is_better, ("accuracy", "f1", "eval_f1", "spearmanr", "exact_match", "of_somebody")))
 
 
 @pytest.mark.parametrize("metric", ["loss", "mse"])
@@ -903,7 +1045,7 @@ def test_compare_by_what_should_be_small(metric, job, model_path, tmp_path, caps
     assert set(map(id, result.pareto())) == {id(best), id(fastest)}
 
 
-@pytest.mark.parametrize(("metric", "greater"), [("loss", False), ("mse", False), ("f1", True), ("perplexity", False)])
+@pytest.mark.parametrize(("metric", "greater"), [("loss", False), ("eval_mse", False), ("f1", True)])
 def test_the_best_checkpoint_is_that_of_the_right_direction(metric, greater, job, tmp_path):
     """`Trainer` by itself takes all but losses to be better the larger they are."""
     arguments = SimpleNamespace(batch_size=8, training={"metric_for_best_model": metric}, given={})
@@ -926,7 +1068,7 @@ def test_labels_that_are_true_or_false():
     rows = Dataset.from_list([{"text": "a", "label": True}, {"text": "b", "label": False}])
     task = TASKS["text-classification"](rows)
     task.of_model = np.array([1, 0])
-    assert [task.to_class(value) for value in rows["label"]] == [0, 1]
+    assert [task.to_class(value, 0) for value in rows["label"]] == [0, 1]
 
 
 def test_repeats_are_checked_before_anything_runs(tmp_path):
@@ -938,6 +1080,16 @@ def test_what_measures_time_runs_in_one_process(job, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SystemExit, match="runs in one process: start it without accelerate"):
         main("compare", *flags(**{name: job[name] for name in ("model", "dataset", "task")}, output=tmp_path / "out"))
+
+
+def test_a_report_with_scores_of_another_model(job, of_another, tmp_path):
+    """Of the same sizes: the checkpoint tells which model was pruned."""
+    main("prune", *flags(**{**job, "method": "magnitude", "recovery": "none"}, output=tmp_path / "pruned"))
+    report = flags(model=tmp_path / "pruned", output=tmp_path / "1.html")
+    with pytest.raises(SystemExit, match="are of .*another.*; .* is another. Name the former, or score again"):
+        main("report", *report, *flags(scores=of_another / "scores"))
+    main("score", *flags(**scoring_flags(job), method="magnitude", output=tmp_path / "scores"))
+    main("report", *report, *flags(scores=tmp_path / "scores"))
 
 
 @pytest.mark.parametrize("dense", [False, True], ids=["checkpoint", "with the dense model"])

@@ -139,8 +139,8 @@ def test_one_batch_with_a_nan_loss_is_named(granularity):
 
 # --- a process that fails or dies -----------------------------------------------------------------------------------
 
-DIED = "RuntimeError: another process died while scoring: see its output, and start all of them again"
-FAILED = "RuntimeError: scoring failed in another process (number 2): see the error in its output"
+DIED = "ScoringError: another process died while scoring: see its output, and start all of them again"
+FAILED = "ScoringError: scoring failed in another process (number 2): see the error in its output"
 
 
 @pytest.mark.parametrize(("granularity", "method"), [("neurons", "smooth_cut"), ("weights", "snip")])
@@ -189,7 +189,7 @@ def test_training_stops_when_a_process_dies_and_goes_on_from_there(fault, two_pr
     """Without a launcher, which would end the others."""
     (code, output), (dead, _) = (worker.end() for worker in together(2, workers.train, tmp_path, FAULTS[fault]))
     assert dead == (1 if fault == "nan" else -signal.SIGKILL)
-    assert code == 1 and "RuntimeError: " in output
+    assert code == 1 and ("RuntimeError: " in output or "ScoringError: " in output)
     for worker in together(2, workers.train, tmp_path, None, True):
         code, output = worker.end()
         assert code == 0 and last_line(output) == two_processes, output

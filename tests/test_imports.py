@@ -36,6 +36,7 @@ ORDER = (
     "units",
     "modeling_camcut",
     "groups",
+    "scoring.errors",
     "scoring.registry",
     "scoring.cam_cut",
     "scoring.baselines",

@@ -556,6 +556,41 @@ def test_bad_input_is_refused_before_anything_happens(tmp_path):
     assert same(before, weights(model))
 
 
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_scores_that_are_there_are_not_computed_again(rounds, tmp_path, monkeypatch):
+    """By `score`, or set: the same as `train` alone. A later round scores what is left."""
+    calls = []
+
+    def count(*args, **kwargs):
+        calls.append(args)
+        return score_groups(*args, **kwargs)
+
+    monkeypatch.setattr("optimum_camcut.trainer.score_groups", count)
+    config = pruning(recovery="reconstruct+finetune", rounds=rounds)
+    alone, scored, given = (make_trainer(tmp_path / name, config) for name in "abc")
+    alone.train()
+    assert len(calls) == rounds
+    scores = {name: value.clone() for name, value in scored.score().items()}
+    scored.train()
+    assert len(calls) == 2 * rounds and scored.scores is None
+    given.scores = scores
+    given.train()
+    assert len(calls) == 3 * rounds - 1
+    for each in (scored, given):
+        assert each.pruning_plan == alone.pruning_plan and same(weights(each.model), weights(alone.model))
+
+
+@pytest.mark.parametrize("changes", [{"dense_epochs": 1}, {}], ids=["dense epochs", "model_init"])
+def test_scores_of_another_model_than_is_cut_are_computed_again(changes, tmp_path):
+    model = {} if changes else {"model_init": lambda: tiny_model("bert")}
+    config = pruning(recovery="none", **changes)
+    plain, scored = (make_trainer(tmp_path / name, config, **model) for name in "ab")
+    plain.train()
+    scored.scores = {name: -value for name, value in scored.score().items()}
+    scored.train()
+    assert scored.pruning_plan == plain.pruning_plan
+
+
 def test_a_plan_of_ones_own(tmp_path):
     """Scores and plans made by hand go through the same functions as the trainer's."""
     trainer = make_trainer(tmp_path, pruning())

@@ -42,8 +42,8 @@ the throughput, the memory of the weights and activations, and the speed-up over
             Option("dense", "The model to compare with: a folder or a Hub id.", required=True),
             Option("pruned", "The others.", many=True, required=True),
             MODEL[-1],
-            Option("batch_sizes", "Examples at once.", [1, 8], int, many=True),
-            Option("sequence_lengths", "Tokens in each.", [128], int, many=True),
+            Option("batch_sizes", "Examples at once.", [1, 8], int, many=True, least=1),
+            Option("sequence_lengths", "Tokens in each.", [128], int, many=True, least=1),
             REPEATS,
             Option("output", "JSON file to write the measurements to."),
             Option("overwrite", "Write it even if it is there.", False, bool),
@@ -57,7 +57,7 @@ the throughput, the memory of the weights and activations, and the speed-up over
 
         import torch
 
-        from ..measure import count_flops, count_parameters, measure_latency, peak_memory
+        from ..measure import count_flops, count_parameters, longest_input, measure_latency, peak_memory
         from ..tasks.models import load_model
 
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
@@ -66,9 +66,10 @@ the throughput, the memory of the weights and activations, and the speed-up over
         rows = []
         for length in arguments.sequence_lengths:
             for name, model in models.items():
-                positions = getattr(model.config, "max_position_embeddings", None)
-                if positions and length > positions:
-                    raise ValueError(f"{name} takes {positions} tokens at most, not {length} (--sequence_lengths)")
+                longest = longest_input(model, length)
+                if length > longest:
+                    raise ValueError(f"{name} takes {longest} tokens at most, not {length} (--sequence_lengths)")
+        for length in arguments.sequence_lengths:
             for batch in arguments.batch_sizes:
                 times = measure_latency(models, batch, length, arguments.repeats)
                 for name, model in models.items():

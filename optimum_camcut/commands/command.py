@@ -24,6 +24,7 @@ from typing import Any, ClassVar
 
 from optimum.commands.base import BaseOptimumCLICommand
 
+from ..scoring.errors import ScoringError
 from .options import COMMON, Option
 from .settings import read_settings
 
@@ -62,8 +63,6 @@ class Command(BaseOptimumCLICommand):
         try:
             arguments = self.read()
             verbose = arguments.verbose
-            if getattr(arguments, "repeats", 1) < 1:
-                raise ValueError(f"repeats should be at least 1, got {arguments.repeats}")
             if not self.TOGETHER and int(os.environ.get("WORLD_SIZE", 1)) > 1:
                 raise ValueError("this command measures time, and runs in one process: start it without accelerate")
         except (OSError, ValueError) as error:
@@ -73,7 +72,7 @@ class Command(BaseOptimumCLICommand):
         logging.getLogger("optimum_camcut").setLevel(min(level, logging.WARNING))
         try:
             self.execute(arguments)
-        except (ImportError, OSError, TypeError, ValueError) as error:
+        except (ImportError, OSError, ScoringError, TypeError, ValueError) as error:
             if verbose:
                 raise
             raise self.failure(error) from error
@@ -99,10 +98,16 @@ class Command(BaseOptimumCLICommand):
         missing = [f"--{name}" for name, option in options.items() if option.required and values[name] is None]
         if missing:
             self.parser.error(f"the following arguments are required: {', '.join(missing)}")
+        for name, option in options.items():
+            option.check(values[name])
         return argparse.Namespace(**values, given=given)
 
+    def adapt(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """What the settings of a file that serves all commands are to this one."""
+        return settings
+
     def _read_file(self, path: str, options: Mapping[str, Option]) -> tuple[dict[str, Any], dict[str, Any]]:
-        values = read_settings(path)
+        values = self.adapt(read_settings(path))
         known = set(options).union(
             *({option.name for option in each.options()} for each in Command.__subclasses__()), SECTIONS
         )

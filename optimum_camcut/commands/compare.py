@@ -74,12 +74,16 @@ gets comparison.json, comparison.md and, with matplotlib, comparison.png.
                 many=True,
             ),
             Option("sparsities", "Fractions of the budget to remove.", [0.3, 0.5, 0.7], float, many=True),
-            Option("seeds", "Draw the scoring samples.", [0], int, many=True),
+            Option("seeds", "Draw the scoring samples. Default: a config file's seed, else 0.", [0], int, many=True),
             Option("rebuild", "Rebuild by least squares after a cut of units; nothing is trained.", True, bool),
             *own,
             REPEATS,
             *OUTPUT,
         )
+
+    def adapt(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """A `seed` is the default of `--seeds`."""
+        return settings if settings.get("seed") is None else {"seeds": [settings["seed"]], **settings}
 
     def execute(self, arguments: argparse.Namespace) -> None:
         output = check_output(arguments.output, arguments.overwrite)

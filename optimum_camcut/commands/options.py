@@ -34,6 +34,7 @@ class Option:
     many: bool = False
     choices: tuple[str, ...] | None = None
     required: bool = False
+    least: int | None = None  # of a number
 
     def add_to(self, parser: argparse.ArgumentParser) -> None:
         keywords: dict[str, Any] = {"dest": self.name, "default": argparse.SUPPRESS}
@@ -59,6 +60,12 @@ class Option:
                 f"{self.name!r} should be {'a list' if self.many else f'one {self.kind.__name__}'}, got {value!r}"
             )
         return [f"--{self.name}={value}"]
+
+    def check(self, value: Any) -> None:
+        """Raises `ValueError` if a number is too small."""
+        for number in value if isinstance(value, list) else [value]:
+            if self.least is not None and number is not None and number < self.least:
+                raise ValueError(f"{self.name} should be at least {self.least}, got {number}")
 
 
 @functools.cache
@@ -116,14 +123,19 @@ DATA = (
     Option("text_columns", "Columns to read, in order. Default: those of a usual name.", many=True),
     Option("label_column", "Column of the labels. Default: that of a usual name."),
     Option("train_split", "Split to score on, to rebuild on and to train on.", "train"),
-    Option("max_length", "Longer inputs are cut to this number of tokens. Default: 128; 384 for answers.", kind=int),
-    Option("max_train_samples", "Use the first rows of the training split only.", kind=int),
+    Option(
+        "max_length",
+        "Longer inputs are cut to this number of tokens. Default: 128; 384 for answers.",
+        kind=int,
+        least=1,
+    ),
+    Option("max_train_samples", "Use the first rows of the training split only.", kind=int, least=1),
     Option("tokenizer", "Tokenizer, if it is not in the model's folder."),
-    Option("batch_size", "Examples at once, on each device.", 32, int),
+    Option("batch_size", "Examples at once, on each device.", 32, int, least=1),
 )
 EVALUATION = (
     Option("eval_split", "Split to evaluate on. Default: validation, or one of a like name; else test."),
-    Option("max_eval_samples", "Evaluate on its first rows only.", kind=int),
+    Option("max_eval_samples", "Evaluate on its first rows only.", kind=int, least=1),
     Option(
         "metric",
         "What to compare by: a metric of the task, or one of evaluate, by name or path, with its configuration after "
@@ -132,7 +144,7 @@ EVALUATION = (
         "answers.",
     ),
 )
-REPEATS = Option("repeats", "Timings of every model.", 10, int)
+REPEATS = Option("repeats", "Timings of every model.", 10, int, least=1)
 SCORES = Option(
     "scores", "Scores that the command score wrote of this very model, in place of scoring: the file or its folder."
 )

@@ -32,7 +32,7 @@ from .job import Job, make_job
 from .options import DATA, EVALUATION, MODEL, OUTPUT, REPEATS, SCORES, Option, pruning_config, pruning_options
 from .output import check_output
 from .results import DENSE, PRUNED, RESULTS_NAME, measure_both, results_table, weights_on_disk
-from .saved_scores import SavedScores
+from .saved_scores import SavedScores, identify
 
 
 class PruneCommand(Command):
@@ -80,6 +80,8 @@ TrainingArguments, for the recovery by fine-tuning:
         scores = SavedScores.load(arguments.scores) if arguments.scores else None
         if scores is not None:
             scores.check_settings(arguments.given)
+            if scores.origin.batch_size is not None:  # by default; --batch_size and the section `training` beat it
+                arguments.batch_size = arguments.given.get("batch_size", scores.origin.batch_size)
         settings = scores.origin.settings if scores is not None else {}
         weights = "weights" in arguments.given.get("granularity", settings.get("granularity", ()))
         config = pruning_config(arguments, **{"recovery": "none" if weights else "reconstruct", **settings})
@@ -122,13 +124,13 @@ TrainingArguments, for the recovery by fine-tuning:
         measured: dict[str, dict[str, float]] = {}
         job = make_job(arguments, config, output, evaluates=True)
         self._use(scores, job, arguments)
+        identity = None  # of the model that is scored; after dense epochs it is not the one that was given
+        if job.trainer.is_world_process_zero() and not config.dense_epochs:
+            identity = identify(job.model, arguments.model)
         with dense_measured_after_training(job, measured) if config.dense_epochs else nullcontext():
             if not config.dense_epochs:
                 measured[DENSE] = job.evaluate()
-            if scores is None:
-                job.trainer.train()
-            else:
-                self._from_scores(job, config)
+            job.trainer.train()
         measured[PRUNED] = job.evaluate()
         if job.trainer.is_world_process_zero():
             (output / RESULTS_NAME).unlink(missing_ok=True)  # those of a model that is overwritten
@@ -141,7 +143,8 @@ TrainingArguments, for the recovery by fine-tuning:
         results[PRUNED]["bytes"] = weights_on_disk(output)
         for name in (DENSE, PRUNED):
             results[name]["metrics"] = measured.get(name, {})
-        write_json(output / RESULTS_NAME, {"model": arguments.model, "dataset": arguments.dataset, **results})
+        told = {"model": arguments.model, "dataset": arguments.dataset, "identity": identity}
+        write_json(output / RESULTS_NAME, {**told, **results})
         print(pruned.pruning_plan)
         print(f"\n{results_table(results)}")
         print(f"Saved in {output}.")
@@ -154,22 +157,6 @@ TrainingArguments, for the recovery by fine-tuning:
         if job.trainer.is_world_process_zero():  # the weights of the others may not be there yet
             scores.check(job, arguments)
         job.trainer.scores = scores.values
-
-    @staticmethod
-    def _from_scores(job: Job, config: PruningConfig) -> None:
-        """What `train` does, from the scores on."""
-        import copy
-
-        from ..rebuild import reconstruct
-
-        trainer = job.trainer
-        dense = copy.deepcopy(job.model) if config.rebuilds else None
-        plan = trainer.prune()
-        if dense is not None:
-            loader = trainer.get_scoring_dataloader()
-            reconstruct(job.model, dense, plan, loader, disable_tqdm=trainer.args.disable_tqdm)
-        if config.finetunes:
-            trainer.train()
 
 
 @contextmanager

@@ -47,8 +47,8 @@ Writes a report on a pruned checkpoint, or on a plan for a model. What `prune` h
             Option("dense", "The model before it was pruned. Default: --model, where a --plan is given."),
             SCORES,
             Option("plans", "Other plans to compare with, as LABEL=FILE.", many=True),
-            Option("latency_batch_size", "Examples at once.", 8, int),
-            Option("sequence_length", "Tokens in each.", 128, int),
+            Option("latency_batch_size", "Examples at once.", 8, int, least=1),
+            Option("sequence_length", "Tokens in each.", 128, int, least=1),
             REPEATS,
             Option("output", "File to write.", required=True),
             Option("overwrite", "Write it even if it is there.", False, bool),
@@ -84,7 +84,9 @@ Writes a report on a pruned checkpoint, or on a plan for a model. What `prune` h
             apply_plan(model, PruningPlan.load(arguments.plan))
         elif getattr(model, "pruning_plan", None) is None:
             raise ValueError(f"{arguments.model} is not pruned; name a plan for it with --plan")
-        scores = None
+        scores, results, stored = None, None, Path(arguments.model) / RESULTS_NAME
+        if stored.exists() and not arguments.plan:
+            results = read_json(stored)
         if arguments.scores:
             saved = SavedScores.load(arguments.scores)
             scores = saved.values
@@ -95,10 +97,9 @@ Writes a report on a pruned checkpoint, or on a plan for a model. What `prune` h
                 if type(dense).__name__ == saved.origin.model["class"]:  # else it has another head than was scored
                     saved.check_model(dense, arguments.dense or arguments.model)
                 scores = uncut_scores(scores, find_groups(dense, saved.origin.settings["granularity"]))
-        stored, results = Path(arguments.model) / RESULTS_NAME, None
-        if stored.exists() and not arguments.plan:
-            results = read_json(stored)
-        elif dense is not None:
+            elif results is not None and results.get("identity") is not None:
+                saved.check_identity(results["identity"])
+        if results is None and dense is not None:
             shape = {name: getattr(arguments, name) for name in ("latency_batch_size", "sequence_length")}
             results = measure_both(dense, model, PruningConfig(sparsity=0.5, **shape), arguments.repeats)
         metrics = latency = None

@@ -34,9 +34,9 @@ DENSE, PRUNED = "dense", "pruned"
 
 def measured_length(model: PreTrainedModel, config: PruningConfig) -> int:
     """Tokens to measure with: what the config says, or as many as the model takes."""
-    return min(
-        config.sequence_length, getattr(model.config, "max_position_embeddings", None) or config.sequence_length
-    )
+    from ..measure import longest_input
+
+    return longest_input(model, config.sequence_length)
 
 
 def costs(model: PreTrainedModel, length: int) -> dict[str, float]:

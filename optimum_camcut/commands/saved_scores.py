@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 SCORES_NAME, SUMMARY_NAME = "scores.safetensors", "scores.md"
 ADVICE = "score again with optimum-cli camcut score"
-# Which examples there are; how many go through the model at once is another matter.
+# Which examples there are; how many go through the model at once counts for some methods only.
 DATA_FIELDS = tuple(option.name for option in DATA if option.name != "batch_size")
 
 
@@ -51,25 +51,32 @@ class Origin:
         model (`Mapping[str, Any]`): its name, its class, the dtype, and a number for its weights.
         data (`Mapping[str, Any]`): the flags that name them.
         examples (`int`, *optional*): a number for those scored on; None if the method reads none.
+        batch_size (`int`, *optional*): of each batch, where the scores depend on it: of single weights, and by smooth
+            methods, whose noise goes by the number of the batch. Else None.
     """
 
     settings: Mapping[str, Any]
     model: Mapping[str, Any]
     data: Mapping[str, Any]
     examples: int | None
+    batch_size: int | None = None
 
     @classmethod
     def of(cls, job: Job, arguments: argparse.Namespace) -> Origin:
         """What scores of a model as it is would depend on."""
-        config, examples = job.trainer.pruning_config, None
-        if get_scorer(config.method, config.granularity).source != "weights":
+        config, examples, batch_size = job.trainer.pruning_config, None, None
+        scorer = get_scorer(config.method, config.granularity)
+        if scorer.source != "weights":
             rows = list(job.trainer.get_scoring_dataloader().dataset)
             examples = zlib.crc32(json.dumps(rows, sort_keys=True).encode())
+            if scorer.smooth or "weights" in config.granularity:
+                batch_size = job.trainer.args.per_device_train_batch_size
         return cls(
             {name: value for name, value in config.to_dict().items() if name in SCORING_FIELDS},
             identify(job.model, arguments.model),
             {name: getattr(arguments, name) for name in DATA_FIELDS},
             examples,
+            batch_size,
         )
 
 
@@ -121,8 +128,11 @@ class SavedScores:
     def check_settings(self, given: Mapping[str, Any]) -> None:
         """Raises `ValueError` if flags that were given ask for other scores."""
         settings = self.origin.settings
-        smooth = get_scorer(settings["method"], settings["granularity"]).smooth
-        asked = {name: given[name] for name in settings if name in given and (smooth or name not in NOISE)}
+        scorer = get_scorer(settings["method"], settings["granularity"])
+        unread = set() if scorer.smooth else set(NOISE)
+        if scorer.source == "weights":
+            unread |= {"num_samples"} if scorer.name == "random" else {"num_samples", "seed"}
+        asked = {name: given[name] for name in settings if name in given and name not in unread}
         made = {name: settings[name] for name in asked}
         if "granularity" in asked and sorted(asked["granularity"]) == sorted(made["granularity"]):
             asked["granularity"] = made["granularity"]
@@ -132,9 +142,17 @@ class SavedScores:
 
     def check_model(self, model: PreTrainedModel, name: str) -> None:
         """Raises `ValueError` if the scores are of another model."""
-        made, now = self.origin.model, identify(model, name)
+        self.check_identity(identify(model, name))
+
+    def check_identity(self, now: Mapping[str, Any]) -> None:
+        """Raises `ValueError` if the scores are of another model than one that `identify` told."""
+        made, name = self.origin.model, now["name"]
         if {**made, "name": name} != now:
             other = "is another" if made["dtype"] == now["dtype"] else "differs in its --dtype"
+            if {**made, "weights": None} == {**now, "weights": None}:
+                raise ValueError(
+                    f"the scores in {self.path} are of {_told(made)}, but its weights have changed since: {ADVICE}"
+                )
             raise ValueError(
                 f"the scores in {self.path} are of {_told(made)}; {_told(now)} {other}. Name the former, or {ADVICE}"
             )
@@ -147,6 +165,12 @@ class SavedScores:
             different = differences(made.data, now.data) or f"the rows of {arguments.dataset} have changed"
             raise ValueError(
                 f"the scores in {self.path} are by other examples: {different}. Give the same data, or {ADVICE}"
+            )
+        if made.batch_size != now.batch_size:
+            size = made.batch_size or "another number of"
+            raise ValueError(
+                f"the scores in {self.path} are by batches of {size} examples, and these have {now.batch_size}, which "
+                f"gives others of the method {now.settings['method']!r}. Give the same --batch_size, or {ADVICE}"
             )
 
 

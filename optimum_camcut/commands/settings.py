@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from ..files import read_json
 
 
 def read_settings(path: str) -> dict[str, Any]:
-    """Reads a JSON or a YAML file of settings by name.
+    """Reads a JSON or a YAML file of settings by name; a `~` that texts begin with is the home folder, as in a shell.
 
     Raises:
         `OSError`: it cannot be read.
@@ -31,7 +32,7 @@ def read_settings(path: str) -> dict[str, Any]:
     """
     kind = Path(path).suffix.lower()
     if kind == ".json":
-        return read_json(path)
+        return {name: _at_home(value) for name, value in read_json(path).items()}
     if kind not in (".yaml", ".yml"):
         raise ValueError(f"the config {path} should be a .json, .yaml or .yml file")
     import yaml
@@ -48,4 +49,10 @@ def read_settings(path: str) -> dict[str, Any]:
         raise ValueError(f"{path} is no YAML: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} should hold settings by name, such as sparsity: 0.5; it holds {values!r}")
-    return values
+    return {name: _at_home(value) for name, value in values.items()}
+
+
+def _at_home(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_at_home(each) for each in value]
+    return os.path.expanduser(value) if isinstance(value, str) else value

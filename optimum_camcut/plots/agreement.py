@@ -76,6 +76,11 @@ def plot_totals(labels: Sequence[str], totals: Mapping[tuple[str, str], float], 
     Args:
         labels (`Sequence[str]`): the rows and columns.
         totals (`Mapping[tuple[str, str], float]`): IoU of every two labels, in either order.
+        title (`str`, *optional*): stands above.
+
+    Raises:
+        `ImportError`: matplotlib is absent.
+        `ValueError`: no labels.
     """
     if not labels:
         raise ValueError("expected one plan or more to compare, got none")

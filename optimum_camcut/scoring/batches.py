@@ -31,6 +31,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from tqdm.auto import tqdm
 
 from ..sharding import is_sharded
+from .errors import ScoringError
 from .processes import all_or_none
 from .sums import RunningSums
 
@@ -63,7 +64,7 @@ def for_each_batch(
         score: from the pieces of a batch to what adds the scores to the sums; it may be called again.
 
     Raises:
-        `RuntimeError`: a single example does not fit into memory, or another process failed.
+        `ScoringError`: a single example does not fit into memory, or another process failed.
         `ValueError`: there are no batches, or not those that the sums are of.
     """
     joint = is_sharded(model)
@@ -77,9 +78,9 @@ def for_each_batch(
         nonlocal size
         size = min(size, current) // 2
         if joint:
-            raise RuntimeError("out of memory while scoring a model that is sharded by FSDP: give smaller batches")
+            raise ScoringError("out of memory while scoring a model that is sharded by FSDP: give smaller batches")
         if size == 0:
-            raise RuntimeError(
+            raise ScoringError(
                 "a single example does not fit into memory while scoring: give shorter ones, turn gradient "
                 "checkpointing on, or load the model with a device_map that offloads it"
             )

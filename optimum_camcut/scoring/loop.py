@@ -68,7 +68,8 @@ def score_groups(
         groups (`Sequence[PrunableGroup]`): from `find_groups(model)`; those of `config.granularity` are scored.
         dataloader (`Iterable[Batch]`): dicts of tensors as the model takes them, with labels where the method needs
             a loss. Read up to `config.num_samples` examples. `magnitude` and `random` need none: pass None.
-        config (`PruningConfig`): `method`, `num_samples`, `smooth_samples`, `noise_std`, `noise_scale` and `seed`.
+        config (`PruningConfig`): `method`, `granularity`, `num_samples`, `smooth_samples`, `noise_std`, `noise_scale`
+            and `seed`; of single weights also `shift` and `dropout`.
         loss_function: `(model, batch) -> scalar mean loss`; default `model(**batch).loss`.
         disable_tqdm (`bool`): no progress bar.
         progress_file (*optional*): the running sums are written here every minute (with several processes, beside it),
@@ -79,10 +80,10 @@ def score_groups(
             single weights, in the shape of the parameter.
 
     Raises:
-        `RuntimeError`: a single example does not fit into memory, or another process failed.
+        `ScoringError`: a single example does not fit into memory, or another process failed or died.
+        `TypeError`: scores by a method of your own that are no tensors.
         `ValueError`: no groups, no batches, labels missing, scores that are NaN, infinite or all zero, or single
             weights of a sharded or offloaded model.
-        `RuntimeError`: another process failed or died.
     """
     groups = [group for group in groups if group.kind in config.granularity]
     if not groups:
@@ -124,7 +125,12 @@ def score_groups(
 
 
 def check_scores(scores: Scores, groups: Sequence[PrunableGroup]) -> None:
-    """Raises `ValueError` if scores are missing, of the wrong shape, NaN, infinite, or all zero for a kind."""
+    """Finds scores that no plan can be made of.
+
+    Raises:
+        `TypeError`: they are no tensors.
+        `ValueError`: they are missing, of the wrong shape, of other groups, NaN, infinite, or all zero for a kind.
+    """
     for group in groups:
         if group.name not in scores:
             raise ValueError(f"no scores for the group {group.name!r}; there are scores for {list(scores)}")

@@ -22,6 +22,8 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 
+from .errors import ScoringError
+
 
 @contextmanager
 def all_or_none() -> Iterator[None]:
@@ -29,7 +31,7 @@ def all_or_none() -> Iterator[None]:
     if one of them failed. What is reduced next is there on all of them.
 
     Raises:
-        `RuntimeError`: another process failed or died; its own output has the reason.
+        `ScoringError`: another process failed or died; its own output has the reason.
     """
     state = PartialState()
     if state.num_processes == 1:
@@ -45,9 +47,9 @@ def all_or_none() -> Iterator[None]:
     try:
         dist.all_reduce(failed)
     except RuntimeError as error:
-        raise RuntimeError(
+        raise ScoringError(
             "another process died while scoring: see its output, and start all of them again"
         ) from error
     if failed.any():
         numbers = ", ".join(map(str, failed.nonzero().flatten().tolist()))
-        raise RuntimeError(f"scoring failed in another process (number {numbers}): see the error in its output")
+        raise ScoringError(f"scoring failed in another process (number {numbers}): see the error in its output")

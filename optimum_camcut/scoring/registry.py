@@ -102,12 +102,25 @@ def _register(scorers: dict[str, Scorer], scorer: Scorer) -> Callable[[Callable[
 
 
 def scorers_of(granularity: Iterable[str]) -> dict[str, Scorer]:
-    """The methods that score these kinds."""
+    """The methods that score these kinds.
+
+    Args:
+        granularity (`Iterable[str]`): `PruningConfig.granularity`: with `"weights"`, the methods of single weights;
+            else, and if empty, those of units.
+    """
     return WEIGHT_SCORERS if "weights" in granularity else SCORERS
 
 
 def get_scorer(name: str, granularity: Iterable[str] = ()) -> Scorer:
-    """Raises `ValueError`, listing the known methods, if there is none of this name for these kinds."""
+    """The method of a name.
+
+    Args:
+        name (`str`): as it was registered.
+        granularity (`Iterable[str]`): see `scorers_of`.
+
+    Raises:
+        `ValueError`: there is none of this name for these kinds; the message lists the known.
+    """
     scorers = scorers_of(granularity)
     if name not in scorers:
         kinds = f" for {' and '.join(granularity)}" if granularity else ""

@@ -26,8 +26,9 @@ SMALLER_ENDINGS = ("loss", "error", "perplexity")
 
 
 def larger_is_better(name: str) -> bool:
-    """Whether more of a metric is better; of one whose name says nothing of it, this is taken to be so."""
-    name = name.lower()
+    """Whether more of a metric is better; of one whose name says nothing of it, this is taken to be so. `Trainer` puts
+    the name of a split before it: `eval_mse` is `mse`."""
+    name = name.lower().removeprefix("eval_").removeprefix("test_")
     return name not in SMALLER_IS_BETTER and not name.endswith(SMALLER_ENDINGS)
 
 

@@ -36,6 +36,7 @@ class MultipleChoice(Task):
     texts = (("question", "choices"), ("question", "options"), ("context", "endings"))
     labels = ("label", "labels", "answer", "answerKey", "target")
     takes_metrics = True
+    choices = 0  # of every row, once one was read
 
     def choose_texts(self, given: tuple[str, ...]) -> tuple[str, ...]:
         endings = sorted(name for name in self.rows.column_names if re.fullmatch(r"(ending|choice|option)_?\d", name))
@@ -50,6 +51,7 @@ class MultipleChoice(Task):
 
     def encode(self, rows: Mapping[str, list], numbers: list[int]) -> dict[str, list]:
         first, *others = self.text_columns
+        self.check_texts(rows, numbers, self.text_columns)
         begins = rows[others.pop(0)] if others[0] == "sent2" else None
         choices, labels = [], list(rows[self.label_column])
         for number in range(len(numbers)):
@@ -59,17 +61,21 @@ class MultipleChoice(Task):
                 names = list(map(str, each.get("label") or ()))
                 labels[number] = names.index(str(labels[number])) if str(labels[number]) in names else labels[number]
                 each = each["text"]
+            self.choices = self.choices or len(each)
+            if len(each) != self.choices:
+                raise ValueError(
+                    f"{self.place(numbers[number], others[0])} has {len(each)} choices, and those before have "
+                    f"{self.choices}: every row should have as many; leave the others out of the data"
+                )
             choices.append([f"{begins[number]} {text}" if begins else text for text in each])
-        if len({len(each) for each in choices}) > 1:
-            raise ValueError("every row should have as many choices as the others")
         contexts = [context for context, each in zip(rows[first], choices) for _ in each]
         flat = self.tokenizer(contexts, list(chain(*choices)), truncation=True, max_length=self.length)
         size = len(choices[0])
         features = {key: [v[i : i + size] for i in range(0, len(v), size)] for key, v in flat.items()}
-        features["labels"] = [self._number(value, size) for value in labels]
+        features["labels"] = [self._number(*each, size) for each in zip(labels, numbers)]
         return features
 
-    def _number(self, value: Any, size: int) -> int:
+    def _number(self, value: Any, row: int, size: int) -> int:
         letter = isinstance(value, str) and len(value) == 1 and value.isalpha()
         try:
             number = ord(value.upper()) - ord("A") if letter else int(value)
@@ -77,7 +83,8 @@ class MultipleChoice(Task):
             number = -1
         if not 0 <= number < size:
             raise ValueError(
-                f"a label in {self.label_column!r} is {value!r}; expected a number from 0 to {size - 1} or a letter"
+                f"{self.place(row, self.label_column)} has the label {value!r}; expected a number from 0 to "
+                f"{size - 1} or a letter"
             )
         return number
 

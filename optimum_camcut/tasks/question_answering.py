@@ -49,6 +49,10 @@ class QuestionAnswering(Task):
         return DataCollatorWithPadding(tokenizer)
 
     def encode(self, rows: Mapping[str, list], numbers: list[int]) -> dict[str, list]:
+        self.check_texts(rows, numbers, self.text_columns)
+        for number, answers in zip(numbers, rows[self.label_column]):
+            if answers is None:
+                raise ValueError(f"{self.place(number, self.label_column)} has no answers, not even an empty list")
         questions, contexts = (rows[column] for column in self.text_columns)
         encoded = self.tokenizer(
             [question.lstrip() for question in questions],  # some of SQuAD begin with spaces that fill the window

@@ -31,6 +31,7 @@ from transformers import (
 )
 
 from ..files import shown
+from ..measure import longest_input
 from .metrics import classification_metrics, larger_is_better
 
 
@@ -92,6 +93,7 @@ class Task:
 
     def __init__(self, rows: Any, text_columns: Sequence[str] | None = None, label_column: str | None = None) -> None:
         self.rows, self.names, self.numbered = rows, [], False
+        self.split = str(rows.split) if rows.split else None
         self.text_columns = self.choose_texts(tuple(text_columns or ()))
         self.label_column = self._choose("label", (label_column,) if label_column else (), [(n,) for n in self.labels])
         self.label_column = self.label_column[0] if self.label_column else None
@@ -124,9 +126,9 @@ class Task:
         if getattr(feature, "names", None):
             self.names = list(feature.names)
             return
-        found = set(values)
-        if any(value is None for value in found):
-            raise ValueError(f"the column {self.label_column!r} has rows without a label")
+        found = set(values) - {None}  # which `encode` tells, with its row
+        if not found:
+            raise ValueError(f"the column {self.label_column!r} has no labels")
         self.numbered = all(isinstance(value, int) for value in found)
         if self.numbered:
             if min(found) < 0:
@@ -158,15 +160,20 @@ class Task:
         its names.
 
         Raises:
-            `ValueError`: the tokenizer does not know where a token is in the text, which the task needs.
+            `ValueError`: the tokenizer does not know where a token is in the text, which the task needs; or so few
+                tokens that no text fits.
         """
         if self.by_place and not tokenizer.is_fast:
             raise ValueError(f"{self.name} needs a fast tokenizer, which tells where a token is in the text")
         config = model.config
         model.accepts_loss_kwargs = self.sums_tokens
         self.tokenizer = tokenizer
-        positions = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
-        self.length = min(max_length or self.max_length, tokenizer.model_max_length, positions)
+        self.length = longest_input(model, min(max_length or self.max_length, tokenizer.model_max_length))
+        special = tokenizer.num_special_tokens_to_add(pair=len(self.text_columns) > 1)
+        if self.length <= special:
+            raise ValueError(
+                f"an input of {self.length} tokens (--max_length) has no room beside {special} special ones"
+            )
         self.of_model = np.arange(len(self.names))  # class of the data -> class of the model
         if self.names:
             own = [config.id2label[number].lower() for number in range(config.num_labels)]
@@ -175,14 +182,34 @@ class Task:
                 self.of_model = np.array([own.index(name) for name in names])
         self.of_data = np.argsort(self.of_model)
 
-    def to_class(self, value: Any) -> int:
-        """The model's number of a class of the data."""
-        number = int(value) if isinstance(value, int) else self.names.index(value)  # True is 1
-        if not 0 <= number < len(self.names):
+    def to_class(self, value: Any, row: int) -> int:
+        """The model's number of a class of the data, in a row.
+
+        Raises:
+            `ValueError`: there is none, or it is not among the classes of the training rows.
+        """
+        if value is None:
+            raise ValueError(f"{self.place(row, self.label_column)} has no label")
+        known = range(len(self.names)) if isinstance(value, int) else self.names
+        if value not in known:
+            classes = f"0 to {len(known) - 1}" if isinstance(value, int) else ", ".join(known)
             raise ValueError(
-                f"a label in {self.label_column!r} is {value!r}; the classes are 0 to {len(self.names) - 1}"
+                f"{self.place(row, self.label_column)} has the label {value!r}; the classes of the training rows are "
+                f"{classes}"
             )
-        return int(self.of_model[number])
+        return int(self.of_model[known.index(value)])  # True is 1
+
+    def place(self, row: int, column: str) -> str:
+        """A cell of the split that is read, to be told of."""
+        return f"row {row} (from 0) of {self.split or 'the data'}, column {column!r},"
+
+    def check_texts(self, rows: Mapping[str, list], numbers: Sequence[int], columns: Sequence[str]) -> None:
+        """Raises `ValueError` if a cell of these columns, or an item of one that is a list, is no text."""
+        for column in columns:
+            for number, cell in zip(numbers, rows[column]):
+                texts = cell["text"] if isinstance(cell, Mapping) else cell
+                if not all(isinstance(text, str) for text in (texts if isinstance(texts, list) else [texts])):
+                    raise ValueError(f"{self.place(number, column)} should have text, it has {shown(cell)}")
 
     def encode(self, rows: Mapping[str, list], numbers: list[int]) -> dict[str, list]:
         """What the model reads: columns of `rows` in, columns of its inputs and labels out."""
@@ -192,6 +219,7 @@ class Task:
         """Encodes a split, or its first rows."""
         if limit is not None:
             rows = rows.select(range(min(limit, len(rows))))
+        self.split = str(rows.split) if rows.split else None
         encoded = rows.map(
             self.encode, batched=True, with_indices=True, remove_columns=rows.column_names, desc="Tokenizing"
         )

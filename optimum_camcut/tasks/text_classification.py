@@ -53,7 +53,11 @@ class TextClassification(Task):
     def find_classes(self) -> None:
         feature = self.rows.features[self.label_column]
         self.regression = str(getattr(feature, "dtype", "")).startswith(("float", "double"))
-        if not self.regression:
+        if self.regression:
+            list(
+                map(self._to_number, self.rows[self.label_column], range(len(self.rows)))
+            )  # of csv, also whole numbers
+        else:
             self._set_classes(feature, self.rows.unique(self.label_column))
 
     @property
@@ -77,11 +81,17 @@ class TextClassification(Task):
         super().check_head(config)
 
     def encode(self, rows: Mapping[str, list], numbers: list[int]) -> dict[str, list]:
+        self.check_texts(rows, numbers, self.text_columns)
         texts = [rows[column] for column in self.text_columns]
         features = dict(self.tokenizer(*texts, truncation=True, max_length=self.length))
-        labels = rows[self.label_column]
-        features["labels"] = list(map(float if self.regression else self.to_class, labels))
+        to_label = self._to_number if self.regression else self.to_class
+        features["labels"] = list(map(to_label, rows[self.label_column], numbers))
         return features
+
+    def _to_number(self, value: Any, row: int) -> float:
+        if value is None or not np.isfinite(value):
+            raise ValueError(f"{self.place(row, self.label_column)} should have a label, it has {value}")
+        return float(value)
 
     def metrics(self, prediction: EvalPrediction, features: Any, rows: Any) -> dict[str, float]:
         logits = first_output(prediction.predictions)

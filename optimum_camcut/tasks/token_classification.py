@@ -39,17 +39,27 @@ class TokenClassification(Task):
     def find_classes(self) -> None:
         feature = self.rows.features[self.label_column]
         feature = getattr(feature, "feature", feature)
-        self._set_classes(feature, chain.from_iterable(self.rows[self.label_column]))
+        self._set_classes(feature, chain.from_iterable(each or () for each in self.rows[self.label_column]))
 
     def encode(self, rows: Mapping[str, list], numbers: list[int]) -> dict[str, list]:
+        self.check_texts(rows, numbers, self.text_columns)
         words = rows[self.text_columns[0]]
+        for row, own, classes in zip(numbers, words, rows[self.label_column]):
+            if len(own) != len(classes or ()):
+                raise ValueError(
+                    f"{self.place(row, self.label_column)} has {len(classes or ())} classes for {len(own)} words in "
+                    f"{self.text_columns[0]!r}"
+                )
         encoded = self.tokenizer(words, is_split_into_words=True, truncation=True, max_length=self.length)
         labels = []
         for number, classes in enumerate(rows[self.label_column]):
             of_words = encoded.word_ids(number)
             firsts = [word is not None and word != before for before, word in zip([None, *of_words], of_words)]
             labels.append(
-                [self.to_class(classes[word]) if first else IGNORED for first, word in zip(firsts, of_words)]
+                [
+                    self.to_class(classes[word], numbers[number]) if first else IGNORED
+                    for first, word in zip(firsts, of_words)
+                ]
             )
         return {**encoded, "labels": labels}
 
