@@ -155,7 +155,8 @@ class Comparison:
 
     @classmethod
     def average(cls, comparisons: Sequence[Comparison]) -> Comparison:
-        """The means of comparisons with the same methods and sparsities, of several scoring samples, say.
+        """The means of comparisons with the same methods and sparsities, of several scoring samples, say. Latencies
+        are told on the scale of the dense models' mean: a machine that was busy for one of them changes no order.
 
         Raises:
             `ValueError`: none, or their rows differ.
@@ -163,13 +164,16 @@ class Comparison:
         keys = [[(row.method, row.sparsity) for row in each.rows] for each in comparisons]
         if not keys or any(key != keys[0] for key in keys):
             raise ValueError("expected one comparison or more, of the same methods and sparsities")
-        rows = []
+        rows, dense = [], [each.dense.latency for each in comparisons]
+        scales = [statistics.fmean(dense) / each for each in dense]
         for same in zip(*(each.rows for each in comparisons)):
             qualities = [row.quality for row in same]
             means = {
-                name: statistics.fmean(getattr(row, name) for row in same)
-                for name in ("quality", "latency", "latency_low", "latency_high", "speedup")
+                name: statistics.fmean(getattr(row, name) * scale for row, scale in zip(same, scales))
+                for name in ("latency", "latency_low", "latency_high")
             }
+            means["quality"] = statistics.fmean(qualities)
+            means["speedup"] = statistics.fmean(dense) / means["latency"]
             counts = {
                 name: round(statistics.fmean(getattr(row, name) for row in same)) for name in ("parameters", "flops")
             }
@@ -255,7 +259,8 @@ def compare(
         disable_tqdm (`bool`): no progress bar.
 
     Returns:
-        `Comparison`: `print` it, `save` it, or draw it with `optimum_camcut.plots.plot_pareto`.
+        `Comparison`: `print` it, `save` it, or draw it with `optimum_camcut.plots.plot_pareto`. The plan of a row
+            cuts; with `recovery="reconstruct"`, call `reconstruct` after `apply_plan` to get what was measured.
 
     Raises:
         `ValueError`: no way to evaluate, or two; no or unknown methods; a budget that cannot be met; no data.

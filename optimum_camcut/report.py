@@ -160,6 +160,7 @@ def render_report(
         rows=costs + results,
         quartiles=_quartiles(latency or {}),
         latency_conditions=latency_conditions,
+        dense_evaluated=not results or any(row.dense is not None for row in results),
         pictures=list(_pictures(plan, scores or {}, plans or {})),
         code="\n".join(loading_code(model, arguments, auto_map(model.config))),
         kept=plan.table(),
@@ -218,12 +219,15 @@ def _template() -> Any:
 
 
 def _location(folder: Path, model: PreTrainedModel) -> str:
-    """Where to load the model from: the folder of the report, unless only the place it came from holds its plan."""
+    """Where to load the model from: the folder of the report, unless only the place it came from holds its plan, or
+    the page is written to the current folder, where nothing else says that the model will be."""
     name = str(model.config._name_or_path)
     if name and not (folder / PLAN_NAME).exists():
         stored = Path(name) / PLAN_NAME if Path(name).is_dir() else _cached(name)
         if stored is not None and stored.exists() and PruningPlan.load(stored) == model.pruning_plan:
             return name
+        if folder == Path.cwd().resolve():
+            return "path-or-hub-id"
     return folder.name
 
 

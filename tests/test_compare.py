@@ -255,6 +255,12 @@ def test_the_average_of_several():
     mean = Comparison.average([BY_HAND, other])
     assert mean.rows[1].quality == 83.0 and mean.rows[1].latency == pytest.approx(0.105)
     assert mean.rows[1].quality_deviation == pytest.approx(2**0.5) and "83 ± 1.4" in str(mean)
+    busy = Comparison(
+        tuple(row(r.method, r.sparsity, r.quality, r.latency * (2 if r is BY_HAND.dense else 1)) for r in BY_HAND.rows)
+    )
+    mean = Comparison.average([BY_HAND, busy])  # 0.07 of 0.1 s, and of 0.2 s: on the scale of 0.15 s, 0.105 and 0.0525
+    assert mean.dense.latency == pytest.approx(0.15) and mean.rows[1].latency == pytest.approx(0.07875)
+    assert mean.rows[1].speedup == pytest.approx(0.15 / 0.07875)
     assert Comparison.average([BY_HAND]).rows == BY_HAND.rows
     with pytest.raises(ValueError, match="of the same methods and sparsities"):
         Comparison.average([BY_HAND, Comparison(BY_HAND.rows[:3])])

@@ -225,7 +225,7 @@ def test_masked_weights(browser, tmp_path):
     assert "BertForSequenceClassification.from_pretrained" in text and "trust_remote_code" not in text
 
 
-def test_where_to_load_from(tmp_path):
+def test_where_to_load_from(tmp_path, monkeypatch):
     """A report in a checkpoint's folder names that; one elsewhere, where the model came from, if that holds it."""
     prune_heads(tiny_model("bert"), {0: [1]}).save_pretrained(tmp_path / "stored")
     model = load_pruned(tmp_path / "stored")
@@ -238,6 +238,16 @@ def test_where_to_load_from(tmp_path):
     assert "load_pruned(&#34;new&#34;)" in write_report(tmp_path / "new" / "page.html", model).read_text()
     model.config._name_or_path = "user/not-in-the-cache"
     assert "load_pruned(&#34;elsewhere&#34;)" in write_report(tmp_path / "elsewhere", model).read_text()
+    monkeypatch.chdir(tmp_path)
+    assert "load_pruned(&#34;path-or-hub-id&#34;)" in write_report("page.html", model).read_text()
+
+
+def test_a_dense_model_that_was_not_evaluated_is_told(tmp_path):
+    model, advice = prune_heads(tiny_model("bert"), {0: [1]}), "was not evaluated just before the cut"
+    assert advice in write_report(tmp_path, model, metrics={"pruned": {"accuracy": 0.5}}).read_text()
+    both = {"dense": {"accuracy": 0.6}, "pruned": {"accuracy": 0.5}}
+    for metrics in (both, None):
+        assert advice not in write_report(tmp_path, model, metrics=metrics).read_text()
 
 
 def test_what_cannot_be_reported(tmp_path):

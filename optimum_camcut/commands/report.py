@@ -102,11 +102,19 @@ Writes a report on a pruned checkpoint, or on a plan for a model. What `prune` h
         if results is None and dense is not None:
             shape = {name: getattr(arguments, name) for name in ("latency_batch_size", "sequence_length")}
             results = measure_both(dense, model, PruningConfig(sparsity=0.5, **shape), arguments.repeats)
-        metrics = latency = None
+        metrics = latency = conditions = None
         if results is not None:
+            conditions = f"{results['latency_batch_size']} x {results['sequence_length']} tokens"
             metrics = {name: results[name]["metrics"] for name in (DENSE, PRUNED)}
             latency = {name: LatencyResult(**results[name]["latency"]) for name in (DENSE, PRUNED)}
         written = write_report(
-            output, model, dense_model=dense, scores=scores, metrics=metrics, latency=latency, plans=plans or None
+            output,
+            model,
+            dense_model=dense,
+            scores=scores,
+            metrics=metrics,
+            latency=latency,
+            latency_conditions=conditions,
+            plans=plans or None,
         )
         print(f"Written to {written}.")
