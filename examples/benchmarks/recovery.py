@@ -27,6 +27,7 @@ is there.
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import statistics
 import tempfile
@@ -44,7 +45,12 @@ from optimum_camcut.measure import count_parameters, keeping_memory, random_inpu
 
 
 ROWS = {"sst2": 20_000}  # of the training set; all elsewhere
-EPOCHS = {"sst2": 1, "mrpc": 3, "cola": 3, "stsb": 3}
+EPOCHS = {"sst2": 1, "mrpc": 3, "cola": 6, "stsb": 2}
+BATCHES_BY_LENGTH = (
+    {"group_by_length": True}
+    if "group_by_length" in inspect.signature(TrainingArguments).parameters
+    else {"train_sampling_strategy": "group_by_length"}
+)
 
 
 class Recovery(GlueTask):
@@ -66,6 +72,7 @@ class Recovery(GlueTask):
         config = PruningConfig(
             method=options.method,
             sparsity=1 - 1 / speedup,
+            num_samples=options.num_samples,
             budget="latency",
             allocation=options.allocation,
             multiple_of=options.multiple_of,
@@ -91,6 +98,7 @@ class Recovery(GlueTask):
                 report_to="none",
                 disable_tqdm=not options.progress,
                 seed=seed,
+                **BATCHES_BY_LENGTH,
             )
             trainer = CamCutTrainer(
                 model=self.load(),
@@ -170,6 +178,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=["sst2", "mrpc", "cola", "stsb"], choices=sorted(TASKS))
     parser.add_argument("--dataset_path", help="folder with DIR/<task>/{train,validation}.parquet, not the Hub")
     parser.add_argument("--method", default=PruningConfig(sparsity=0.5).method)
+    parser.add_argument("--num_samples", type=int, default=512, help="training examples to score and rebuild on")
     parser.add_argument("--speedups", nargs="+", type=float, default=[2, 4])
     parser.add_argument("--latency_batch_size", type=int, default=8)
     parser.add_argument("--sequence_length", type=int, default=128)
@@ -205,6 +214,7 @@ def run(options: argparse.Namespace) -> None:
             for speedup in options.speedups:
                 settings = (
                     "method",
+                    "num_samples",
                     "allocation",
                     "recovery",
                     "rounds",
