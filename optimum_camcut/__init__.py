@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .masking import hold_masks
     from .overlap import MaskOverlap, mask_iou
     from .plan import PruningPlan
-    from .rebuild import reconstruct
+    from .rebuild import reconstruct, reconstruct_all
     from .scoring.loop import score_groups
     from .surgery import apply_plan, prune_heads
     from .trainer import CamCutTrainer
@@ -55,6 +55,7 @@ _MODULES = {
     "mask_iou": "overlap",
     "prune_heads": "surgery",
     "reconstruct": "rebuild",
+    "reconstruct_all": "rebuild",
     "score_groups": "scoring.loop",
 }
 

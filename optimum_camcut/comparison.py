@@ -38,7 +38,7 @@ from .groups import WEIGHTS, find_groups
 from .latency import LatencyTable, latency_table
 from .measure import LatencyResult, count_flops, count_parameters, measure_latency
 from .plan import PruningPlan
-from .rebuild import reconstruct
+from .rebuild import reconstruct_all
 from .scoring import get_scorer
 from .scoring.batches import Batch, limit
 from .scoring.loop import score_groups, scoring_mode
@@ -237,8 +237,9 @@ def compare(
 ) -> Comparison:
     """Prunes copies of a model by every method to every budget, and measures how good and how fast each is.
 
-    A method scores once for all its budgets. The time of each pruned model is measured in turn with the dense one's,
-    at `config.latency_batch_size` and `config.sequence_length`. No more than two models are in memory at a time.
+    A method scores once for all its budgets, and their models are rebuilt together: beside the dense one, those of
+    one method are in memory at a time. The time of each is measured in turn with the dense one's, at
+    `config.latency_batch_size` and `config.sequence_length`.
 
     Args:
         model (`PreTrainedModel`): fine-tuned, of a supported architecture; it is left as it was.
@@ -288,11 +289,12 @@ def compare(
         for method, of_method in configs:
             bar.set_postfix_str(method)
             scores = score_groups(model, groups, batches, of_method[0], disable_tqdm=True)
-            for each in of_method:
-                plan = make_plan(scores, groups, each, latency=latency)
-                pruned = apply_plan(copy.deepcopy(model), plan)
-                if recovery == "reconstruct":
-                    reconstruct(pruned, model, plan, batches, disable_tqdm=True)
+            plans = [make_plan(scores, groups, each, latency=latency) for each in of_method]
+            models = [apply_plan(copy.deepcopy(model), plan) for plan in plans]
+            if recovery == "reconstruct":
+                reconstruct_all(models, model, plans, batches, disable_tqdm=True)
+            for each, plan in zip(of_method, plans):
+                pruned = models.pop(0)
                 facts = (quality(pruned), count_parameters(pruned), count_flops(pruned, 1, shape[1]))
                 times = measure_latency({DENSE: model, method: pruned}, *shape, repeats=repeats)
                 found.append((each, facts, times, plan))

@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -46,7 +46,6 @@ DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the mean squared activation
 HELD_OUT = 8  # one example of so many chooses among them
 
 
-@torch.no_grad()
 def reconstruct(
     model: PreTrainedModel,
     dense_model: PreTrainedModel,
@@ -86,56 +85,99 @@ def reconstruct(
         `ValueError`: the models and the plan do not belong together, no batches, or activations that are not finite;
             the weights are then as before.
     """
-    for each in (model, dense_model):
-        check_whole(each, "reconstruct")
-    present, dense_groups = ({g.name: g for g in find_groups(m, KINDS)} for m in (model, dense_model))
-    _check(model, dense_model, present, dense_groups, plan)
-    names = list(dense_groups)
-    cut = [i for i, n in enumerate(names) if n not in present or present[n].size < dense_groups[n].size]
-    # All before the first cut is exact already. Sub-layers have the projections of their heads and neurons.
-    solved = [name for name in names[cut[0] :] if name in present] if cut else []
-    groups = [present[name] for name in solved if present[name].kind != "layers"]
-    if not groups:
-        return model
+    reconstruct_all([model], dense_model, [plan], dataloader, num_samples=num_samples, disable_tqdm=disable_tqdm)
+    return model
+
+
+@torch.no_grad()
+def reconstruct_all(
+    models: Sequence[PreTrainedModel],
+    dense_model: PreTrainedModel,
+    plans: Sequence[PruningPlan],
+    dataloader: Iterable[Batch],
+    *,
+    num_samples: int | None = None,
+    disable_tqdm: bool = False,
+) -> None:
+    """`reconstruct` for several cuts of one dense model, which runs once for all of them.
+
+    Args:
+        models (`Sequence[PreTrainedModel]`): each after `apply_plan` with its plan.
+        dense_model (`PreTrainedModel`): the model as it was before all of them.
+        plans (`Sequence[PruningPlan]`): one for each model.
+        dataloader, num_samples, disable_tqdm: as of `reconstruct`; each model more keeps `tokens * hidden size`
+            numbers more.
+
+    Raises:
+        `ValueError`: as of `reconstruct`; the weights of all models are then as before.
+    """
+    if len(models) != len(plans):
+        raise ValueError(f"expected a plan for each model, got {len(models)} models and {len(plans)} plans")
+    check_whole(dense_model, "reconstruct")
+    dense_groups = {group.name: group for group in find_groups(dense_model, KINDS)}
+    jobs = [_Job(model, _to_solve(model, plan, dense_model, dense_groups)) for model, plan in zip(models, plans)]
+    jobs = [job for job in jobs if job.groups]
+    if not jobs:
+        return
 
     state = PartialState()
     batches = list(limit(dataloader, num_samples, "reconstruct: reading", disable_tqdm=True))
     if not batches:
         raise ValueError("the dataloader gave no batches: there is nothing to reconstruct from")
-    labels = find_labels(type(model))  # no loss is asked for; of a test set they are -1, which gives none
+    labels = find_labels(type(dense_model))  # no loss is asked for; of a test set they are -1, which gives none
     batches = [{name: value for name, value in batch.items() if name not in labels} for batch in batches]
-    projections = [model.get_submodule(group.output.module) for group in groups]
+    projections = [job.model.get_submodule(group.output.module) for job in jobs for group in job.groups.values()]
     parameters = [parameter for projection in projections for parameter in projection.parameters()]
     before = [parameter.clone() for parameter in parameters]
     disable = disable_tqdm or not state.is_local_main_process
     try:
-        with (
-            scoring_mode(model),
-            scoring_mode(dense_model),
-            _without_cache(model),
-            _without_cache(dense_model),
-            tqdm(total=len(groups), desc="reconstruct", unit="projection", disable=disable, leave=False) as bar,
-        ):
-            stages = _stages(model, batches[0], groups)
+        with ExitStack() as stack:
+            for model in (dense_model, *(job.model for job in jobs)):
+                stack.enter_context(scoring_mode(model))
+                stack.enter_context(_without_cache(model))
+            bar = stack.enter_context(
+                tqdm(total=len(projections), desc="reconstruct", unit="projection", disable=disable, leave=False)
+            )
+            rebuilt = [group for name, group in dense_groups.items() if any(name in job.groups for job in jobs)]
+            stages = _stages(jobs[0].model, batches[0], rebuilt)
             first = np.cumsum([0, *map(count_examples, batches)]).tolist()  # numbers of the examples
             own = list(zip(first, batches))[state.process_index :: state.num_processes]
-            pruned = [_start(model, batch, number) for number, batch in own]
             dense = [_start(dense_model, batch, number) for number, batch in own]
+            for job in jobs:
+                job.streams = [_start(job.model, batch, number) for number, batch in own]
             for number, stage in enumerate(stages):
                 targets = [_run_dense(dense_model, stage, stream) for stream in dense]
-                if stage.blocks == list_blocks(model)[-1:]:
-                    _select_read_tokens(dense_model, stage, [batch for _, batch in own], dense, pruned)
-                for group in stage.groups:
-                    _solve(model, stage, group, pruned, targets)
-                    bar.update()
-                if number + 1 < len(stages):
-                    for stream in pruned:
-                        stream.hidden = _run(model, stage, stream)
+                if stage.blocks == list_blocks(dense_model)[-1:]:
+                    _select_read_tokens(dense_model, stage, [batch for _, batch in own], dense)
+                for job in jobs:
+                    for group in stage.groups:
+                        if group.name in job.groups:
+                            _solve(job, stage, job.groups[group.name], dense, targets)
+                            bar.update()
+                    if number + 1 < len(stages):
+                        for stream in job.streams:
+                            stream.hidden = _run(job.model, stage, stream)
     except BaseException:
         for parameter, value in zip(parameters, before):
             parameter.copy_(value)
         raise
-    return model
+
+
+def _to_solve(
+    model: PreTrainedModel,
+    plan: PruningPlan,
+    dense_model: PreTrainedModel,
+    dense_groups: dict[str, PrunableGroup],
+) -> dict[str, PrunableGroup]:
+    """The groups of a pruned model whose projections are to be solved, by name."""
+    check_whole(model, "reconstruct")
+    present = {group.name: group for group in find_groups(model, KINDS)}
+    _check(model, dense_model, present, dense_groups, plan)
+    names = list(dense_groups)
+    cut = [i for i, n in enumerate(names) if n not in present or present[n].size < dense_groups[n].size]
+    # All before the first cut is exact already. Sub-layers have the projections of their heads and neurons.
+    solved = [present[name] for name in names[cut[0] :] if name in present] if cut else []
+    return {group.name: group for group in solved if group.kind != "layers"}
 
 
 def _check(
@@ -179,8 +221,17 @@ class _Stream:
     hidden: Tensor  # (batch, tokens, hidden size)
     arguments: tuple[Any, ...]
     keywords: dict[str, Any]
-    mask: Tensor  # (batch, tokens), true at real tokens
+    mask: Tensor  # (batch, tokens), true at the real tokens; in the last block, at those that are read
     held_out: Tensor  # (batch, tokens), true in the examples that choose the damping
+
+
+@dataclass
+class _Job:
+    """One pruned model."""
+
+    model: PreTrainedModel
+    groups: dict[str, PrunableGroup]  # whose projections are to be solved, by name
+    streams: list[_Stream] = field(default_factory=list)
 
 
 @dataclass
@@ -312,11 +363,10 @@ def _select_read_tokens(
     model: PreTrainedModel,
     stage: _Stage,
     batches: Sequence[Batch],
-    dense: Sequence[_Stream],
-    pruned: Sequence[_Stream],
+    streams: Sequence[_Stream],
 ) -> None:
-    """Leaves in the masks of the pruned streams only the tokens whose last hidden states reach the model's outputs."""
-    for batch, stream, other in zip(batches, dense, pruned):
+    """Leaves in the masks of streams only the tokens whose last hidden states reach the model's outputs."""
+    for batch, stream in zip(batches, streams):
         hidden = stream.hidden.detach().requires_grad_()
         with torch.enable_grad(), _blocks_give(model, stage, hidden):
             outputs = model(**send_to_device(dict(batch), hidden.device))
@@ -331,7 +381,7 @@ def _select_read_tokens(
         if torch.equal(real, stream.mask) and (real.sum(1) > 1).any():
             return  # all are read, and so it is in the other batches
         if real.any():
-            other.mask = real
+            stream.mask = real
 
 
 @contextmanager
@@ -352,13 +402,14 @@ def _blocks_give(model: PreTrainedModel, stage: _Stage, hidden: Tensor) -> Itera
 
 
 def _solve(
-    model: PreTrainedModel,
+    job: _Job,
     stage: _Stage,
     group: PrunableGroup,
-    streams: Sequence[_Stream],
+    dense: Sequence[_Stream],
     targets: Sequence[dict[str, list[Tensor]]],
 ) -> None:
-    projection = model.get_submodule(group.output.module)
+    """Solves one projection of a pruned model; the masks are those of the dense streams."""
+    projection = job.model.get_submodule(group.output.module)
     weight, bias = projection.weight if isinstance(projection, Conv1D) else projection.weight.T, projection.bias
     inputs, outputs = weight.shape
     rows, biased = inputs + (bias is not None), bias is not None  # the bias is the weight of an input that is 1
@@ -376,11 +427,11 @@ def _solve(
                 gram[part] += given.T @ given
                 cross[part] += given.T @ missing
 
-    for stream, target in zip(streams, targets):
-        wanted = target.pop(group.name)
-        x, residual = _inputs(model, stage, group, stream, len(wanted))
+    for masks, stream, target in zip(dense, job.streams, targets):
+        wanted = target[group.name]
+        x, residual = _inputs(job.model, stage, group, stream, len(wanted))
         y = torch.cat(wanted, dim=1) - residual.float()
-        real, held_out = (each.repeat(1, x.shape[1] // each.shape[1]) for each in (stream.mask, stream.held_out))
+        real, held_out = (each.repeat(1, x.shape[1] // each.shape[1]) for each in (masks.mask, masks.held_out))
         for part, chosen in enumerate((real & ~held_out, real & held_out)):
             given = x[chosen]
             missing = y[chosen] - projection(given).float()

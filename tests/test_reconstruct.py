@@ -319,6 +319,51 @@ def test_a_layer_without_units():
     assert distance(model, dense) < before
 
 
+# --- several cuts of one model --------------------------------------------------------------------------------------
+
+
+def pairs(architecture, count=3):
+    """Several pruned models of one dense model; the last lost nothing."""
+    dense = tiny_model(architecture)
+    plans = [random_plan(dense, seed) for seed in range(count)]
+    plans.append(PruningPlan({group.name: group.units for group in find_groups(dense)}))
+    return [apply_plan(copy.deepcopy(dense), plan) for plan in plans], dense, plans
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2", "albert"])
+def test_several_cuts_are_rebuilt_as_each_alone(architecture):
+    together, dense, plans = pairs(architecture)
+    module.reconstruct_all(together, dense, plans, batches_of(4), disable_tqdm=True)
+    for model, before, plan in zip(together, pairs(architecture)[0], plans):
+        alone = weights(reconstruct(copy.deepcopy(before), dense, plan, batches_of(4)))
+        assert all(torch.equal(value, alone[name]) for name, value in weights(model).items())
+        unchanged = all(torch.equal(value, alone[name]) for name, value in before.state_dict().items())
+        assert unchanged == (plan is plans[-1])
+
+
+def test_the_dense_model_runs_once_for_all_cuts():
+    counts = []
+    for count in (1, 3):
+        models, dense, plans = pairs("bert", count)
+        counted = calls_of(dense, list_blocks(dense))
+        module.reconstruct_all(models, dense, plans, batches_of(3), disable_tqdm=True)
+        counts.append(list(counted.values()))
+    assert counts[0] == counts[1]
+
+
+def test_a_fault_in_one_cut_leaves_all_as_they_were():
+    models, dense, plans = pairs("bert")
+    before = [weights(model) for model in models]
+    last = find_groups(models[2])[-1]
+    models[2].get_submodule(last.output.module).register_forward_pre_hook(lambda _, args: (args[0] * float("nan"),))
+    with pytest.raises(ValueError, match="NaN"):
+        module.reconstruct_all(models, dense, plans, batches_of(3), disable_tqdm=True)
+    for model, values in zip(models, before):
+        assert all(torch.equal(value, values[name]) for name, value in weights(model).items())
+    with pytest.raises(ValueError, match="3 models and 2 plans"):
+        module.reconstruct_all(models[:3], dense, plans[:2], batches_of(3), disable_tqdm=True)
+
+
 # --- what it reads --------------------------------------------------------------------------------------------------
 
 

@@ -33,7 +33,9 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,7 +55,7 @@ from optimum_camcut import (
     apply_plan,
     find_groups,
     make_plan,
-    reconstruct,
+    reconstruct_all,
     score_groups,
 )
 from optimum_camcut.allocation import remaining_budget, removed_by
@@ -133,37 +135,44 @@ class Benchmark(GlueTask):
 
     def run(self, method: str, seed: int) -> list[dict]:
         """Scores the dense model once; then cuts, rebuilds and evaluates at each fraction."""
-        options, rounds, results = self.options, self.options.rounds, []
+        options, rounds = self.options, self.options.rounds
         settings = {"method": method, "num_samples": options.num_samples, "seed": seed}
         batches = list(self.trainer(PruningConfig(sparsity=0.5, **settings)).get_scoring_dataloader())
-        everything, scores = find_groups(self.model), {}
-        for keep in options.keep:
-            model, row = copy.deepcopy(self.model), {"keep": keep}
+        everything, counted = find_groups(self.model), PruningConfig(sparsity=0.5, budget="flops")
+        rows = [{"keep": keep} for keep in options.keep]
+        models = [copy.deepcopy(self.model) for _ in rows]
+        seconds = {"scoring_seconds": 0.0, "rebuilding_seconds": 0.0}
+
+        def timed(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
             start = time.perf_counter()
-            for number in range(1, rounds + 1):
+            with self.precision():
+                result = function(*arguments)
+            seconds[name] += time.perf_counter() - start
+            return result
+
+        scores = timed(
+            "scoring_seconds", score_groups, self.model, everything, batches, PruningConfig(sparsity=0.5, **settings)
+        )
+        for number in range(1, rounds + 1):
+            for row, model in zip(rows, models):
                 groups = find_groups(model)
-                counted = PruningConfig(sparsity=0.5, budget="flops")
                 left = remaining_budget(everything, groups, counted)
-                config = PruningConfig(sparsity=1 - (1 - (1 - keep) * removed_by(number, rounds)) / left, **settings)
-                if number > 1 or not scores:
-                    with self.precision():
-                        found = score_groups(model, groups, batches, config)
-                    scores = scores or found  # those of the dense model serve all fractions
-                    if number == 1:
-                        scoring_seconds = time.perf_counter() - start
-                        start = time.perf_counter()
-                apply_plan(model, make_plan(scores if number == 1 else found, groups, config))
+                config = PruningConfig(
+                    sparsity=1 - (1 - (1 - row["keep"]) * removed_by(number, rounds)) / left, **settings
+                )
+                if number > 1:
+                    scores = timed("scoring_seconds", score_groups, model, groups, batches, config)
+                apply_plan(model, make_plan(scores, groups, config))
                 if rounds == 1:
                     row["cut"] = self.evaluate(model)
-                    start = time.perf_counter()
-                with self.precision():
-                    reconstruct(model, self.model, model.pruning_plan, batches)
-            row["seconds"] = time.perf_counter() - start
+            plans = [model.pruning_plan for model in models]
+            timed("rebuilding_seconds", reconstruct_all, models, self.model, plans, batches)
+        for row, model in zip(rows, models):
             row["rebuilt"] = self.evaluate(model)
             row["macs"] = remaining_budget(everything, find_groups(model), counted)
-            results.append(row)
+            row.update(seconds)  # of all fractions
             print(self.name, method, seed, json.dumps(row), flush=True)
-        return [{**row, "scoring_seconds": scoring_seconds} for row in results]
+        return rows
 
 
 def fine_tune(task: str, options: argparse.Namespace) -> None:
