@@ -264,7 +264,8 @@ def compare(
             cuts; with `recovery="reconstruct"`, call `reconstruct` after `apply_plan` to get what was measured.
 
     Raises:
-        `ValueError`: no way to evaluate, or two; no or unknown methods; a budget that cannot be met; no data.
+        `ValueError`: no way to evaluate, or two; no or unknown methods; a budget that cannot be met; more tokens than
+            the model takes; no data.
     """
     config = config or PruningConfig(sparsity=0.5)
     configs = _configs(config, methods, sparsities, recovery, repeats)
@@ -281,9 +282,10 @@ def compare(
     batches = list(limit(dataloader, config.num_samples, "compare: reading", disable_tqdm=True)) if reads else None
 
     shape = (config.latency_batch_size, config.sequence_length)
+    flops = count_flops(model, 1, shape[1])  # fails for more tokens than the model takes, before hours of scoring
     total = sum(len(each) for _, each in configs) + 1
     with tqdm(total=total, desc="compare", unit="model", disable=disable_tqdm, leave=False) as bar:
-        whole = (quality(model), count_parameters(model), count_flops(model, 1, shape[1]))
+        whole = (quality(model), count_parameters(model), flops)
         bar.update()
         found: list[tuple[PruningConfig, tuple[float, int, int], dict[str, LatencyResult], PruningPlan]] = []
         for method, of_method in configs:

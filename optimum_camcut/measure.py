@@ -224,7 +224,15 @@ def random_inputs(model: PreTrainedModel, batch_size: int, sequence_length: int)
     Returns:
         `dict[str, Tensor]`: `input_ids` and a mask of ones, `attention_mask`, each of shape
             `(batch_size, sequence_length)`; of models for multiple choice, `(batch_size, 1, sequence_length)`.
+
+    Raises:
+        `ValueError`: more tokens than the model has positions for.
     """
+    longest = longest_input(model, sequence_length)
+    if sequence_length > longest:
+        raise ValueError(
+            f"sequence_length is {sequence_length}, but {type(model).__name__} takes {longest} tokens at most"
+        )
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(model.config.vocab_size, (batch_size, sequence_length), generator=generator)
     if model.config.pad_token_id is not None:

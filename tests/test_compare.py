@@ -29,6 +29,7 @@ from optimum_camcut import (
     apply_plan,
     compare,
     find_groups,
+    latency_table,
     make_plan,
     reconstruct,
     score_groups,
@@ -328,3 +329,13 @@ def test_nothing_is_scored_before_an_impossible_budget_is_refused():
     model.register_forward_pre_hook(lambda *args: pytest.fail("a forward pass"))
     with pytest.raises(ValueError, match="cannot be reached"):
         run(model, sparsities=[0.5, 0.99])
+
+
+def test_more_tokens_than_the_model_takes(tmp_path):
+    """Told before anything is scored or evaluated."""
+    config = dataclasses.replace(CONFIG, sequence_length=65)
+    with pytest.raises(ValueError, match="sequence_length is 65, but BertForSequenceClassification takes 64 tokens"):
+        run(config=config, evaluate=lambda _: pytest.fail("evaluated"), eval_dataloader=None, metric=None)
+    with pytest.raises(ValueError, match="takes 64 tokens at most"):
+        latency_table(tiny_model("bert"), config, cache_dir=tmp_path)
+    assert not list(tmp_path.iterdir())
