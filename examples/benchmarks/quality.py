@@ -66,6 +66,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from run_glue import TASKS, DataArguments, load_data, load_metric
 
 
+PAPER, BASELINES = ("cam_cut", "smooth_cut", "smooth_cam_cut"), ("taylor", "fisher")
 HEADLINE = {"cola": "matthews_correlation", "stsb": "spearmanr"}  # accuracy elsewhere
 FINE_TUNING = {"sst2": (20_000, 2), "mrpc": (None, 4), "cola": (None, 3), "stsb": (None, 4)}  # rows and epochs
 
@@ -212,8 +213,9 @@ def read(folder: Path) -> list[dict]:
 
 
 def tables(rows: list[dict]) -> str:
-    """Markdown: the mean over the tasks of metric / dense metric, each capped at 1; then the metrics of every task.
-    Means and standard deviations are over the seeds."""
+    """Markdown: the mean over the tasks of metric / dense metric, each capped at 1; by how much the best of the
+    paper's methods leads the best baseline in it; then the metrics of every task. Means and standard deviations are
+    over the seeds."""
     fractions = sorted({row["keep"] for row in rows}, reverse=True)
     found: dict[tuple, dict[float, dict[int, dict[str, float]]]] = {}
     for row in rows:
@@ -224,10 +226,17 @@ def tables(rows: list[dict]) -> str:
                 found.setdefault(key, {}).setdefault(row["keep"], {}).setdefault(row["seed"], {})[row["task"]] = ratio
     tasks = sorted({row["task"] for row in rows})
     lines = [_header(f"mean ratio, {', '.join(tasks)}", fractions)]
+    means: dict[tuple, dict[float, dict[int, float]]] = {}  # setting -> fraction -> seed -> mean over all tasks
     for key, by_keep in sorted(found.items(), key=lambda item: (item[0][2], item[0][1], item[0][0])):
-        complete = {k: [v for v in seeds.values() if len(v) == len(tasks)] for k, seeds in by_keep.items()}
-        cells = [[statistics.mean(v.values()) for v in complete.get(k, [])] for k in fractions]
-        lines.append(_line(_label(*key), cells, 3))
+        means[key] = {
+            k: {seed: statistics.mean(of.values()) for seed, of in seeds.items() if len(of) == len(tasks)}
+            for k, seeds in by_keep.items()
+        }
+        lines.append(_line(_label(*key), [list(means[key].get(k, {}).values()) for k in fractions], 3))
+    lines += ["", _header("lead of the paper's methods, points", fractions)]
+    for rounds, stage in sorted({key[1:] for key in means}):
+        cells = [_lead(means, rounds, stage, keep) for keep in fractions]
+        lines.append(f"| {_stage(rounds, stage)} | {' | '.join(cells)} |")
     for task in tasks:
         own = [row for row in rows if row["task"] == task]
         lines += ["", _header(f"{task}, dense {own[0]['dense']:.1f}", fractions)]
@@ -240,8 +249,29 @@ def tables(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def _lead(means: dict[tuple, dict[float, dict[int, float]]], rounds: int, stage: str, keep: float) -> str:
+    """Between the two that are best in the mean, over the seeds that both have."""
+    best = []
+    for methods in (PAPER, BASELINES):
+        of = {method: means.get((method, rounds, stage), {}).get(keep) for method in methods}
+        of = {method: by_seed for method, by_seed in of.items() if by_seed}
+        if not of:
+            return "-"
+        best.append(max(of.items(), key=lambda item: statistics.mean(item[1].values())))
+    (ours, by_seed), (theirs, others) = best
+    shared = [100 * (by_seed[seed] - others[seed]) for seed in sorted(by_seed.keys() & others.keys())]
+    if not shared:
+        return "-"
+    spread = f" ± {statistics.stdev(shared):.1f}" if len(shared) > 1 else ""
+    return f"{statistics.mean(shared):+.1f}{spread} (`{ours}`, `{theirs}`)"
+
+
 def _label(method: str, rounds: int, stage: str) -> str:
-    return f"`{method}`, {'cut only' if stage == 'cut' else f'{rounds} round' + 's' * (rounds > 1)}"
+    return f"`{method}`, {_stage(rounds, stage)}"
+
+
+def _stage(rounds: int, stage: str) -> str:
+    return "cut only" if stage == "cut" else f"rebuilt, {rounds} round" + "s" * (rounds > 1)
 
 
 def _header(title: str, fractions: list[float]) -> str:
