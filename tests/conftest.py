@@ -12,6 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 import os
+import random
 import subprocess
 import sysconfig
 import venv
@@ -60,6 +61,30 @@ def model_path(tmp_path_factory):
     torch.manual_seed(0)
     config = tiny_config("bert", vocab_size=len(vocabulary), max_position_embeddings=64, num_labels=2)
     AutoModel.from_config(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def glue_folder(tmp_path_factory):
+    """A few rows of a task of classes and of a task of scores, with something to learn in them."""
+    from datasets import Dataset  # after the environment is set
+
+    folder = tmp_path_factory.mktemp("glue")
+    draw = random.Random(0)
+    words = {0: ["war", "state", "city", "year"], 1: ["name", "first", "what", "is"]}
+
+    def text(label):  # most words tell the label, some mislead
+        return " ".join(draw.choice(words[label if draw.random() < 0.85 else 1 - label]) for _ in range(4))
+
+    for task, columns in {"sst2": ["sentence"], "stsb": ["sentence1", "sentence2"]}.items():
+        (folder / task).mkdir()
+        for split, count in (("train", 160), ("validation", 60)):
+            rows = []
+            for index in range(count):
+                label = draw.randrange(2)
+                score = label if task == "sst2" else 4 * label + draw.random()
+                rows.append({**{column: text(label) for column in columns}, "label": score, "idx": index})
+            Dataset.from_list(rows).to_parquet(str(folder / task / f"{split}.parquet"))
     return folder
 
 

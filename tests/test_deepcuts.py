@@ -15,7 +15,6 @@
 
 import json
 import os
-import random
 import shutil
 import signal
 import statistics
@@ -41,25 +40,8 @@ MEASURED = ("metric", "kept", "compression")
 
 
 @pytest.fixture(scope="session")
-def data(tmp_path_factory):
-    """A few rows of a task of classes and of a task of scores, with something to learn in them."""
-    folder = tmp_path_factory.mktemp("glue")
-    draw = random.Random(0)
-    words = {0: ["war", "state", "city", "year"], 1: ["name", "first", "what", "is"]}
-
-    def text(label):  # most words tell the label, some mislead
-        return " ".join(draw.choice(words[label if draw.random() < 0.85 else 1 - label]) for _ in range(4))
-
-    for task, columns in TASKS.items():
-        (folder / task).mkdir()
-        for split, count in (("train", 160), ("validation", 60)):
-            rows = []
-            for index in range(count):
-                label = draw.randrange(2)
-                score = label if task == "sst2" else 4 * label + draw.random()
-                rows.append({**{column: text(label) for column in columns}, "label": score, "idx": index})
-            Dataset.from_list(rows).to_parquet(str(folder / task / f"{split}.parquet"))
-    return folder
+def data(glue_folder):
+    return glue_folder
 
 
 def start(model_path, data, output, *flags):

@@ -1,0 +1,170 @@
+# Copyright 2026 The optimum-camcut authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The benchmarks of quality run, write what the steps give, and their tables hold the right numbers."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
+
+from optimum_camcut import PruningConfig, apply_plan, find_groups, make_plan, reconstruct, score_groups
+from optimum_camcut.sampling import draw_examples
+
+
+FOLDER = Path(__file__).resolve().parents[1] / "examples" / "benchmarks"
+
+
+def run(script, *arguments):
+    return subprocess.run(
+        [sys.executable, str(FOLDER / f"{script}.py"), *map(str, arguments)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(FOLDER.parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory):
+    return f"{tmp_path_factory.mktemp('models')}/tiny-{{task}}"
+
+
+@pytest.fixture(scope="session")
+def arguments(models, model_path, glue_folder, tmp_path_factory):
+    """Of a run that fine-tunes the models, too."""
+    folder = tmp_path_factory.mktemp("quality")
+    made = ["--model", models, "--finetune", model_path, "--dataset_path", glue_folder, "--output_dir", folder]
+    made += ["--tasks", "sst2", "stsb", "--methods", "fisher", "cam_cut", "--keep", 0.5, 0.25]
+    return [*made, "--num_samples", 48, "--seeds", 1, 2]
+
+
+@pytest.fixture(scope="session")
+def results(arguments):
+    done = run("quality", *arguments)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return Path(arguments[arguments.index("--output_dir") + 1]), done.stdout
+
+
+def test_quality_is_what_the_steps_give(results, models, glue_folder):
+    """One file worked out anew."""
+    folder, _ = results
+    settings = itertools.product(("sst2", "stsb"), ("fisher", "cam_cut"), (1, 2))
+    assert {path.name for path in folder.iterdir()} == {
+        f"{task}-{name}-1-{seed}.json" for task, name, seed in settings
+    }
+    report = json.loads((folder / "sst2-fisher-1-2.json").read_text())
+    tokenizer = AutoTokenizer.from_pretrained(models.format(task="sst2"))
+    load = lambda: AutoModelForSequenceClassification.from_pretrained(models.format(task="sst2")).eval()  # noqa: E731
+
+    def examples(split):
+        rows = Dataset.from_parquet(str(glue_folder / "sst2" / f"{split}.parquet"))
+        return [{**tokenizer(row["sentence"]), "labels": row["label"]} for row in rows]
+
+    def accuracy(model):
+        batch = DataCollatorWithPadding(tokenizer)(examples("validation"))
+        with torch.no_grad():
+            return 100 * float((model(**batch).logits.argmax(1) == batch["labels"]).float().mean())
+
+    chosen = draw_examples(examples("train"), 48, seed=2)
+    batches = [DataCollatorWithPadding(tokenizer)(chosen[i : i + 32]) for i in (0, 32)]
+    assert report["dense"] == pytest.approx(accuracy(load()), abs=1e-3)
+    for keep, row in zip((0.5, 0.25), report["results"], strict=True):
+        config = PruningConfig(method="fisher", sparsity=1 - keep, num_samples=48, seed=2)
+        model, dense = load(), load()
+        groups = find_groups(model)
+        plan = make_plan(score_groups(model, groups, batches, config, disable_tqdm=True), groups, config)
+        apply_plan(model, plan)
+        assert row["cut"] == pytest.approx(accuracy(model), abs=1e-3)
+        assert row["macs"] == pytest.approx(keep, abs=0.05)
+        reconstruct(model, dense, plan, batches, disable_tqdm=True)
+        assert row["rebuilt"] == pytest.approx(accuracy(model), abs=1e-3)
+
+
+def test_what_is_there_is_not_run_again(results, arguments):
+    folder, printed = results
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    done = run("quality", *arguments)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert before == {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert printed.endswith(done.stdout) and "| `cam_cut`, rebuilt, 1 round |" in done.stdout
+
+
+def test_two_rounds(results, arguments, tmp_path):
+    flags = ["--output_dir", tmp_path, "--tasks", "sst2", "--methods", "fisher", "--seeds", 1, "--rounds", 2]
+    done = run("quality", *arguments, *flags)
+    assert done.returncode == 0, done.stderr[-4000:]
+    rows = json.loads((tmp_path / "sst2-fisher-2-1.json").read_text())["results"]
+    assert [row["macs"] for row in rows] == pytest.approx([0.5, 0.25], abs=0.05)
+    assert all("cut" not in row for row in rows)
+
+
+def test_recovery_reaches_its_speed(results, models, glue_folder, tmp_path):
+    flags = ["--model", models, "--dataset_path", glue_folder, "--output_dir", tmp_path, "--tasks", "sst2"]
+    flags += ["--speedups", 1.15, "--seeds", 1, "--num_samples", 48, "--latency_batch_size", 64, "--epochs", 1]
+    flags += ["--sequence_length", 60, "--latency_repeats", 5, "--multiple_of", 1]
+    done = run("recovery", *flags)
+    assert done.returncode == 0, done.stderr[-4000:]
+    (path,) = tmp_path.iterdir()
+    report = json.loads(path.read_text())
+    low, high = report["speedup_quartiles"]
+    assert 0 < low <= report["speedup"] <= high and report["parameters"] < 1
+    assert 0 <= report["pruned"] <= 100 and 0 <= report["dense"] <= 100
+    model = AutoModelForSequenceClassification.from_pretrained(models.format(task="sst2"))
+    dense = {group.name: group.size for group in find_groups(model)}
+    assert report["kept"].keys() == dense.keys() and sum(report["kept"].values()) < sum(dense.values())
+    assert "| 1.15x | reconstruct+finetune, distilled |" in done.stdout
+
+    other = run("recovery", *flags, "--learning_rate", "1e-3")
+    assert other.returncode != 0 and "is of other settings" in other.stderr
+    assert json.loads(path.read_text()) == report
+
+
+@pytest.fixture
+def quality(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import quality
+
+    return quality
+
+
+def test_means_and_leads_by_hand(quality):
+    """Two tasks, two seeds: ratios capped at 1, means over tasks within a seed, deviations over seeds."""
+    rebuilt = {  # method -> seed -> the metrics of two tasks whose dense models have 80 and 50
+        "smooth_cut": {1: (88, 45), 2: (80, 40)},  # 1 and 0.9; 1 and 0.8
+        "cam_cut": {1: (40, 25), 2: (40, 25)},
+        "fisher": {1: (72, 45), 2: (64, 40)},  # 0.9 and 0.9; 0.8 and 0.8
+        "taylor": {1: (80, 50)},
+    }
+    rows = [
+        {"task": task, "method": method, "rounds": 1, "seed": seed, "keep": 0.5, "rebuilt": value, "dense": dense}
+        for method, seeds in rebuilt.items()
+        for seed, values in seeds.items()
+        for task, value, dense in zip(("sst2", "stsb"), values, (80, 50))
+    ]
+    made = quality.tables(rows).splitlines()
+    assert "| `smooth_cut`, rebuilt, 1 round | 0.925 ± 0.035 |" in made
+    assert "| `fisher`, rebuilt, 1 round | 0.850 ± 0.071 |" in made
+    assert "| `taylor`, rebuilt, 1 round | 1.000 |" in made
+    assert "| rebuilt, 1 round | -5.0 (`smooth_cut`, `taylor`) |" in made
+    assert "| `smooth_cut`, rebuilt, 1 round | 84.0 ± 5.7 |" in made  # of sst2 alone
+    without = quality.tables([row for row in rows if row["method"] != "taylor"]).splitlines()
+    assert "| rebuilt, 1 round | +7.5 ± 3.5 (`smooth_cut`, `fisher`) |" in without
