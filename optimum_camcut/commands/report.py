@@ -75,7 +75,7 @@ Writes a report on a pruned checkpoint, or on a plan for a model. What `prune` h
             label, equals, path = each.partition("=")
             if not equals:
                 raise ValueError(f"--plans takes LABEL=FILE, got {each!r}")
-            plans[label] = PruningPlan.load(path)
+            plans[label] = PruningPlan.load(Path(path).expanduser())
         dtype = getattr(torch, arguments.dtype)
         model = load_model(arguments.model, dtype=dtype, revision=arguments.revision)
         dense = load_model(arguments.dense, dtype=dtype) if arguments.dense else None

@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
@@ -62,7 +63,7 @@ def get_task(name: str) -> type[Task]:
     return TASKS[name]
 
 
-class Task:
+class Task(ABC):
     """What to do with the rows of a data set.
 
     Args:
@@ -92,7 +93,7 @@ class Task:
     preprocess_logits: ClassVar[Callable[[Any, Tensor], Any] | None] = None
 
     def __init__(self, rows: Any, text_columns: Sequence[str] | None = None, label_column: str | None = None) -> None:
-        self.rows, self.names, self.numbered = rows, [], False
+        self.rows, self.numbered = rows, False
         self.split = str(rows.split) if rows.split else None
         self.text_columns = self.choose_texts(tuple(text_columns or ()))
         self.label_column = self._choose("label", (label_column,) if label_column else (), [(n,) for n in self.labels])
@@ -119,7 +120,8 @@ class Task:
         )
 
     def find_classes(self) -> None:
-        """Sets `names`, if the data have classes."""
+        """Sets `names`."""
+        self.names: list[str] = []
 
     def _set_classes(self, feature: Any, values: Iterable[Any]) -> None:
         """Names of the classes as the data have them: of a `ClassLabel`, as texts, or mere numbers."""
@@ -211,9 +213,9 @@ class Task:
                 if not all(isinstance(text, str) for text in (texts if isinstance(texts, list) else [texts])):
                     raise ValueError(f"{self.place(number, column)} should have text, it has {shown(cell)}")
 
+    @abstractmethod
     def encode(self, rows: Mapping[str, list], numbers: list[int]) -> dict[str, list]:
         """What the model reads: columns of `rows` in, columns of its inputs and labels out."""
-        raise NotImplementedError
 
     def prepare(self, rows: Any, limit: int | None = None) -> Any:
         """Encodes a split, or its first rows."""
@@ -286,6 +288,7 @@ class Task:
         """Metrics of the data's class numbers, or of values, of shape `(examples,)`."""
         return classification_metrics(predicted, true)
 
+    @abstractmethod
     def metrics(self, prediction: EvalPrediction, features: Any, rows: Any) -> dict[str, float]:
         """What is measured of the predictions.
 
@@ -294,7 +297,6 @@ class Task:
             features: what `prepare` gave for `rows`, in the same order.
             rows: as they were read.
         """
-        raise NotImplementedError
 
 
 def first_output(outputs: Any) -> Any:

@@ -54,9 +54,9 @@ class TextClassification(Task):
         feature = self.rows.features[self.label_column]
         self.regression = str(getattr(feature, "dtype", "")).startswith(("float", "double"))
         if self.regression:
-            list(
-                map(self._to_number, self.rows[self.label_column], range(len(self.rows)))
-            )  # of csv, also whole numbers
+            self.names = []
+            for number, value in enumerate(self.rows[self.label_column]):  # fails at what is no number
+                self._to_number(value, number)
         else:
             self._set_classes(feature, self.rows.unique(self.label_column))
 
