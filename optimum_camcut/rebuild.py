@@ -412,7 +412,10 @@ def _solve(
     projection = job.model.get_submodule(group.output.module)
     weight, bias = projection.weight if isinstance(projection, Conv1D) else projection.weight.T, projection.bias
     inputs, outputs = weight.shape
-    rows, biased = inputs + (bias is not None), bias is not None  # the bias is the weight of an input that is 1
+    # The bias is the weight of a first input that is 1: first, because to eliminate the others before it leaves little
+    # but rounding where there are fewer tokens than inputs.
+    biased = int(bias is not None)
+    rows = biased + inputs
     # Of the examples to fit, and of those held out.
     gram = torch.zeros(2, rows, rows, dtype=torch.float64, device=weight.device)
     cross = torch.zeros(2, rows, outputs, dtype=torch.float64, device=weight.device)
@@ -435,7 +438,7 @@ def _solve(
         for part, chosen in enumerate((real & ~held_out, real & held_out)):
             given = x[chosen]
             missing = y[chosen] - projection(given).float()
-            given = torch.cat([given.float(), given.new_ones(len(given), int(biased), dtype=torch.float32)], dim=1)
+            given = torch.cat([given.new_ones(len(given), biased, dtype=torch.float32), given.float()], dim=1)
             waiting[part].append((given, missing))
             add(part, least=rows)
     for part in range(2):
@@ -444,32 +447,37 @@ def _solve(
         gram, cross = reduce_across_processes((gram, cross), "sum")
     if not (torch.isfinite(gram).all() and torch.isfinite(cross).all()):
         raise ValueError(f"the activations at {group.name!r} are NaN or infinite; the model is as it was before")
-    update = _ridge(gram.sum(0), cross.sum(0), inputs, _choose_damping(gram, cross, inputs)).to(weight.dtype)
-    weight.add_(update[:inputs])
+    chosen = _choose_damping(gram, cross, biased)
+    updates = (_ridge(gram.sum(0), cross.sum(0), biased, damping) for damping in DAMPINGS if damping >= chosen)
+    update = next(update for update in updates if update is not None).to(weight.dtype)
+    weight.add_(update[biased:])
     if biased:
-        bias.add_(update[inputs])
+        bias.add_(update[0])
 
 
-def _choose_damping(gram: Tensor, cross: Tensor, inputs: int) -> float:
+def _choose_damping(gram: Tensor, cross: Tensor, biased: int) -> float:
     """The damping whose solution for the first part, `gram[0]` and `cross[0]`, has the least error in the second."""
     if not all(part.diagonal().any() for part in gram):
         return DAMPINGS[len(DAMPINGS) // 2]  # too few examples to choose by
 
     def error(damping: float) -> float:
-        update = _ridge(gram[0], cross[0], inputs, damping)
+        update = _ridge(gram[0], cross[0], biased, damping)
+        if update is None:
+            return float("inf")
         return float((update * (gram[1] @ update - 2 * cross[1])).sum())
 
     return min(DAMPINGS, key=error)
 
 
-def _ridge(gram: Tensor, cross: Tensor, inputs: int, damping: float) -> Tensor:
-    """Solves for the weights, `(inputs, outputs)`, and below them the bias, if there is one more row; that is not
-    damped."""
+def _ridge(gram: Tensor, cross: Tensor, biased: int, damping: float) -> Tensor | None:
+    """Solves for the weights, `(inputs, outputs)`, and above them the bias, if there is one, which is not damped. None
+    if the rounding of XᵀX outweighs the damping, as it may where inputs are all alike."""
     matrix = gram.clone()
-    if inputs:
-        diagonal = matrix.diagonal()[:inputs]
+    diagonal = matrix.diagonal()[biased:]
+    if len(diagonal):
         diagonal += damping * (diagonal.mean() or 1.0)  # inputs that are all zero get no weights
-    return torch.cholesky_solve(cross, torch.linalg.cholesky(matrix))
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    return None if failed else torch.cholesky_solve(cross, factor)
 
 
 def _inputs(

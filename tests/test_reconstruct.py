@@ -319,6 +319,33 @@ def test_a_layer_without_units():
     assert distance(model, dense) < before
 
 
+@pytest.mark.parametrize(("own", "shared"), [(1.0, 0.0), (1e-4, 5.0)])
+def test_far_fewer_tokens_than_inputs(own, shared):
+    """Whether neurons differ or are all but alike, rounding does not stop it, and what comes out is better."""
+    dense = tiny_model("bert", intermediate_size=2048)
+    with torch.no_grad():
+        for layer in dense.bert.encoder.layer:
+            weight = layer.intermediate.dense.weight
+            weight.copy_(own * weight + (1 - own) * weight[:1])
+            layer.intermediate.dense.bias += shared
+    plan = PruningPlan({g.name: g.units[:-64] for g in find_groups(dense) if g.kind == "neurons"})
+    model, batches = apply_plan(copy.deepcopy(dense), plan), batches_of(2)
+    before = distance(model, dense, batches)
+    reconstruct(model, dense, plan, batches)
+    assert distance(model, dense, batches) < 0.1 * before
+
+
+def test_a_damping_that_rounding_outweighs_is_passed_over():
+    gram = torch.diag(torch.tensor([4.0, 1.0, 1.0], dtype=torch.float64)).repeat(2, 1, 1)
+    gram[:, 1, 2] = gram[:, 2, 1] = 1.05  # eigenvalues of -0.05 and 2.05, which a damping of 0.1 makes positive
+    cross = torch.ones(2, 3, 2, dtype=torch.float64)
+    assert module._ridge(gram[0], cross[0], 1, 1e-2) is None
+    assert module._choose_damping(gram, cross, 1) >= 0.1
+    solution = module._ridge(gram[0], cross[0], 1, 0.1)
+    damped = gram[0] + torch.diag(torch.tensor([0.0, 0.1, 0.1], dtype=torch.float64))
+    torch.testing.assert_close(damped @ solution, cross[0])
+
+
 # --- several cuts of one model --------------------------------------------------------------------------------------
 
 
@@ -591,7 +618,7 @@ def test_activations_that_are_not_finite(infinite):
 @pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
 def test_a_failure_in_the_middle_changes_nothing(error, monkeypatch):
     model, dense, plan = pair("bert")
-    calls, cholesky, late = [], torch.linalg.cholesky, 3 * (len(module.DAMPINGS) + 1) + 1  # in the fourth projection
+    calls, cholesky, late = [], torch.linalg.cholesky_ex, 3 * (len(module.DAMPINGS) + 1) + 1  # in the fourth projection
 
     def fail_late(matrix):
         calls.append(matrix)
@@ -599,6 +626,6 @@ def test_a_failure_in_the_middle_changes_nothing(error, monkeypatch):
             raise error("stop")
         return cholesky(matrix)
 
-    monkeypatch.setattr(torch.linalg, "cholesky", fail_late)
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", fail_late)
     check_refused(model, dense, plan, batches_of(2), "stop", error)
     assert len(calls) == late
