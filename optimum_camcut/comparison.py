@@ -238,8 +238,9 @@ def compare(
     """Prunes copies of a model by every method to every budget, and measures how good and how fast each is.
 
     A method scores once for all its budgets, and their models are rebuilt together: beside the dense one, those of
-    one method are in memory at a time. The time of each is measured in turn with the dense one's, at
-    `config.latency_batch_size` and `config.sequence_length`.
+    one method are in memory then, and their hidden states (see `reconstruct_all`); without a rebuild, one at a time.
+    The time of each is measured in turn with the dense one's, at `config.latency_batch_size` and
+    `config.sequence_length`.
 
     Args:
         model (`PreTrainedModel`): fine-tuned, of a supported architecture; it is left as it was.
@@ -292,11 +293,12 @@ def compare(
             bar.set_postfix_str(method)
             scores = score_groups(model, groups, batches, of_method[0], disable_tqdm=True)
             plans = [make_plan(scores, groups, each, latency=latency) for each in of_method]
-            models = [apply_plan(copy.deepcopy(model), plan) for plan in plans]
+            copies = (apply_plan(copy.deepcopy(model), plan) for plan in plans)
             if recovery == "reconstruct":
+                models = list(copies)
                 reconstruct_all(models, model, plans, batches, disable_tqdm=True)
-            for each, plan in zip(of_method, plans):
-                pruned = models.pop(0)
+                copies = (models.pop(0) for _ in plans)
+            for each, plan, pruned in zip(of_method, plans, copies):
                 facts = (quality(pruned), count_parameters(pruned), count_flops(pruned, 1, shape[1]))
                 times = measure_latency({DENSE: model, method: pruned}, *shape, repeats=repeats)
                 found.append((each, facts, times, plan))

@@ -23,7 +23,6 @@ import logging
 import os
 import platform
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -354,8 +353,6 @@ def _time_in_turn(
     disable_tqdm: bool,
 ) -> dict[Any, list[float]]:
     """For every probe, one number a round: its time over that of the model. Under `WHOLE`, the model's, in seconds."""
-    # One thread: its processor time is the time it takes, less what other processes take of it.
-    clock = time.thread_time if model.device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     inputs = random_inputs(model, config.latency_batch_size, config.sequence_length)
     found: dict[Any, list[float]] = {probe: [] for probe in (WHOLE, *probes)}
     sized = {probe: sizes for probe, sizes in probes.items() if probe != PRUNED}
@@ -368,9 +365,9 @@ def _time_in_turn(
             whole, pruned, seconds = [], [], {}
             for position, (probe, sizes) in enumerate(sized.items()):
                 if position % step == 0:  # what all the others are measured by
-                    whole.append(time_forward(model, inputs, clock))
-                    pruned.append(time_forward(_only(model, groups, probes[PRUNED]), inputs, clock) / whole[-1])
-                seconds[probe] = time_forward(_only(model, groups, sizes), inputs, clock)
+                    whole.append(time_forward(model, inputs))
+                    pruned.append(time_forward(_only(model, groups, probes[PRUNED]), inputs) / whole[-1])
+                seconds[probe] = time_forward(_only(model, groups, sizes), inputs)
                 bar.update()
             if number > 0:  # the first round warms up
                 found[WHOLE] += whole

@@ -74,7 +74,7 @@ def reconstruct(
         plan (`PruningPlan`): what was applied.
         dataloader (`Iterable[Batch]`): dicts of tensors as the model takes them; labels are not used. Give several
             times as many tokens as the widest projection has inputs. The hidden states of all batches are kept in
-            memory, four times `tokens * hidden size` numbers.
+            memory, four times `tokens * hidden size` numbers (of ALBERT, twice that for every call of a block).
         num_samples (`int`, *optional*): read no more examples than this.
         disable_tqdm (`bool`): no progress bar.
 
@@ -149,12 +149,15 @@ def reconstruct_all(
                 targets = [_run_dense(dense_model, stage, stream) for stream in dense]
                 if stage.blocks == list_blocks(dense_model)[-1:]:
                     _select_read_tokens(dense_model, stage, [batch for _, batch in own], dense)
-                for job in jobs:
-                    for group in stage.groups:
-                        if group.name in job.groups:
-                            _solve(job, stage, job.groups[group.name], dense, targets)
+                for name in [group.name for group in stage.groups]:
+                    wanted = [target.pop(name) for target in targets]
+                    for job in jobs:
+                        if name in job.groups:
+                            _solve(job, stage, job.groups[name], dense, wanted)
                             bar.update()
-                    if number + 1 < len(stages):
+                    del wanted
+                if number + 1 < len(stages):
+                    for job in jobs:
                         for stream in job.streams:
                             stream.hidden = _run(job.model, stage, stream)
     except BaseException:
@@ -406,9 +409,10 @@ def _solve(
     stage: _Stage,
     group: PrunableGroup,
     dense: Sequence[_Stream],
-    targets: Sequence[dict[str, list[Tensor]]],
+    targets: Sequence[list[Tensor]],
 ) -> None:
-    """Solves one projection of a pruned model; the masks are those of the dense streams."""
+    """Solves one projection of a pruned model: `targets` are the residual streams after it, of each batch one a call;
+    the masks are those of the dense streams."""
     projection = job.model.get_submodule(group.output.module)
     weight, bias = projection.weight if isinstance(projection, Conv1D) else projection.weight.T, projection.bias
     inputs, outputs = weight.shape
@@ -430,8 +434,7 @@ def _solve(
                 gram[part] += given.T @ given
                 cross[part] += given.T @ missing
 
-    for masks, stream, target in zip(dense, job.streams, targets):
-        wanted = target[group.name]
+    for masks, stream, wanted in zip(dense, job.streams, targets):
         x, residual = _inputs(job.model, stage, group, stream, len(wanted))
         y = torch.cat(wanted, dim=1) - residual.float()
         real, held_out = (each.repeat(1, x.shape[1] // each.shape[1]) for each in (masks.mask, masks.held_out))
@@ -449,7 +452,10 @@ def _solve(
         raise ValueError(f"the activations at {group.name!r} are NaN or infinite; the model is as it was before")
     chosen = _choose_damping(gram, cross, biased)
     updates = (_ridge(gram.sum(0), cross.sum(0), biased, damping) for damping in DAMPINGS if damping >= chosen)
-    update = next(update for update in updates if update is not None).to(weight.dtype)
+    update = next((update for update in updates if update is not None), None)
+    if update is None:
+        raise ValueError(f"no weights fit the activations at {group.name!r}: is there a token that is not masked?")
+    update = update.to(weight.dtype)
     weight.add_(update[biased:])
     if biased:
         bias.add_(update[0])

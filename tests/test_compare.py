@@ -17,6 +17,7 @@ import copy
 import dataclasses
 import json
 import re
+import weakref
 
 import pytest
 import torch
@@ -35,7 +36,7 @@ from optimum_camcut import (
     score_groups,
 )
 from optimum_camcut.comparison import ComparedModel
-from optimum_camcut.measure import count_flops, count_parameters
+from optimum_camcut.measure import count_flops, count_parameters, measure_latency
 from optimum_camcut.plots import plot_pareto
 
 
@@ -339,3 +340,23 @@ def test_more_tokens_than_the_model_takes(tmp_path):
     with pytest.raises(ValueError, match="takes 64 tokens at most"):
         latency_table(tiny_model("bert"), config, cache_dir=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_rotary_positions_have_no_end():
+    model = tiny_model("llama")
+    assert count_flops(model, 1, 65) > count_flops(model, 1, 64) > 0
+    assert measure_latency({"llama": model}, 1, 65, repeats=1)["llama"].median > 0
+
+
+@pytest.mark.parametrize(("recovery", "most"), [("none", 1), ("reconstruct", 2)])
+def test_how_many_copies_are_in_memory(recovery, most, monkeypatch):
+    copies, alive = [], []
+
+    def counted(model, plan):
+        alive.append(sum(each() is not None for each in copies))
+        copies.append(weakref.ref(model))
+        return apply_plan(model, plan)
+
+    monkeypatch.setattr("optimum_camcut.comparison.apply_plan", counted)
+    run(recovery=recovery, sparsities=[0.2, 0.3, 0.5])
+    assert len(alive) == 6 and max(alive) == most

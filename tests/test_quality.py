@@ -27,6 +27,7 @@ from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
 
 from optimum_camcut import PruningConfig, apply_plan, find_groups, make_plan, reconstruct, score_groups
+from optimum_camcut.allocation import remaining_budget
 from optimum_camcut.sampling import draw_examples
 
 
@@ -44,13 +45,28 @@ def run(script, *arguments):
 
 
 @pytest.fixture(scope="session")
-def models(tmp_path_factory):
-    return f"{tmp_path_factory.mktemp('models')}/tiny-{{task}}"
+def models(model_path, glue_folder, tmp_path_factory):
+    """Where the model of sst2 is, which has learned something, and that of stsb will be."""
+    pattern = f"{tmp_path_factory.mktemp('models')}/tiny-{{task}}"
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(model_path)
+    model = AutoModelForSequenceClassification.from_pretrained(model_path, num_labels=2).train()
+    rows = Dataset.from_parquet(str(glue_folder / "sst2" / "train.parquet"))
+    inputs = tokenizer(list(rows["sentence"]), padding=True, return_tensors="pt")
+    labels, optimizer = torch.tensor(list(rows["label"])), torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(20):
+        for part in torch.randperm(len(labels)).split(32):
+            optimizer.zero_grad()
+            model(**{name: value[part] for name, value in inputs.items()}, labels=labels[part]).loss.backward()
+            optimizer.step()
+    for each in (model, tokenizer):
+        each.save_pretrained(pattern.format(task="sst2"))
+    return pattern
 
 
 @pytest.fixture(scope="session")
 def arguments(models, model_path, glue_folder, tmp_path_factory):
-    """Of a run that fine-tunes the models, too."""
+    """Of a run that fine-tunes the model that is missing, too."""
     folder = tmp_path_factory.mktemp("quality")
     made = ["--model", models, "--finetune", model_path, "--dataset_path", glue_folder, "--output_dir", folder]
     made += ["--tasks", "sst2", "stsb", "--methods", "fisher", "cam_cut", "--keep", 0.5, 0.25]
@@ -64,16 +80,11 @@ def results(arguments):
     return Path(arguments[arguments.index("--output_dir") + 1]), done.stdout
 
 
-def test_quality_is_what_the_steps_give(results, models, glue_folder):
-    """One file worked out anew."""
-    folder, _ = results
-    settings = itertools.product(("sst2", "stsb"), ("fisher", "cam_cut"), (1, 2))
-    assert {path.name for path in folder.iterdir()} == {
-        f"{task}-{name}-1-{seed}.json" for task, name, seed in settings
-    }
-    report = json.loads((folder / "sst2-fisher-1-2.json").read_text())
-    tokenizer = AutoTokenizer.from_pretrained(models.format(task="sst2"))
-    load = lambda: AutoModelForSequenceClassification.from_pretrained(models.format(task="sst2")).eval()  # noqa: E731
+@pytest.fixture
+def by_hand(models, glue_folder):
+    """A function that loads the model of sst2, one that gives its accuracy, and the batches of a scoring sample."""
+    path = models.format(task="sst2")
+    tokenizer = AutoTokenizer.from_pretrained(path)
 
     def examples(split):
         rows = Dataset.from_parquet(str(glue_folder / "sst2" / f"{split}.parquet"))
@@ -84,18 +95,36 @@ def test_quality_is_what_the_steps_give(results, models, glue_folder):
         with torch.no_grad():
             return 100 * float((model(**batch).logits.argmax(1) == batch["labels"]).float().mean())
 
-    chosen = draw_examples(examples("train"), 48, seed=2)
-    batches = [DataCollatorWithPadding(tokenizer)(chosen[i : i + 32]) for i in (0, 32)]
+    def batches(seed):
+        chosen = draw_examples(examples("train"), 48, seed)
+        return [DataCollatorWithPadding(tokenizer)(chosen[i : i + 32]) for i in (0, 32)]
+
+    return lambda: AutoModelForSequenceClassification.from_pretrained(path).eval(), accuracy, batches
+
+
+def cut(model, batches, sparsity, seed):
+    config = PruningConfig(method="fisher", sparsity=sparsity, num_samples=48, seed=seed)
+    groups = find_groups(model)
+    return apply_plan(
+        model, make_plan(score_groups(model, groups, batches, config, disable_tqdm=True), groups, config)
+    )
+
+
+def test_quality_is_what_the_steps_give(results, by_hand):
+    """One file worked out anew."""
+    folder, _ = results
+    load, accuracy, sample = by_hand
+    runs = itertools.product(("sst2", "stsb"), ("fisher", "cam_cut"), (1, 2))
+    assert {path.name for path in folder.iterdir()} == {f"{task}-{name}-1-{seed}.json" for task, name, seed in runs}
+    report = json.loads((folder / "sst2-fisher-1-2.json").read_text())
     assert report["dense"] == pytest.approx(accuracy(load()), abs=1e-3)
+    assert any(row["cut"] != row["rebuilt"] for row in report["results"])
     for keep, row in zip((0.5, 0.25), report["results"], strict=True):
-        config = PruningConfig(method="fisher", sparsity=1 - keep, num_samples=48, seed=2)
-        model, dense = load(), load()
-        groups = find_groups(model)
-        plan = make_plan(score_groups(model, groups, batches, config, disable_tqdm=True), groups, config)
-        apply_plan(model, plan)
+        model, batches = load(), sample(2)
+        cut(model, batches, 1 - keep, 2)
         assert row["cut"] == pytest.approx(accuracy(model), abs=1e-3)
         assert row["macs"] == pytest.approx(keep, abs=0.05)
-        reconstruct(model, dense, plan, batches, disable_tqdm=True)
+        reconstruct(model, load(), model.pruning_plan, batches, disable_tqdm=True)
         assert row["rebuilt"] == pytest.approx(accuracy(model), abs=1e-3)
 
 
@@ -108,16 +137,28 @@ def test_what_is_there_is_not_run_again(results, arguments):
     assert printed.endswith(done.stdout) and "| `cam_cut`, rebuilt, 1 round |" in done.stdout
 
 
-def test_two_rounds(results, arguments, tmp_path):
+def test_two_rounds(results, arguments, by_hand, tmp_path):
+    """By the cubic schedule: 7/8 of what is to go in the first, the rest after the rebuilt model was scored again."""
     flags = ["--output_dir", tmp_path, "--tasks", "sst2", "--methods", "fisher", "--seeds", 1, "--rounds", 2]
     done = run("quality", *arguments, *flags)
     assert done.returncode == 0, done.stderr[-4000:]
     rows = json.loads((tmp_path / "sst2-fisher-2-1.json").read_text())["results"]
-    assert [row["macs"] for row in rows] == pytest.approx([0.5, 0.25], abs=0.05)
-    assert all("cut" not in row for row in rows)
+    load, accuracy, sample = by_hand
+    for keep, row in zip((0.5, 0.25), rows, strict=True):
+        model, batches = load(), sample(1)
+        cut(model, batches, (1 - keep) * 7 / 8, 1)
+        reconstruct(model, load(), model.pruning_plan, batches, disable_tqdm=True)
+        left = remaining_budget(find_groups(load()), find_groups(model), PruningConfig(sparsity=0.5, budget="flops"))
+        cut(model, batches, 1 - keep / left, 1)
+        reconstruct(model, load(), model.pruning_plan, batches, disable_tqdm=True)
+        assert row["macs"] == pytest.approx(keep, abs=0.05) and "cut" not in row
+        assert row["rebuilt"] == pytest.approx(accuracy(model), abs=1e-3)
+
+    other = run("quality", *arguments, *flags, "--keep", 0.6)
+    assert other.returncode != 0 and "is of other --num_samples or --keep" in other.stderr
 
 
-def test_recovery_reaches_its_speed(results, models, glue_folder, tmp_path):
+def test_recovery_cuts_trains_and_tells_the_speed(results, models, glue_folder, tmp_path):
     flags = ["--model", models, "--dataset_path", glue_folder, "--output_dir", tmp_path, "--tasks", "sst2"]
     flags += ["--speedups", 1.15, "--seeds", 1, "--num_samples", 48, "--latency_batch_size", 64, "--epochs", 1]
     flags += ["--sequence_length", 60, "--latency_repeats", 5, "--multiple_of", 1]
@@ -130,8 +171,9 @@ def test_recovery_reaches_its_speed(results, models, glue_folder, tmp_path):
     assert 0 <= report["pruned"] <= 100 and 0 <= report["dense"] <= 100
     model = AutoModelForSequenceClassification.from_pretrained(models.format(task="sst2"))
     dense = {group.name: group.size for group in find_groups(model)}
+    assert report["epochs"] == 1 and report["num_samples"] == 48
     assert report["kept"].keys() == dense.keys() and sum(report["kept"].values()) < sum(dense.values())
-    assert "| 1.15x | reconstruct+finetune, distilled |" in done.stdout
+    assert "| 1.15x | `smooth_cut`, per_kind, reconstruct+finetune, distilled |" in done.stdout
 
     other = run("recovery", *flags, "--learning_rate", "1e-3")
     assert other.returncode != 0 and "is of other settings" in other.stderr
@@ -164,7 +206,7 @@ def test_means_and_leads_by_hand(quality):
     assert "| `smooth_cut`, rebuilt, 1 round | 0.925 ± 0.035 |" in made
     assert "| `fisher`, rebuilt, 1 round | 0.850 ± 0.071 |" in made
     assert "| `taylor`, rebuilt, 1 round | 1.000 |" in made
-    assert "| rebuilt, 1 round | -5.0 (`smooth_cut`, `taylor`) |" in made
+    assert "| rebuilt, 1 round | -5.0 (`smooth_cut`, `taylor`) |" in made  # of the seed that all have
     assert "| `smooth_cut`, rebuilt, 1 round | 84.0 ± 5.7 |" in made  # of sst2 alone
     without = quality.tables([row for row in rows if row["method"] != "taylor"]).splitlines()
     assert "| rebuilt, 1 round | +7.5 ± 3.5 (`smooth_cut`, `fisher`) |" in without

@@ -16,6 +16,7 @@
 import copy
 import importlib
 import re
+import weakref
 
 import pytest
 import torch
@@ -335,7 +336,7 @@ def test_far_fewer_tokens_than_inputs(own, shared):
     assert distance(model, dense, batches) < 0.1 * before
 
 
-def test_a_damping_that_rounding_outweighs_is_passed_over():
+def test_a_damping_that_rounding_outweighs_is_passed_over(monkeypatch):
     gram = torch.diag(torch.tensor([4.0, 1.0, 1.0], dtype=torch.float64)).repeat(2, 1, 1)
     gram[:, 1, 2] = gram[:, 2, 1] = 1.05  # eigenvalues of -0.05 and 2.05, which a damping of 0.1 makes positive
     cross = torch.ones(2, 3, 2, dtype=torch.float64)
@@ -345,14 +346,29 @@ def test_a_damping_that_rounding_outweighs_is_passed_over():
     damped = gram[0] + torch.diag(torch.tensor([0.0, 0.1, 0.1], dtype=torch.float64))
     torch.testing.assert_close(damped @ solution, cross[0])
 
+    solve, used = module._ridge, []
+    monkeypatch.setattr(module, "_choose_damping", lambda *_: 1e-2)
+    monkeypatch.setattr(module, "_ridge", lambda *a: used.append(a[-1]) or (solve(*a) if a[-1] > 0.05 else None))
+    model, dense, plan = pair("bert", PruningPlan({"layer.2.neurons": [0, 2, 3]}))
+    assert reconstruct(model, dense, plan, batches_of(2)) is model and used == [1e-2, 1e-1]
+
+
+def test_masked_tokens_alone_are_refused():
+    model, dense, plan = pair("bert")
+    batches = [{**batch, "attention_mask": torch.zeros_like(batch["attention_mask"])} for batch in batches_of(2)]
+    check_refused(model, dense, plan, batches, "is there a token that is not masked?")
+
 
 # --- several cuts of one model --------------------------------------------------------------------------------------
 
 
 def pairs(architecture, count=3):
-    """Several pruned models of one dense model; the last lost nothing."""
+    """Several pruned models of one dense model, in different layers and by sub-layers; the last lost nothing."""
     dense = tiny_model(architecture)
     plans = [random_plan(dense, seed) for seed in range(count)]
+    if architecture != "albert":
+        plans.insert(0, PruningPlan({"layer.1.attention": [], "layer.1.feed_forward": []}))
+        plans += [PruningPlan({"layer.2.neurons": [1, 2]}), PruningPlan({"layer.0.heads": [0]})]
     plans.append(PruningPlan({group.name: group.units for group in find_groups(dense)}))
     return [apply_plan(copy.deepcopy(dense), plan) for plan in plans], dense, plans
 
@@ -378,16 +394,49 @@ def test_the_dense_model_runs_once_for_all_cuts():
     assert counts[0] == counts[1]
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_no_more_hidden_states_are_kept_than_it_says(count, monkeypatch):
+    """Four times those of the examples, and once more for each model after the first."""
+    models, dense, plans = pairs("bert", count)
+    alive, most, run_dense, solve = [], [], module._run_dense, module._solve
+
+    def watch(tensors):
+        alive.extend(weakref.ref(tensor) for tensor in tensors)
+
+    def dense_run(*arguments):
+        found = run_dense(*arguments)
+        watch(tensor for calls in found.values() for tensor in calls)
+        watch([arguments[2].hidden])
+        count_alive()
+        return found
+
+    def count_alive():
+        most.append(sum(tensor.numel() for each in alive if (tensor := each()) is not None))
+
+    def solved(job, *arguments):
+        watch(stream.hidden for stream in job.streams if all(each() is not stream.hidden for each in alive))
+        count_alive()
+        solve(job, *arguments)
+
+    monkeypatch.setattr(module, "_run_dense", dense_run)
+    monkeypatch.setattr(module, "_solve", solved)
+    batches = batches_of(4)
+    module.reconstruct_all(models, dense, plans, batches, disable_tqdm=True)
+    states = sum(batch["input_ids"].numel() for batch in batches) * dense.config.hidden_size
+    changed = len(plans) - 1
+    assert states * (2 + changed) <= max(most) <= states * (3 + changed)
+
+
 def test_a_fault_in_one_cut_leaves_all_as_they_were():
     models, dense, plans = pairs("bert")
     before = [weights(model) for model in models]
-    last = find_groups(models[2])[-1]
-    models[2].get_submodule(last.output.module).register_forward_pre_hook(lambda _, args: (args[0] * float("nan"),))
+    last = find_groups(models[3])[-1]
+    models[3].get_submodule(last.output.module).register_forward_pre_hook(lambda _, args: (args[0] * float("nan"),))
     with pytest.raises(ValueError, match="NaN"):
         module.reconstruct_all(models, dense, plans, batches_of(3), disable_tqdm=True)
     for model, values in zip(models, before):
         assert all(torch.equal(value, values[name]) for name, value in weights(model).items())
-    with pytest.raises(ValueError, match="3 models and 2 plans"):
+    with pytest.raises(ValueError, match="expected a plan for each model, got 3 models and 2 plans"):
         module.reconstruct_all(models[:3], dense, plans[:2], batches_of(3), disable_tqdm=True)
 
 
@@ -618,7 +667,8 @@ def test_activations_that_are_not_finite(infinite):
 @pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
 def test_a_failure_in_the_middle_changes_nothing(error, monkeypatch):
     model, dense, plan = pair("bert")
-    calls, cholesky, late = [], torch.linalg.cholesky_ex, 3 * (len(module.DAMPINGS) + 1) + 1  # in the fourth projection
+    late = 3 * (len(module.DAMPINGS) + 1) + 1  # in the fourth projection
+    calls, cholesky = [], torch.linalg.cholesky_ex
 
     def fail_late(matrix):
         calls.append(matrix)

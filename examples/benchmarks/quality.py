@@ -233,7 +233,7 @@ def tables(rows: list[dict]) -> str:
             for k, seeds in by_keep.items()
         }
         lines.append(_line(_label(*key), [list(means[key].get(k, {}).values()) for k in fractions], 3))
-    lines += ["", _header("lead of the paper's methods, points", fractions)]
+    lines += ["", _header("best of the paper's methods less best of `taylor` and `fisher`, points", fractions)]
     for rounds, stage in sorted({key[1:] for key in means}):
         cells = [_lead(means, rounds, stage, keep) for keep in fractions]
         lines.append(f"| {_stage(rounds, stage)} | {' | '.join(cells)} |")
@@ -250,20 +250,20 @@ def tables(rows: list[dict]) -> str:
 
 
 def _lead(means: dict[tuple, dict[float, dict[int, float]]], rounds: int, stage: str, keep: float) -> str:
-    """Between the two that are best in the mean, over the seeds that both have."""
-    best = []
-    for methods in (PAPER, BASELINES):
-        of = {method: means.get((method, rounds, stage), {}).get(keep) for method in methods}
-        of = {method: by_seed for method, by_seed in of.items() if by_seed}
-        if not of:
-            return "-"
-        best.append(max(of.items(), key=lambda item: statistics.mean(item[1].values())))
-    (ours, by_seed), (theirs, others) = best
-    shared = [100 * (by_seed[seed] - others[seed]) for seed in sorted(by_seed.keys() & others.keys())]
-    if not shared:
+    """Between the two that are best in the mean over the seeds that all methods have."""
+    found = {
+        method: by_keep[keep]
+        for (method, *setting), by_keep in means.items()
+        if setting == [rounds, stage] and method in (*PAPER, *BASELINES) and by_keep.get(keep)
+    }
+    seeds = set.intersection(*map(set, found.values())) if found else set()
+    groups = [[method for method in found if method in methods] for methods in (PAPER, BASELINES)]
+    if not seeds or not all(groups):
         return "-"
-    spread = f" ± {statistics.stdev(shared):.1f}" if len(shared) > 1 else ""
-    return f"{statistics.mean(shared):+.1f}{spread} (`{ours}`, `{theirs}`)"
+    ours, theirs = (max(group, key=lambda m: statistics.mean(found[m][seed] for seed in seeds)) for group in groups)
+    leads = [100 * (found[ours][seed] - found[theirs][seed]) for seed in seeds]
+    spread = f" ± {statistics.stdev(leads):.1f}" if len(leads) > 1 else ""
+    return f"{statistics.mean(leads):+.1f}{spread} (`{ours}`, `{theirs}`)"
 
 
 def _label(method: str, rounds: int, stage: str) -> str:
@@ -316,6 +316,10 @@ def run(options: argparse.Namespace) -> None:
             for method in options.methods:
                 path = options.output_dir / f"{task}-{method}-{options.rounds}-{seed}.json"
                 if path.exists():
+                    found = json.loads(path.read_text())
+                    kept = [row["keep"] for row in found["results"]]
+                    if (found["num_samples"], kept) != (options.num_samples, options.keep):
+                        raise SystemExit(f"{path} is of other --num_samples or --keep: choose another --output_dir")
                     continue
                 with tempfile.TemporaryDirectory() as folder:
                     benchmark = benchmark or Benchmark(task, options, folder)

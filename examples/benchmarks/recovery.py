@@ -53,6 +53,22 @@ BATCHES_BY_LENGTH = (
 )
 
 
+SETTINGS = (  # that a file records, with the epochs
+    "model",
+    "method",
+    "num_samples",
+    "allocation",
+    "multiple_of",
+    "latency_batch_size",
+    "sequence_length",
+    "recovery",
+    "rounds",
+    "distill_weight",
+    "learning_rate",
+    "bf16",
+)
+
+
 class Recovery(GlueTask):
     """One dense model on one task."""
 
@@ -86,7 +102,7 @@ class Recovery(GlueTask):
         with tempfile.TemporaryDirectory() as folder:
             arguments = TrainingArguments(
                 folder,
-                num_train_epochs=(options.epochs or EPOCHS.get(self.name, 5) * speedup / 4) / options.rounds,
+                num_train_epochs=epochs_of(self.name, speedup, options) / options.rounds,
                 learning_rate=options.learning_rate,
                 warmup_steps=0.06,
                 weight_decay=0.01,
@@ -136,6 +152,11 @@ class Recovery(GlueTask):
         return [before / after for before, after in pairs[1:]]
 
 
+def epochs_of(task: str, speedup: float, options: argparse.Namespace) -> float:
+    """Of all rounds together."""
+    return options.epochs or EPOCHS.get(task, 5) * speedup / 4
+
+
 def read(folder: Path) -> list[dict]:
     return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
 
@@ -150,16 +171,18 @@ def table(rows: list[dict]) -> str:
     ]
     dense = [next(row["dense"] for row in rows if row["task"] == task) for task in tasks]
     lines.append(f"| dense | | 1 | {' | '.join(f'{value:.1f}' for value in dense)} | 1 |")
-    for key in sorted({(row["target"], row["recovery"], row["distill_weight"]) for row in rows}):
-        own = [row for row in rows if (row["target"], row["recovery"], row["distill_weight"]) == key]
+    names = ("target", "recovery", "distill_weight", "rounds", "method", "allocation")
+    for key in sorted({tuple(row[name] for name in names) for row in rows}):
+        own = [row for row in rows if tuple(row[name] for name in names) == key]
         cells = [_cell([row["pruned"] for row in own if row["task"] == task], 1) for task in tasks]
         by_seed: dict[int, list[float]] = {}
         for row in own:
             by_seed.setdefault(row["seed"], []).append(min(row["pruned"] / row["dense"], 1.0))
         ratio = _cell([statistics.mean(values) for values in by_seed.values() if len(values) == len(tasks)], 3)
         speed = [row["speedup"] for row in own]
-        target, recovery, weight = key
-        label = f"{recovery}, distilled" if weight else recovery
+        target, recovery, weight, rounds, method, allocation = key
+        extras = [recovery, *["distilled"] * bool(weight), *[f"{rounds} rounds"] * (rounds > 1)]
+        label = ", ".join([f"`{method}`", allocation, *extras])
         measured = f"{statistics.median(speed):.2f}x ({min(speed):.2f} to {max(speed):.2f})"
         lines.append(f"| {target:g}x | {label} | {measured} | {' | '.join(cells)} | {ratio} |")
     return "\n".join(lines)
@@ -212,18 +235,8 @@ def run(options: argparse.Namespace) -> None:
         benchmark = None
         for seed in options.seeds:
             for speedup in options.speedups:
-                settings = (
-                    "method",
-                    "num_samples",
-                    "allocation",
-                    "recovery",
-                    "rounds",
-                    "distill_weight",
-                    "learning_rate",
-                    "epochs",
-                    "bf16",
-                )
-                values = {name: getattr(options, name) for name in settings}
+                values = {name: getattr(options, name) for name in SETTINGS}
+                values["epochs"] = epochs_of(task, speedup, options)
                 name = f"{task}-{speedup:g}x-{options.recovery}-{options.distill_weight:g}-{options.rounds}-{seed}"
                 path = options.output_dir / f"{name}.json"
                 if path.exists():
