@@ -54,7 +54,6 @@ BATCHES_BY_LENGTH = (
 
 
 SETTINGS = (  # that a file records, with the epochs
-    "model",
     "method",
     "num_samples",
     "allocation",
