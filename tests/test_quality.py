@@ -175,9 +175,15 @@ def test_recovery_cuts_trains_and_tells_the_speed(results, models, glue_folder, 
     assert report["kept"].keys() == dense.keys() and sum(report["kept"].values()) < sum(dense.values())
     assert "| 1.15x | `smooth_cut`, per_kind, reconstruct+finetune, distilled |" in done.stdout
 
+    again = run("recovery", *flags, "--time_again")
+    assert again.returncode == 0, again.stderr[-4000:]
+    timed = json.loads(path.read_text())
+    assert timed["speedup_quartiles"] != report["speedup_quartiles"]
+    assert {**timed, "speedup": 0, "speedup_quartiles": 0} == {**report, "speedup": 0, "speedup_quartiles": 0}
+
     other = run("recovery", *flags, "--learning_rate", "1e-3")
     assert other.returncode != 0 and "is of other settings" in other.stderr
-    assert json.loads(path.read_text()) == report
+    assert json.loads(path.read_text()) == timed
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@
 Models that are fine-tuned on GLUE tasks are cut to a fraction of their measured time (`budget="latency"`) and trained
 on with the dense model as the teacher, in one `CamCutTrainer.train()`. Then dense and pruned model are timed in turn
 and evaluated on the validation set. Every run writes one JSON file into the output folder; what is there is not run
-again.
+again, but for the timing if `--time_again` is given: on a machine that has gone quiet, say.
 
     python examples/benchmarks/recovery.py --model 'MODEL-{task}' --output_dir recovery --speedups 2 4 --seeds 1 2 3
 
@@ -127,28 +127,30 @@ class Recovery(GlueTask):
             trainer.train()
             seconds = time.perf_counter() - start
             pruned = self.headline(trainer.predict(self.validation))
-        low, median, high = statistics.quantiles(self.speedups(trainer.pruning_plan), n=4, method="inclusive")
+        kept = {group.name: group.size for group in find_groups(trainer.model)}
         return {
             "dense": dense,
             "pruned": pruned,
             "parameters": count_parameters(trainer.model) / count_parameters(self.load()),
-            "kept": {group.name: group.size for group in find_groups(trainer.model)},
-            "speedup": median,
-            "speedup_quartiles": [low, high],
+            "kept": kept,
+            **self.time(kept),
             "seconds": seconds,
         }
 
-    def speedups(self, plan: PruningPlan) -> list[float]:
-        """Time of the dense model to that of a pruned one, once a round, after a round that does not count. New
-        models: the trained one may still compute in bfloat16."""
+    def time(self, kept: dict[str, int]) -> dict:
+        """Time of the dense model to that of a pruned one, in turn, after a round that does not count. New models: the
+        trained one may still compute in bfloat16. Which units were kept makes no difference."""
         options = self.options
         device = "cuda" if torch.cuda.is_available() else "cpu"
+        plan = PruningPlan({name: range(size) for name, size in kept.items()})
         models = [self.load().to(device), apply_plan(self.load(), plan).to(device)]
         inputs = random_inputs(models[0], options.latency_batch_size, options.sequence_length)
         clock = time.thread_time if options.cpu_time else time.perf_counter
         with keeping_memory():
             pairs = [[time_forward(m, inputs, clock) for m in models] for _ in range(options.latency_repeats + 1)]
-        return [before / after for before, after in pairs[1:]]
+        ratios = [before / after for before, after in pairs[1:]]
+        low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
+        return {"speedup": median, "speedup_quartiles": [low, high]}
 
 
 def epochs_of(task: str, speedup: float, options: argparse.Namespace) -> float:
@@ -208,6 +210,7 @@ def main() -> None:
     parser.add_argument(
         "--cpu_time", action="store_true", help="processor time, where others use the machine too; with one thread"
     )
+    parser.add_argument("--time_again", action="store_true", help="what is in the output folder")
     parser.add_argument("--multiple_of", type=int, default=16)
     parser.add_argument("--allocation", default="per_kind", choices=CHOICES["allocation"])
     parser.add_argument("--recovery", default="reconstruct+finetune")
@@ -242,9 +245,13 @@ def run(options: argparse.Namespace) -> None:
                     found = json.loads(path.read_text())
                     if any(found.get(key) != value for key, value in values.items()):
                         raise SystemExit(f"{path} is of other settings: choose another --output_dir")
-                    continue
-                benchmark = benchmark or Recovery(task, options)
-                report = {"task": task, "target": speedup, "seed": seed, **values, **benchmark.run(speedup, seed)}
+                    if not options.time_again:
+                        continue
+                    benchmark = benchmark or Recovery(task, options)
+                    report = {**found, **benchmark.time(found["kept"])}
+                else:
+                    benchmark = benchmark or Recovery(task, options)
+                    report = {"task": task, "target": speedup, "seed": seed, **values, **benchmark.run(speedup, seed)}
                 print(json.dumps(report), flush=True)
                 partial = path.with_suffix(".partial")
                 partial.write_text(json.dumps(report, indent=1) + "\n")
