@@ -127,6 +127,7 @@ PUBLIC = (
     "mask_iou",
     "prune_heads",
     "reconstruct",
+    "reconstruct_all",
     "score_groups",
 )
 
