@@ -51,8 +51,6 @@ BATCHES_BY_LENGTH = (
     if "group_by_length" in inspect.signature(TrainingArguments).parameters
     else {"train_sampling_strategy": "group_by_length"}
 )
-
-
 SETTINGS = (  # that a file records, with the epochs
     "method",
     "num_samples",
