@@ -15,18 +15,15 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import reduce as reduce_across_processes
-from accelerate.utils import send_to_device
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -35,15 +32,23 @@ from transformers.utils import find_labels
 from .groups import KINDS, PrunableGroup, find_groups
 from .modeling_camcut import list_blocks, list_groups, sublayer_of
 from .plan import PruningPlan, is_weight, without_removed
-from .scoring.batches import Batch, count_examples, limit, take, token_mask
+from .scoring.batches import Batch, count_examples, limit
 from .scoring.loop import scoring_mode
 from .sharding import check_whole
+from .streams import (
+    Stage,
+    Stream,
+    find_stages,
+    inputs_of,
+    run_dense,
+    run_stage,
+    select_read_tokens,
+    start_stream,
+    without_cache,
+)
 
-
-logger = logging.getLogger(__name__)
 
 DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the mean squared activation
-HELD_OUT = 8  # one example of so many chooses among them
 
 
 def reconstruct(
@@ -134,21 +139,21 @@ def reconstruct_all(
         with ExitStack() as stack:
             for model in (dense_model, *(job.model for job in jobs)):
                 stack.enter_context(scoring_mode(model))
-                stack.enter_context(_without_cache(model))
+                stack.enter_context(without_cache(model))
             bar = stack.enter_context(
                 tqdm(total=len(projections), desc="reconstruct", unit="projection", disable=disable, leave=False)
             )
             rebuilt = [group for name, group in dense_groups.items() if any(name in job.groups for job in jobs)]
-            stages = _stages(jobs[0].model, batches[0], rebuilt)
+            stages = find_stages(jobs[0].model, batches[0], rebuilt)
             first = np.cumsum([0, *map(count_examples, batches)]).tolist()  # numbers of the examples
             own = list(zip(first, batches))[state.process_index :: state.num_processes]
-            dense = [_start(dense_model, batch, number) for number, batch in own]
+            dense = [start_stream(dense_model, batch, number) for number, batch in own]
             for job in jobs:
-                job.streams = [_start(job.model, batch, number) for number, batch in own]
+                job.streams = [start_stream(job.model, batch, number) for number, batch in own]
             for number, stage in enumerate(stages):
-                targets = [_run_dense(dense_model, stage, stream) for stream in dense]
+                targets = [run_dense(dense_model, stage, stream) for stream in dense]
                 if stage.blocks == list_blocks(dense_model)[-1:]:
-                    _select_read_tokens(dense_model, stage, [batch for _, batch in own], dense)
+                    select_read_tokens(dense_model, stage, [batch for _, batch in own], dense)
                 for name in [group.name for group in stage.groups]:
                     wanted = [target.pop(name) for target in targets]
                     for job in jobs:
@@ -159,7 +164,7 @@ def reconstruct_all(
                 if number + 1 < len(stages):
                     for job in jobs:
                         for stream in job.streams:
-                            stream.hidden = _run(job.model, stage, stream)
+                            stream.hidden = run_stage(job.model, stage, stream)
     except BaseException:
         for parameter, value in zip(parameters, before):
             parameter.copy_(value)
@@ -218,197 +223,19 @@ def _check(
 
 
 @dataclass
-class _Stream:
-    """One batch on its way through a model: what goes into the next block."""
-
-    hidden: Tensor  # (batch, tokens, hidden size)
-    arguments: tuple[Any, ...]
-    keywords: dict[str, Any]
-    mask: Tensor  # (batch, tokens), true at the real tokens; in the last block, at those that are read
-    held_out: Tensor  # (batch, tokens), true in the examples that choose the damping
-
-
-@dataclass
 class _Job:
     """One pruned model."""
 
     model: PreTrainedModel
     groups: dict[str, PrunableGroup]  # whose projections are to be solved, by name
-    streams: list[_Stream] = field(default_factory=list)
-
-
-@dataclass
-class _Stage:
-    """Blocks that run one after another and whose projections are solved together with all their calls: one block
-    called once, but in ALBERT one block called many times."""
-
-    blocks: list[str]
-    groups: list[PrunableGroup]
-    returned: int  # the length of the tuple that a block returns, hidden states first; 0 if it returns them alone
-
-
-class _Stop(Exception):
-    """Ends a forward pass early."""
-
-
-def _hook(module: nn.Module, function: Callable[..., Any], pre: bool = False) -> Any:
-    if pre:
-        return module.register_forward_pre_hook(function, with_kwargs=True)
-    return module.register_forward_hook(function)
-
-
-@contextmanager
-def _without_cache(model: PreTrainedModel) -> Iterator[None]:
-    """Decoders make no key-value cache, which would outlive its batch."""
-    had, before = hasattr(model.config, "use_cache"), getattr(model.config, "use_cache", None)
-    model.config.use_cache = False
-    try:
-        yield
-    finally:
-        model.config.use_cache = before
-        if not had:
-            del model.config.use_cache
-
-
-def _forward_to_stop(model: PreTrainedModel, batch: Batch) -> None:
-    device = next(model.parameters()).device
-    try:
-        model(**send_to_device(dict(batch), device))
-    except _Stop:
-        pass
-
-
-def _stages(model: PreTrainedModel, batch: Batch, groups: Sequence[PrunableGroup]) -> list[_Stage]:
-    """The order in which blocks run, cut where no block runs both before and after."""
-    calls: list[str] = []
-    lengths: dict[str, int] = {}
-    with ExitStack() as stack:
-        for path in list_blocks(model):
-
-            def record(module: nn.Module, args: tuple, output: Any, path: str = path) -> None:
-                calls.append(path)
-                lengths[path] = len(output) if isinstance(output, tuple) else 0
-
-            stack.callback(_hook(model.get_submodule(path), record).remove)
-        _forward_to_stop(model, take(batch, 1))
-    stages, start = [], 0
-    for end in range(1, len(calls) + 1):
-        if not set(calls[start:end]) & set(calls[end:]):
-            blocks = calls[start:end]
-            inside = [g for path in dict.fromkeys(blocks) for g in groups if g.output.module.startswith(f"{path}.")]
-            stages.append(_Stage(blocks, inside, lengths[blocks[0]]))
-            start = end
-    while not stages[-1].groups:
-        stages.pop()
-    return stages
-
-
-def _start(model: PreTrainedModel, batch: Batch, number: int) -> _Stream:
-    """Runs a model up to its first block. `number` is that of the batch's first example among all."""
-    caught: list[tuple] = []
-
-    def catch(module: nn.Module, arguments: tuple, keywords: dict) -> None:
-        caught.append((arguments, dict(keywords)))
-        raise _Stop
-
-    handle = _hook(model.get_submodule(list_blocks(model)[0]), catch, pre=True)
-    try:
-        _forward_to_stop(model, batch)
-    finally:
-        handle.remove()
-    arguments, keywords = caught[0]
-    hidden, arguments = (keywords.pop("hidden_states"), ()) if not arguments else (arguments[0], arguments[1:])
-    mask = token_mask(batch)
-    mask = torch.ones(hidden.shape[:2]) if mask is None else mask.reshape(hidden.shape[:2])
-    rows, examples = hidden.shape[0], count_examples(batch)  # choices of an example are rows of their own
-    numbers = number + torch.arange(examples, device=hidden.device).repeat_interleave(rows // examples)
-    held_out = (numbers % HELD_OUT == HELD_OUT - 1)[:, None].expand(hidden.shape[:2])
-    return _Stream(hidden, arguments, keywords, mask.to(hidden.device).bool(), held_out)
-
-
-def _run(model: PreTrainedModel, stage: _Stage, stream: _Stream) -> Tensor:
-    """The hidden states behind a stage."""
-    hidden = stream.hidden
-    for path in stage.blocks:
-        output = model.get_submodule(path)(hidden, *stream.arguments, **stream.keywords)
-        hidden = output[0] if isinstance(output, tuple) else output
-    return hidden
-
-
-@contextmanager
-def _residuals(model: PreTrainedModel, groups: Sequence[PrunableGroup]) -> Iterator[dict[str, list[Tensor]]]:
-    """Collects the residual stream that each projection's output is added to: group name -> one tensor a call."""
-    streams: dict[str, list[Tensor]] = {group.name: [] for group in groups}
-    with ExitStack() as stack:
-        for group in groups:
-
-            def keep(module: nn.Module, args: tuple, keywords: dict, name: str = group.name) -> None:
-                streams[name].append(args[0])
-
-            stack.callback(_hook(model.get_submodule(group.residual), keep, pre=True).remove)
-        yield streams
-
-
-def _run_dense(dense_model: PreTrainedModel, stage: _Stage, stream: _Stream) -> dict[str, list[Tensor]]:
-    """Moves a stream behind a stage; returns the residual stream after each projection: group name -> one tensor a
-    call."""
-    outputs: dict[str, list[Tensor]] = {group.name: [] for group in stage.groups}
-    with ExitStack() as stack:
-        residuals = stack.enter_context(_residuals(dense_model, stage.groups))
-        for group in stage.groups:
-            keep = lambda module, args, output, name=group.name: outputs[name].append(output)  # noqa: E731
-            stack.callback(_hook(dense_model.get_submodule(group.output.module), keep).remove)
-        stream.hidden = _run(dense_model, stage, stream)
-    return {name: [r.float() + y.float() for r, y in zip(residuals[name], calls)] for name, calls in outputs.items()}
-
-
-def _select_read_tokens(
-    model: PreTrainedModel,
-    stage: _Stage,
-    batches: Sequence[Batch],
-    streams: Sequence[_Stream],
-) -> None:
-    """Leaves in the masks of streams only the tokens whose last hidden states reach the model's outputs."""
-    for batch, stream in zip(batches, streams):
-        hidden = stream.hidden.detach().requires_grad_()
-        with torch.enable_grad(), _blocks_give(model, stage, hidden):
-            outputs = model(**send_to_device(dict(batch), hidden.device))
-            outputs = outputs if isinstance(outputs, tuple) else outputs.values()
-            values = [v for v in outputs if isinstance(v, Tensor) and v.requires_grad and v.dim()]
-            # At random, so that nothing cancels (the sum of what leaves a norm is constant).
-            generator = torch.Generator("cpu").manual_seed(0)
-            draws = [torch.rand(v.shape[-1], generator=generator, device="cpu").to(v) for v in values]
-            total = sum((v @ draw).sum() for v, draw in zip(values, draws))
-            read = torch.autograd.grad(total, hidden)[0].abs().sum(-1) > 0 if values else stream.mask
-        real = read & stream.mask
-        if torch.equal(real, stream.mask) and (real.sum(1) > 1).any():
-            return  # all are read, and so it is in the other batches
-        if real.any():
-            stream.mask = real
-
-
-@contextmanager
-def _blocks_give(model: PreTrainedModel, stage: _Stage, hidden: Tensor) -> Iterator[None]:
-    """All blocks give these hidden states, and compute nothing."""
-    given = (hidden, *[None] * (stage.returned - 1)) if stage.returned else hidden
-    modules = [model.get_submodule(path) for path in list_blocks(model)]
-    before = [module.__dict__.get("forward") for module in modules]
-    try:
-        for module in modules:
-            module.forward = lambda *_, **__: given
-        yield
-    finally:
-        for module, forward in zip(modules, before):
-            del module.forward
-            if forward is not None:
-                module.forward = forward
+    streams: list[Stream] = field(default_factory=list)
 
 
 def _solve(
     job: _Job,
-    stage: _Stage,
+    stage: Stage,
     group: PrunableGroup,
-    dense: Sequence[_Stream],
+    dense: Sequence[Stream],
     targets: Sequence[list[Tensor]],
 ) -> None:
     """Solves one projection of a pruned model: `targets` are the residual streams after it, of each batch one a call;
@@ -435,7 +262,7 @@ def _solve(
                 cross[part] += given.T @ missing
 
     for masks, stream, wanted in zip(dense, job.streams, targets):
-        x, residual = _inputs(job.model, stage, group, stream, len(wanted))
+        x, residual = inputs_of(job.model, stage, group, stream, len(wanted))
         y = torch.cat(wanted, dim=1) - residual.float()
         real, held_out = (each.repeat(1, x.shape[1] // each.shape[1]) for each in (masks.mask, masks.held_out))
         for part, chosen in enumerate((real & ~held_out, real & held_out)):
@@ -484,26 +311,3 @@ def _ridge(gram: Tensor, cross: Tensor, biased: int, damping: float) -> Tensor |
         diagonal += damping * (diagonal.mean() or 1.0)  # inputs that are all zero get no weights
     factor, failed = torch.linalg.cholesky_ex(matrix)
     return None if failed else torch.cholesky_solve(cross, factor)
-
-
-def _inputs(
-    model: PreTrainedModel, stage: _Stage, group: PrunableGroup, stream: _Stream, calls: int
-) -> tuple[Tensor, Tensor]:
-    """What a stage feeds into a projection, `(batch, calls * tokens, inputs)`, and the residual stream beside it,
-    `(batch, calls * tokens, hidden size)`; calls stand side by side."""
-    seen: list[Tensor] = []
-
-    def catch(module: nn.Module, arguments: tuple[Tensor, ...], keywords: dict) -> None:
-        seen.append(arguments[0])
-        if len(seen) == calls:
-            raise _Stop
-
-    handle = _hook(model.get_submodule(group.output.module), catch, pre=True)
-    with _residuals(model, [group]) as residuals:
-        try:
-            _run(model, stage, stream)
-        except _Stop:
-            pass
-        finally:
-            handle.remove()
-    return torch.cat(seen, dim=1), torch.cat(residuals[group.name], dim=1)

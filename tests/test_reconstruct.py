@@ -398,7 +398,7 @@ def test_the_dense_model_runs_once_for_all_cuts():
 def test_no_more_hidden_states_are_kept_than_it_says(count, monkeypatch):
     """Four times those of the examples, and once more for each model after the first."""
     models, dense, plans = pairs("bert", count)
-    alive, most, run_dense, solve = [], [], module._run_dense, module._solve
+    alive, most, run_dense, solve = [], [], module.run_dense, module._solve
 
     def watch(tensors):
         alive.extend(weakref.ref(tensor) for tensor in tensors)
@@ -418,7 +418,7 @@ def test_no_more_hidden_states_are_kept_than_it_says(count, monkeypatch):
         count_alive()
         solve(job, *arguments)
 
-    monkeypatch.setattr(module, "_run_dense", dense_run)
+    monkeypatch.setattr(module, "run_dense", dense_run)
     monkeypatch.setattr(module, "_solve", solved)
     batches = batches_of(4)
     module.reconstruct_all(models, dense, plans, batches, disable_tqdm=True)
