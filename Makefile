@@ -27,8 +27,8 @@ TESTS4 := versions plain_shapes surgery checkpoint layers imports trainer downst
 # Two workers with one thread each: torch would otherwise start a thread per core in every worker. Either environment
 # starts the Python of the other one, to exchange checkpoints.
 test: style $(INSTALLED4)  ## Check the style, run all tests, then those of loading, cutting and going elsewhere with transformers 4
-	OMP_NUM_THREADS=1 CAMCUT_OTHER_PYTHON=$(abspath $(BIN4))/python $(BIN)/python -m pytest -n 2
-	OMP_NUM_THREADS=1 CAMCUT_OTHER_PYTHON=$(abspath $(BIN))/python $(BIN4)/python -m pytest -n 2 $(TESTS4:%=tests/test_%.py)
+	OMP_NUM_THREADS=1 CAMCUT_OTHER_PYTHON=$(abspath $(BIN4))/python $(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 CAMCUT_OTHER_PYTHON=$(abspath $(BIN))/python $(BIN4)/python -m pytest -n 2 --dist worksteal $(TESTS4:%=tests/test_%.py)
 
 test-faults: $(INSTALLED)  ## Kill training at 20 points of each kind of run, resume, compare
 	OMP_NUM_THREADS=1 $(BIN)/python tests/kill_and_resume.py --kills 20

@@ -32,6 +32,20 @@ def seeded() -> None:
 
 
 @pytest.fixture(autouse=True)
+def without_report(request, monkeypatch):
+    """Training writes no report in this process, as where matplotlib is missing, but in tests marked `report`: to draw
+    one takes longer than to train a tiny model."""
+    if request.node.get_closest_marker("report"):
+        return
+
+    def missing(*_, **__):
+        raise ImportError("the tests draw no reports but where they are marked for it")
+
+    for name in ("check_libraries", "render_report"):
+        monkeypatch.setattr(f"optimum_camcut.run_report.{name}", missing)
+
+
+@pytest.fixture(autouse=True)
 def own_environment():
     """The training arguments of transformers 4 set variables, such as the precision, for all trainers that follow."""
     before = dict(os.environ)

@@ -744,6 +744,7 @@ def test_a_dry_run_writes_nothing(job, tmp_path, capsys):
     assert rows[0] == rows[1] != [] and "Nothing was written" in printed
 
 
+@pytest.mark.report
 def test_scores_are_taken_from_a_file(job, tmp_path, capsys):
     """The same plan as if the job scored, and by the same method without being told."""
     scoring = {name: value for name, value in job.items() if name not in ("repeats", "sparsity") + SIZES}

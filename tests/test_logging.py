@@ -78,6 +78,7 @@ def pruning_tags(run):
 # --- the time of each phase -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.report
 @pytest.mark.parametrize(
     "changes, expected",
     [

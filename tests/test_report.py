@@ -50,6 +50,8 @@ from optimum_camcut.plots import plot_head_importance, plot_kept, plot_scores
 from optimum_camcut.report import uncut_scores, write_report
 
 
+pytestmark = pytest.mark.report
+
 KEEP = {"layer.0.heads": [1, 3], "layer.1.feed_forward": (), "layer.2.neurons": range(7)}
 FLAGS = (
     "--headless=new",
