@@ -90,6 +90,7 @@ SCORING_FIELDS = (
     "smooth_samples",
     "noise_std",
     "noise_scale",
+    "cam_target",
     "dropout",
     "shift",
     "seed",
