@@ -37,7 +37,6 @@ CHOICES = {
     "allocation": ("per_kind", "global", "uniform"),
     "layer_unit": ("sublayer", "block"),
     "noise_scale": ("relative", "absolute"),
-    "cam_target": ("loss", "label"),
     "recovery": ("finetune", "reconstruct", "reconstruct+finetune", "none"),
 }
 NOISE = {"smooth_samples": 5, "noise_std": 0.1, "noise_scale": "relative"}
@@ -95,10 +94,6 @@ class PruningConfig:
             below the task head. Default: 0.1; for single weights 1e-3, as in the paper.
         noise_scale: `"relative"` to the standard deviation of that output, or `"absolute"`. Default: relative; for
             single weights absolute, as in the paper.
-        cam_target: what the maps of `cam_cut` and `smooth_cam_cut` explain, whose gradient they weight activations by:
-            the `"loss"`, so that units are kept that raise it; or the `"label"`, the loss with its sign changed (of
-            classes the log-likelihood), so that units are kept that speak for it. Scores without a sign do not depend
-            on it: those of the other methods, and of single weights.
         dropout: score with dropout on. Default: off for heads and neurons. For single weights on in `CamCutTrainer`,
             as in the paper's code; in `score_groups`, on if the model is in training mode.
         shift: added to the mean output by `cam_cut` and `smooth_cam_cut` on single weights (the paper's is 10); other
@@ -142,7 +137,6 @@ class PruningConfig:
     smooth_samples: int | None = field(default=None, metadata={"help": "Noisy passes of the smooth methods."})
     noise_std: float | None = field(default=None, metadata={"help": "Standard deviation of their noise."})
     noise_scale: str | None = field(default=None, metadata={"help": "Noise relative to each output, or absolute."})
-    cam_target: str = field(default="loss", metadata={"help": "What maps explain: the loss, or the label."})
     dropout: bool | None = field(default=None, metadata={"help": "Score with dropout on."})
     shift: float = field(default=0.0, metadata={"help": "Added to mean outputs by cam_cut on single weights."})
     rounds: int = field(default=1, metadata={"help": "Rounds of score, cut and recover."})

@@ -170,7 +170,7 @@ SENSIBLE = {
     "shift": lambda r: r.choice([0.0, 10.0]),
     "seed": lambda r: r.randrange(2**33),
 }
-for _name in ("budget", "allocation", "layer_unit", "noise_scale", "cam_target", "recovery"):
+for _name in ("budget", "allocation", "layer_unit", "noise_scale", "recovery"):
     SENSIBLE[_name] = lambda r, name=_name: r.choice(CHOICES[name])
 for _name in ("num_samples", "rounds", "multiple_of", "sequence_length", "latency_batch_size", "min_units"):
     SENSIBLE[_name] = lambda r: r.choice([r.randint(0, 20), 2**63 - 1])

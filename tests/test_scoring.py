@@ -185,8 +185,7 @@ def tokens_of_one_example(group, calls):
 
 def formula(method, a, g, real):
     """The score of one example: `(units,)`."""
-    if method in ("cam_cut", "smooth_cam_cut", "cam_cut of the label"):
-        g = -g if method == "cam_cut of the label" else g
+    if method in ("cam_cut", "smooth_cam_cut"):
         return torch.relu((g[real].mean(0) * a[real]).sum(-1)).mean(0)
     if method == "activation":
         return a[real].abs().mean((0, 2))
@@ -223,24 +222,6 @@ def test_agrees_with_plain_autograd(architecture):
         assert all(values.dtype == torch.float32 and values.device.type == "cpu" for values in got.values())
         assert [(name, len(values)) for name, values in got.items()] == [(g.name, g.size) for g in find_groups(model)]
         assert_scores_close(got, expected[method])
-
-
-@pytest.mark.parametrize("architecture", ["bert", "albert", "gpt2"])
-def test_maps_of_the_label_explain_the_loss_with_its_sign_changed(architecture):
-    model = tiny_model(architecture, num_hidden_layers=2)
-    (expected,) = plain_scores(model, uneven_batches(), ["cam_cut of the label"]).values()
-    got = score(model, "cam_cut", cam_target="label")
-    assert_scores_close(got, expected)
-    assert not any(torch.allclose(values, got[name]) for name, values in score(model, "cam_cut").items())
-    smooth = score(model, "smooth_cam_cut", cam_target="label", noise_std=0.0)
-    assert_scores_close(smooth, expected)
-
-
-@pytest.mark.parametrize("method", ["smooth_cut", "taylor", "fisher"])
-def test_scores_without_a_sign_do_not_depend_on_the_target(method):
-    model = tiny_model("bert")
-    of_label = score(model, method, cam_target="label")
-    assert all(torch.equal(values, of_label[name]) for name, values in score(model, method).items())
 
 
 def test_squares_are_taken_per_example():

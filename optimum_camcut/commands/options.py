@@ -90,7 +90,6 @@ SCORING_FIELDS = (
     "smooth_samples",
     "noise_std",
     "noise_scale",
-    "cam_target",
     "dropout",
     "shift",
     "seed",

@@ -68,8 +68,8 @@ def score_groups(
         groups (`Sequence[PrunableGroup]`): from `find_groups(model)`; those of `config.granularity` are scored.
         dataloader (`Iterable[Batch]`): dicts of tensors as the model takes them, with labels where the method needs
             a loss. Read up to `config.num_samples` examples. `magnitude` and `random` need none: pass None.
-        config (`PruningConfig`): `method`, `granularity`, `num_samples`, `smooth_samples`, `noise_std`, `noise_scale`,
-            `cam_target` and `seed`; of single weights also `shift` and `dropout`.
+        config (`PruningConfig`): `method`, `granularity`, `num_samples`, `smooth_samples`, `noise_std`, `noise_scale`
+            and `seed`; of single weights also `shift` and `dropout`.
         loss_function: `(model, batch) -> scalar mean loss`; default `model(**batch).loss`.
         disable_tqdm (`bool`): no progress bar.
         progress_file (*optional*): the running sums are written here every minute (with several processes, beside it),
@@ -223,7 +223,7 @@ def _running_sums(
         return RunningSums()
     state, names = (
         PartialState(),
-        ("method", "num_samples", "smooth_samples", "noise_std", "noise_scale", "cam_target", "shift", "seed"),
+        ("method", "num_samples", "smooth_samples", "noise_std", "noise_scale", "shift", "seed"),
     )
     identity = {
         **{name: getattr(config, name) for name in names},
@@ -259,7 +259,7 @@ def _score_units(
     for name, size in sizes.items():
         sums.values.setdefault(name, torch.zeros(size, dtype=torch.float64))
 
-    noise, sign = GaussianNoise(config.seed), -1 if config.cam_target == "label" else 1
+    noise = GaussianNoise(config.seed)
 
     def score(pieces: list[Batch]) -> Callable[[], None]:
         examples = sum(map(count_examples, pieces))
@@ -268,7 +268,7 @@ def _score_units(
             if share == 0 and scorer.source == "gradient":
                 continue  # none of its labels counts: its gradient is 0, and its mean loss NaN
             # The sum over the examples, so that each keeps its own gradient.
-            loss = lambda model, batch, factor=sign * share * examples: loss_function(model, batch) * factor  # noqa: E731
+            loss = lambda model, batch, factor=share * examples: loss_function(model, batch) * factor  # noqa: E731
             for name, scores in _score_batch(model, capture, piece, config, scorer, loss, noise):
                 found.append((name, scores.to(widest(scores.device)).sum(0)))
 
