@@ -70,6 +70,7 @@ ORDER = (
     "report",
     "checkpoint",
     "surgery",
+    "streams",
     "rebuild",
     "comparison",
     "distillation",
