@@ -178,6 +178,43 @@ def test_recovery_cuts_trains_and_tells_the_speed(results, models, glue_folder, 
     assert json.loads(path.read_text()) == timed
 
 
+def test_layer_by_layer(results, models, glue_folder, by_hand, tmp_path):
+    """The same metrics as of `quality.py`; distances worked out sentence by sentence; the sign of the loss matters to
+    Grad-CAM and not to Fisher information."""
+    folder, _ = results
+    load, _, sample = by_hand
+    names = ["fisher", "minus_fisher", "cam_cut", "minus_cam_cut"]
+    flags = ["--model", models, "--dataset_path", glue_folder, "--output", tmp_path / "rows.json", "--tasks", "sst2"]
+    done = run("layer_by_layer", *flags, "--methods", *names, "--num_samples", 48, "--seeds", 2)
+    assert done.returncode == 0, done.stderr[-4000:]
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    found = {(row["method"], row["stage"]): row for row in rows}
+    assert list(found) == list(itertools.product(names, ("cut", "rebuilt")))
+    quality = json.loads((folder / "sst2-fisher-1-2.json").read_text())["results"][0]
+    assert {stage: found["fisher", stage]["metric"] for stage in ("cut", "rebuilt")} == {
+        stage: quality[stage] for stage in ("cut", "rebuilt")
+    }
+    for stage in ("cut", "rebuilt"):
+        assert found["fisher", stage]["off"] == found["minus_fisher", stage]["off"]
+        assert found["cam_cut", stage]["off"] != found["minus_cam_cut", stage]["off"]
+    assert "| sst2 | 50% | `minus_cam_cut` | rebuilt |" in done.stdout
+
+    dense, model = load(), load()
+    cut(model, sample(2), 0.5, 2)
+    kept = [[group.size for group in find_groups(model, [kind])] for kind in ("heads", "neurons")]
+    assert [found["fisher", "cut"][kind] for kind in ("heads", "neurons")] == kept
+    tokenizer = AutoTokenizer.from_pretrained(models.format(task="sst2"))
+    pairs = []  # hidden states behind every layer: of the dense model, of the cut one
+    for sentence in Dataset.from_parquet(str(glue_folder / "sst2" / "validation.parquet"))["sentence"]:
+        batch = tokenizer(sentence, return_tensors="pt")
+        with torch.no_grad():
+            both = [each(**batch, output_hidden_states=True).hidden_states[1:] for each in (dense, model)]
+        pairs.append([torch.cat(states) for states in both])
+    h, h_cut = (torch.cat(states, dim=1) for states in zip(*pairs))
+    expected = (h_cut - h).square().sum((1, 2)) / (h - h.mean(1, keepdim=True)).square().sum((1, 2))
+    torch.testing.assert_close(torch.tensor(found["fisher", "cut"]["off"]), expected, rtol=1e-3, atol=1e-6)
+
+
 @pytest.fixture
 def quality(monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
