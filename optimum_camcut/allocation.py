@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 TICKS = 2**15  # of the time to keep, in the search for the best sizes within it
 CHOICES_PER_GROUP = 64  # sizes of a layer in that search
+OFF = 0.05  # a plan that is farther from its latency budget says so
 
 
 def make_plan(
@@ -87,7 +88,16 @@ def make_plan(
     if groups[0].kind == WEIGHTS:
         keep = _choose_weights(scores, groups, config)
     else:
-        keep = _choose_units(scores, groups, config, latency)
+        keep, spent = _choose_units(scores, groups, config, latency)
+        if config.budget == "latency" and abs(spent - 1) > OFF:
+            logger.warning(
+                "the plan takes %.2f times the time that %s leaves: by the latency table, no sizes that allocation=%r "
+                "and min_units=%s allow come closer",
+                spent,
+                config.amount,
+                config.allocation,
+                config.min_units,
+            )
     if all(len(keep.get(g.name, ())) == g.size for g in groups):
         logger.warning("the plan removes nothing: %s is too little for one unit", config.amount)
     groups = [g for g in groups if g.name in keep]
@@ -102,8 +112,8 @@ def make_plan(
 
 def _choose_units(
     scores: Scores, groups: Sequence[PrunableGroup], config: PruningConfig, latency: LatencyTable | None
-) -> dict[str, tuple[int, ...]]:
-    """What to keep of heads, neurons and sub-layers: by group."""
+) -> tuple[dict[str, tuple[int, ...]], float]:
+    """What to keep of heads, neurons and sub-layers, by group; and what that costs over what it should."""
     price = _prices(groups, config, latency)
     layers = [g for g in groups if g.kind == "layers"]
     total, budget = groups[0].model_parameters, sum(price[g.name][-1] for g in layers or groups)
@@ -122,7 +132,9 @@ def _choose_units(
         raise _unreachable(total, budget + fixed, least + fixed, config)
     keep = {g.name: [] if g.name in removed else [0] for g in layers}
     keep |= _keep_units(scores, units, config, fraction, present, target, price)
-    return {g.name: tuple(g.units[i] for i in keep[g.name]) for g in groups if g.name in keep}
+    cost = present - sum(price[g.name][-1] - price[g.name][len(keep[g.name])] for g in units)
+    kept = {g.name: tuple(g.units[i] for i in keep[g.name]) for g in groups if g.name in keep}
+    return kept, (cost + fixed) / ((target + fixed) or 1.0)
 
 
 def _keep_units(

@@ -30,6 +30,7 @@ import torch
 from accelerate.utils import send_to_device
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
+from transformers.trainer_pt_utils import nested_concat
 
 from .allocation import check_budget, make_plan
 from .config import PruningConfig, check_fields
@@ -60,7 +61,8 @@ class ComparedModel:
     Args:
         method (`str`): `"dense"` or a scoring method.
         sparsity (`float`): the fraction of the budget that was removed.
-        quality (`float`): what the evaluation gave.
+        quality (`float`, *optional*): what the evaluation gave. None where that is NaN or infinite, as the correlation
+            of predictions that are all alike is.
         quality_ratio (`float`, *optional*): that over the dense model's, unless that is 0.
         parameters (`int`): of the whole model.
         flops (`int`): of one forward pass of one sequence.
@@ -73,7 +75,7 @@ class ComparedModel:
 
     method: str
     sparsity: float
-    quality: float
+    quality: float | None
     quality_ratio: float | None
     parameters: int
     flops: int
@@ -106,19 +108,20 @@ class Comparison:
         return self.rows[0]
 
     def pareto(self) -> tuple[ComparedModel, ...]:
-        """The rows that no other beats: none is at least as good and as fast, and better or faster. Fastest first."""
+        """The rows that no other beats: none is at least as good and as fast, and better or faster. Fastest first.
+        Those without a quality are not among them."""
 
-        sign = 1 if self.larger_is_better else -1
+        sign, rows = 1 if self.larger_is_better else -1, [row for row in self.rows if row.quality is not None]
 
         def beaten(row: ComparedModel) -> bool:
             return any(
                 sign * other.quality >= sign * row.quality
                 and other.latency <= row.latency
                 and (other.quality != row.quality or other.latency < row.latency)
-                for other in self.rows
+                for other in rows
             )
 
-        return tuple(sorted((row for row in self.rows if not beaten(row)), key=lambda row: row.latency))
+        return tuple(sorted((row for row in rows if not beaten(row)), key=lambda row: row.latency))
 
     def to_dict(self) -> dict[str, Any]:
         """The settings and the rows as JSON types, without the plans."""
@@ -156,7 +159,8 @@ class Comparison:
     @classmethod
     def average(cls, comparisons: Sequence[Comparison]) -> Comparison:
         """The means of comparisons with the same methods and sparsities, of several scoring samples, say. Latencies
-        are told on the scale of the dense models' mean: a machine that was busy for one of them changes no order.
+        are told on the scale of the dense models' mean: a machine that was busy for one of them changes no order. A
+        row has no quality if it has none in one of them.
 
         Raises:
             `ValueError`: none, or their rows differ.
@@ -172,14 +176,15 @@ class Comparison:
                 name: statistics.fmean(getattr(row, name) * scale for row, scale in zip(same, scales))
                 for name in ("latency", "latency_low", "latency_high")
             }
-            means["quality"] = statistics.fmean(qualities)
+            known = None not in qualities
+            means["quality"] = statistics.fmean(qualities) if known else None
             means["speedup"] = statistics.fmean(dense) / means["latency"]
             counts = {
                 name: round(statistics.fmean(getattr(row, name) for row in same)) for name in ("parameters", "flops")
             }
             ratios = [row.quality_ratio for row in same]
             means["quality_ratio"] = None if None in ratios else statistics.fmean(ratios)
-            deviation = statistics.stdev(qualities) if len(qualities) > 1 else 0.0
+            deviation = statistics.stdev(qualities) if known and len(qualities) > 1 else 0.0
             rows.append(dataclasses.replace(same[0], **means, **counts, quality_deviation=deviation))
         settings = {**comparisons[0].settings, "comparisons": len(comparisons)}
         return dataclasses.replace(comparisons[0], rows=tuple(rows), settings=settings)
@@ -195,11 +200,12 @@ class Comparison:
         titles = ["method", "sparsity", self.quality_title, "/ dense", "params (M)", "FLOPs (G)", "ms", "quartiles"]
         lines = [[*titles, "speed-up", "Pareto"]]
         for row in self.rows:
+            deviation = f" ± {row.quality_deviation:.2g}" if spread else ""
             lines.append(
                 [
                     row.method,
                     "" if row.method == DENSE else f"{row.sparsity:.0%}",
-                    f"{row.quality:.4g}" + (f" ± {row.quality_deviation:.2g}" if spread else ""),
+                    "-" if row.quality is None else f"{row.quality:.4g}{deviation}",
                     "-" if row.quality_ratio is None else f"{row.quality_ratio:.3f}",
                     f"{row.parameters / 1e6:.2f}",
                     f"{row.flops / 1e9:.2f}",
@@ -254,7 +260,7 @@ def compare(
         recovery (`str`): `"none"`, or `"reconstruct"` for least squares after the cut. Nothing is trained.
         eval_dataloader (`Iterable[Batch]`, *optional*): batches with `"labels"`, read once for every model.
         metric (`Callable`, *optional*): of the logits `(examples, ...)` and the labels `(examples, ...)` of all its
-            batches, the quality.
+            batches, the quality. Where batches differ in length, both are padded with -100, as `Trainer` does.
         larger_is_better (`bool`): False for a loss, an error or a perplexity.
         latency (`LatencyTable`, *optional*): for `budget="latency"`; measured if it is not given.
         repeats (`int`): timings of every model.
@@ -266,7 +272,7 @@ def compare(
 
     Raises:
         `ValueError`: no way to evaluate, or two; no or unknown methods; a budget that cannot be met; more tokens than
-            the model takes; no data.
+            the model takes; no data; a dense model whose quality is not a finite number.
     """
     config = config or PruningConfig(sparsity=0.5)
     configs = _configs(config, methods, sparsities, recovery, repeats)
@@ -287,8 +293,10 @@ def compare(
     total = sum(len(each) for _, each in configs) + 1
     with tqdm(total=total, desc="compare", unit="model", disable=disable_tqdm, leave=False) as bar:
         whole = (quality(model), count_parameters(model), flops)
+        if not math.isfinite(whole[0]):
+            raise ValueError(f"the quality of a model should be a finite number; the evaluation gave {whole[0]}")
         bar.update()
-        found: list[tuple[PruningConfig, tuple[float, int, int], dict[str, LatencyResult], PruningPlan]] = []
+        found: list[tuple[PruningConfig, tuple[float | None, int, int], dict[str, LatencyResult], PruningPlan]] = []
         for method, of_method in configs:
             bar.set_postfix_str(method)
             scores = score_groups(model, groups, batches, of_method[0], disable_tqdm=True)
@@ -299,7 +307,11 @@ def compare(
                 reconstruct_all(models, model, plans, batches, disable_tqdm=True)
                 copies = (models.pop(0) for _ in plans)
             for each, plan, pruned in zip(of_method, plans, copies):
-                facts = (quality(pruned), count_parameters(pruned), count_flops(pruned, 1, shape[1]))
+                value = quality(pruned)
+                if not math.isfinite(value):
+                    logger.warning("the quality by %s at a sparsity of %s is %s", method, each.sparsity, value)
+                    value = None
+                facts = (value, count_parameters(pruned), count_flops(pruned, 1, shape[1]))
                 times = measure_latency({DENSE: model, method: pruned}, *shape, repeats=repeats)
                 found.append((each, facts, times, plan))
                 del pruned
@@ -318,7 +330,7 @@ def compare(
                 method=each.method,
                 sparsity=each.sparsity,
                 quality=value,
-                quality_ratio=value / whole[0] if whole[0] else None,
+                quality_ratio=value / whole[0] if whole[0] and value is not None else None,
                 parameters=parameters,
                 flops=flops,
                 latency=timed.median * scale,
@@ -367,30 +379,33 @@ def _evaluator(
     eval_dataloader: Iterable[Batch] | None,
     metric: Callable[[np.ndarray, np.ndarray], float] | None,
 ) -> Callable[[PreTrainedModel], float]:
-    """What gives the quality of a model: a finite number."""
+    """What gives the quality of a model."""
     if (evaluate is None) == (eval_dataloader is None) or (eval_dataloader is None) != (metric is None):
         raise ValueError("give a function evaluate(model), or else eval_dataloader and metric(logits, labels)")
 
     def quality(model: PreTrainedModel) -> float:
         with scoring_mode(model):
-            value = float(evaluate(model) if evaluate is not None else metric(*_predict(model, eval_dataloader)))
-        if not math.isfinite(value):
-            raise ValueError(f"the quality of a model should be a finite number; the evaluation gave {value}")
-        return value
+            return float(evaluate(model) if evaluate is not None else metric(*_predict(model, eval_dataloader)))
 
     return quality
 
 
 def _predict(model: PreTrainedModel, batches: Iterable[Batch]) -> tuple[np.ndarray, np.ndarray]:
     """Logits and labels of all examples."""
-    logits, labels = [], []
+    found = None
     with torch.inference_mode():
         for batch in batches:
             outputs = model(**send_to_device(dict(batch), model.device))
-            logits.append(outputs.logits.float().cpu().numpy())
-            labels.append(batch["labels"].cpu().numpy())
-    if not logits:
+            if not hasattr(outputs, "logits") or "labels" not in batch:
+                raise ValueError(
+                    "metric is given the logits of the model and the labels of the batches; the model gives a "
+                    f"{type(outputs).__name__}, the batches have {', '.join(batch)}: give evaluate=... instead"
+                )
+            new = outputs.logits.float().cpu(), batch["labels"].cpu()
+            found = new if found is None else nested_concat(found, new)
+    if found is None:
         raise ValueError(
             "eval_dataloader gave no batches; it is read once for every model, so it cannot be a generator"
         )
-    return np.concatenate(logits), np.concatenate(labels)
+    logits, labels = found
+    return logits.numpy(), labels.numpy()

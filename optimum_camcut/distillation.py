@@ -23,34 +23,49 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
-def distillation_loss(student: Any, teacher: Any, temperature: float, mask: Tensor | None = None) -> Tensor:
+def distillation_loss(
+    student: Any, teacher: Any, temperature: float, mask: Tensor | None = None, problem_type: str | None = None
+) -> Tensor:
     """What is between the predictions of two models, and, if both give their hidden states, between those.
 
     Of predictions, the Kullback-Leibler divergence of the softened ones, times the squared temperature (Hinton et al.
-    2015); a single logit (regression) is matched by its squared error instead. Of hidden states, the squared error
-    relative to the variance of the teacher's features at the token, mean over the layers behind the embeddings (layer
-    by layer as in Romero et al. 2015, with no map between them: a cut leaves the hidden size as it is).
+    2015); that of every label by itself, and their mean, if an example may have several labels. Numbers (a regression)
+    are matched by their squared error instead. Of hidden states, the squared error relative to the variance of the
+    teacher's features at the token, mean over the layers behind the embeddings (layer by layer as in Romero et al.
+    2015, with no map between them: a cut leaves the hidden size as it is).
 
     Args:
         student, teacher: model outputs with `logits` (`torch.Tensor` of shape `(batch, classes)` or
-            `(batch, tokens, classes)`), or `start_logits` and `end_logits` (`(batch, tokens)`), and perhaps
-            `hidden_states` (a tuple of `(batch, tokens, hidden size)`).
+            `(batch, tokens, classes)`), or with several of another name that ends so, as `start_logits` and
+            `end_logits` (`(batch, tokens)`), and perhaps `hidden_states` (a tuple of `(batch, tokens, hidden size)`).
         temperature (`float`): divides all logits.
         mask (`torch.Tensor` of shape `(batch, tokens)`, or `(examples, choices, tokens)` of a batch of choices): for
             logits and hidden states of tokens, 0 at padding, which does not count.
+        problem_type (`str`, *optional*): that of the model's config: `"multi_label_classification"` and
+            `"regression"` tell what logits mean; a single logit is a number whatever it says.
 
     Returns:
         `torch.Tensor`: scalar, the sum of both; each is a mean over examples or real tokens.
+
+    Raises:
+        `ValueError`: outputs without logits.
     """
     losses = []
-    for name in [name for name in ("logits", "start_logits", "end_logits") if name in student]:
+    for name in [name for name in student if name.endswith("logits")]:
         s, t = (_real(outputs[name].float(), mask) for outputs in (student, teacher))
         s, t = s.reshape(-1, s.shape[-1]), t.reshape(-1, t.shape[-1])
-        if s.shape[-1] == 1:
+        if s.shape[-1] == 1 or problem_type == "regression":
             losses.append(functional.mse_loss(s, t))
-        else:
-            log_s, log_t = (functional.log_softmax(x / temperature, dim=-1) for x in (s, t))
-            losses.append(functional.kl_div(log_s, log_t, reduction="batchmean", log_target=True) * temperature**2)
+            continue
+        s, t = s / temperature, t / temperature
+        if problem_type == "multi_label_classification":  # a label and its absence are two classes
+            s, t = (torch.stack((x, -x), dim=-1).reshape(-1, 2) / 2 for x in (s, t))
+        log_s, log_t = (functional.log_softmax(x, dim=-1) for x in (s, t))
+        losses.append(functional.kl_div(log_s, log_t, reduction="batchmean", log_target=True) * temperature**2)
+    if not losses:
+        raise ValueError(
+            f"distill_weight > 0 compares logits; the model gives {', '.join(student)}. Set distill_weight=0"
+        )
     predictions = sum(losses) / len(losses)
     if not (student.get("hidden_states") and teacher.get("hidden_states")):
         return predictions

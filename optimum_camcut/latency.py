@@ -44,6 +44,7 @@ from .measure import keeping_memory, random_inputs, time_forward
 from .modeling_camcut import SUBLAYERS, Group, bind_position_bias, cut_groups, list_groups, sublayer_of
 from .scoring.processes import all_or_none
 from .sharding import check_whole
+from .version import __version__
 
 
 logger = logging.getLogger(__name__)
@@ -274,12 +275,22 @@ def _conditions(model: PreTrainedModel, config: PruningConfig) -> dict[str, Any]
         "shape": hashlib.sha256(json.dumps([shapes, facts], sort_keys=True).encode()).hexdigest()[:16],
         "dtype": str(model.dtype).removeprefix("torch."),
         "attention": model.config._attn_implementation,
+        "float32_matmul": _float32_matmul(),
         "batch_size": config.latency_batch_size,
         "sequence_length": config.sequence_length,
         "multiple_of": config.multiple_of,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
+        "optimum_camcut": __version__,  # which measures in another way, perhaps
     }
+
+
+def _float32_matmul() -> str:
+    """How exactly the device multiplies float32: TF32 is several times as fast."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # where the switches of each backend are set, this one may not be read
+        return torch.backends.cuda.matmul.fp32_precision
 
 
 def device_name(device: torch.device) -> str:

@@ -248,8 +248,9 @@ def _solve(
     biased = int(bias is not None)
     rows = biased + inputs
     # Of the examples to fit, and of those held out.
-    gram = torch.zeros(2, rows, rows, dtype=torch.float64, device=weight.device)
-    cross = torch.zeros(2, rows, outputs, dtype=torch.float64, device=weight.device)
+    device = torch.device("cpu") if weight.device.type == "mps" else weight.device  # Apple's GPUs have no float64
+    gram = torch.zeros(2, rows, rows, dtype=torch.float64, device=device)
+    cross = torch.zeros(2, rows, outputs, dtype=torch.float64, device=device)
     waiting: tuple[list[tuple[Tensor, Tensor]], ...] = ([], [])
 
     def add(part: int, least: int) -> None:
@@ -258,8 +259,8 @@ def _solve(
             given, missing = map(torch.cat, zip(*waiting[part]))
             waiting[part].clear()
             with torch.autocast(given.device.type, enabled=False):  # the models may run in half precision, not this
-                gram[part] += given.T @ given
-                cross[part] += given.T @ missing
+                gram[part] += (given.T @ given).to(device)
+                cross[part] += (given.T @ missing).to(device)
 
     for masks, stream, wanted in zip(dense, job.streams, targets):
         x, residual = inputs_of(job.model, stage, group, stream, len(wanted))
@@ -282,7 +283,7 @@ def _solve(
     update = next((update for update in updates if update is not None), None)
     if update is None:
         raise ValueError(f"no weights fit the activations at {group.name!r}: is there a token that is not masked?")
-    update = update.to(weight.dtype)
+    update = update.to(weight.device, weight.dtype)
     weight.add_(update[biased:])
     if biased:
         bias.add_(update[0])

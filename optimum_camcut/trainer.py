@@ -109,6 +109,7 @@ class CamCutTrainer(Trainer):
         self._groups_before: list[PrunableGroup] | None = None  # of the model as it was before the first cut
         self._plan_metrics: dict[str, float] | None = None  # of a cut that is yet to be logged
         self._progress_file: Path | None = None  # only inside `train`, which can be resumed
+        self._half_cut = False  # while something of the last cut is still to come
         self._report = RunReport()
         self._root = Path(self.args.output_dir)
         if pruning_config is None:
@@ -132,13 +133,14 @@ class CamCutTrainer(Trainer):
             return super().train(resume_from_checkpoint, trial, *args, **kwargs)
         if trial is not None:  # every trial of a search prunes a model of its own
             self.pruning_plan = self.scores = self.dense_model = self.latency_table = self._groups_before = None
-            self._evaluations.dense, self._report = {}, RunReport()
+            self._evaluations.dense, self._report, self._half_cut = {}, RunReport(), False
         if self.model_init is not None or config.dense_epochs:
             self.scores = None  # of another model than is cut first
         with self._one_model(trial):
             if self.pruning_plan is not None or config.finetunes or config.dense_epochs:
                 warn_of_float16(self.model)
             if self.pruning_plan is not None:
+                self._check_last_cut()
                 return super().train(resume_from_checkpoint, trial, *args, **kwargs)
             self._prepare()
             initial = copy.deepcopy(bare_model(self)) if config.rewind else None
@@ -155,12 +157,23 @@ class CamCutTrainer(Trainer):
                         self._restore(resumed)
                     else:
                         self._score_resumably(phase)
+                        self._half_cut = True
                         self._cut(phase, before, initial)
+                    self._half_cut = phase != phases[-1]
                     if config.finetunes:
                         output = super().train(resumed, trial, *args, **kwargs)
                     self._log_plan()  # has happened if the model was trained
             self._finish(self._get_output_dir(trial=trial))
         return output
+
+    def _check_last_cut(self) -> None:
+        """A model that was cut in part must not train on as if it were done."""
+        if self._half_cut:
+            raise ValueError(
+                "this trainer was stopped between its first cut and its last, so its model is neither whole nor as "
+                "small as it should be. Make a new trainer with the model from before: train() starts anew, and "
+                "train(resume_from_checkpoint=True) goes on from the last checkpoint"
+            )
 
     def _prepare(self) -> None:
         """Finds out what cannot be done before there is anything to lose. The model is then whole on every process."""
@@ -325,20 +338,26 @@ class CamCutTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
         """The loss of `Trainer`; while a pruned model trains, mixed with `distillation_loss`, which tells how far its
-        predictions and hidden states are from the dense model's."""
+        predictions and hidden states are from the dense model's. Both are then means over the batch, and their mean
+        over accumulated batches and processes counts."""
         weight = self.pruning_config.distill_weight if self.pruning_config is not None else 0.0
         if weight == 0.0 or self.pruning_plan is None or self._scoring or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         inputs = asking_for_states(self.dense_model, inputs)
-        loss, outputs = super().compute_loss(model, dict(inputs), True, num_items_in_batch)
+        # Without the number of items, which some models divide by and others ignore, this is the batch's mean.
+        loss, outputs = super().compute_loss(model, dict(inputs), True)
         with torch.no_grad():
             teacher = self.dense_model(**inputs)
         distilled = distillation_loss(
-            outputs, teacher, self.pruning_config.distill_temperature, inputs.get("attention_mask")
+            outputs,
+            teacher,
+            self.pruning_config.distill_temperature,
+            inputs.get("attention_mask"),
+            getattr(self.dense_model.config, "problem_type", None),
         )
-        if num_items_in_batch is not None and self.model_accepts_loss_kwargs:
-            distilled = distilled / self.current_gradient_accumulation_steps  # Trainer does not divide such losses
         loss = (1 - weight) * loss + weight * distilled
+        if self.compute_loss_func is not None or (num_items_in_batch is not None and self.model_accepts_loss_kwargs):
+            loss = loss / self.current_gradient_accumulation_steps  # Trainer takes such losses to be divided already
         return (loss, outputs) if return_outputs else loss
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:

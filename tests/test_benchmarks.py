@@ -129,11 +129,13 @@ def test_a_benchmark_that_fails_is_named(tmp_path):
     folder, output = tmp_path / "speed", tmp_path / "output"
     shutil.copytree(FOLDER, folder)
     (folder / "job.py").write_text("raise SystemExit(3)")
+    result = {"benchmark": "overhead", "device": "here", "settings": {}, "rows": [{"trainer": "Trainer"}]}
+    (folder / "overhead.py").write_text(f"import sys; open(sys.argv[-2], 'w').write({json.dumps(result)!r})")
     output.mkdir()
     (output / "job-cpu.json").write_text("{}")
     done = run("run", "--only", "job", "overhead", "--quick", "--output_dir", output, folder=folder)
     assert done.returncode == 1 and "failed: job-cpu" in done.stderr
-    assert list(json.loads((output / "speed.json").read_text())) == ["overhead-cpu"]
+    assert json.loads((output / "speed.json").read_text()) == {"overhead-cpu": result}
 
 
 def test_latency_in_bfloat16_and_compiled(tmp_path):

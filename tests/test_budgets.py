@@ -39,6 +39,7 @@ from optimum_camcut import (
 )
 from optimum_camcut.allocation import check_budget, remaining_budget, unit_cost
 from optimum_camcut.groups import KINDS
+from optimum_camcut.latency import _conditions
 from optimum_camcut.measure import count_flops, count_parameters, measure_latency
 from optimum_camcut.modeling_camcut import Slice
 
@@ -206,6 +207,21 @@ def test_latency_by_hand():
     plan = make_plan(scores, groups, PruningConfig(sparsity=0.2, budget="latency"), latency=table)
     heads, neurons = (sum(len(u) for n, u in plan.keep.items() if n.endswith(kind)) for kind in ("heads", "neurons"))
     assert (heads, neurons) == (4, 6)  # 0.7 of each would be 18: 12 for 4.2 heads, rounded, and 6 for 6 neurons
+
+
+def test_a_plan_that_misses_its_time_says_so(caplog):
+    """All takes 30 seconds, 9 of them fixed; with one of its two units, 10. There is nothing near 15."""
+    groups = [PrunableGroup("layer.0.neurons", "neurons", 2, (Slice("", "in", 1),), unit_parameters=1)]
+    table = LatencyTable({}, 30.0, {"neurons": {1: 1.0, 2: 21.0}}, {"layer.0.neurons": 2}, {"neurons": 1})
+    for sparsity, said in ((0.5, True), (0.65, False)):
+        caplog.clear()
+        config = PruningConfig(sparsity=sparsity, budget="latency", allocation="per_kind")
+        plan = make_plan(scores_of(groups), groups, config, latency=table)
+        assert len(plan.keep["layer.0.neurons"]) == 1
+        assert ("the plan takes 0.67 times the time that sparsity=0.5 leaves" in caplog.text) == said
+    caplog.clear()
+    check_budget(groups, dataclasses.replace(config, sparsity=0.5), table)
+    assert not caplog.text
 
 
 @pytest.mark.parametrize("multiple_of", [1, 64])
@@ -390,6 +406,26 @@ def test_every_architecture_is_measured(architecture, tmp_path):
     assert {1, 36, 37} <= set(table.times["neurons"])
     assert table.total_of(groups) == table.total
     assert table.conditions["batch_size"] == 2 and table.conditions["sequence_length"] == 8
+
+
+def test_what_a_table_is_kept_by(monkeypatch):
+    """Also by how exactly float32 is multiplied, where torch lets that be asked, and by the version that measures."""
+    model, keys = tiny_model("bert"), [_conditions(tiny_model("bert"), config_of())]
+    for target, value in (
+        ("torch.get_float32_matmul_precision", lambda: "high"),
+        ("optimum_camcut.latency.__version__", "another"),
+    ):
+        assert _conditions(model, config_of()) == keys[0]
+        with monkeypatch.context() as patch:
+            patch.setattr(target, value)
+            keys.append(_conditions(model, config_of()))
+
+    def mixed():
+        raise RuntimeError("mix of the legacy and new APIs")
+
+    monkeypatch.setattr("torch.get_float32_matmul_precision", mixed)
+    keys.append(_conditions(model, config_of()))
+    assert len({json.dumps(key) for key in keys}) == 4
 
 
 def test_measuring_once(tmp_path, caplog):

@@ -294,6 +294,63 @@ def test_a_dense_model_of_no_quality_has_no_ratio():
     assert Comparison.average([result, result]).rows[1].quality_ratio is None
 
 
+def test_a_pruned_model_of_no_quality_does_not_lose_the_others(tmp_path, caplog):
+    """As of a correlation where all predictions are alike. Its row stays, but is on no front."""
+    dense, values = count_parameters(tiny_model("bert")), iter([float("nan"), 0.5])
+
+    def evaluate(model):
+        return 1.0 if count_parameters(model) == dense else next(values)
+
+    result = run(methods=["taylor"], evaluate=evaluate, eval_dataloader=None, metric=None)
+    assert [row.quality for row in result.rows] == [1.0, None, 0.5]
+    assert [row.quality_ratio for row in result.rows] == [1.0, None, 0.5]
+    assert "the quality by taylor at a sparsity of 0.25 is nan" in caplog.text
+    assert result.rows[1] not in result.pareto() and result.dense in result.pareto()
+    result.save(tmp_path / "c.json")
+    assert Comparison.load(tmp_path / "c.json") == result and "NaN" not in (tmp_path / "c.json").read_text()
+    assert result.cells()[2][2:4] == ["-", "-"]
+    average = Comparison.average([result, result])
+    assert [row.quality for row in average.rows] == [1.0, None, 0.5]
+    for each in (result, average):
+        lines = {line.get_label(): line for line in plot_pareto(each).axes[0].get_lines()}
+        assert len(lines["Pareto front"].get_xdata()) == len(each.pareto())
+    nothing = dataclasses.replace(result, rows=tuple(r for r in result.rows if r.quality != 0.5))
+    plot_pareto(nothing).savefig(tmp_path / "c.png")
+
+
+def test_batches_of_tokens_that_differ_in_length():
+    """Padded as a `compute_metrics` of `Trainer` gets them."""
+    model, seen = tiny_model("bert", task="TokenClassification"), []
+    batches = [
+        {name: value[:, :length] for name, value in tiny_batch(4, labels=False, seed=length).items()}
+        for length in (5, 8)
+    ]
+    for batch in batches:
+        batch["labels"] = batch["input_ids"] % 3
+
+    def metric(logits, labels):
+        seen.append((logits, labels))
+        return float((logits.argmax(-1) == labels)[labels != -100].mean())
+
+    run(model, methods=["magnitude"], sparsities=[0.5], eval_dataloader=batches, metric=metric, recovery="none")
+    logits, labels = seen[0]
+    assert logits.shape == (8, 8, 3) and labels.shape == (8, 8)
+    assert (labels[:4, 5:] == -100).all() and (labels[:4, :5] == batches[0]["labels"].numpy()).all()
+    with torch.no_grad():
+        expected = model(**batches[0]).logits.numpy()
+    assert logits[:4, :5] == pytest.approx(expected, abs=1e-5)
+
+
+def test_models_and_batches_that_a_metric_cannot_judge():
+    answers = tiny_model("bert", task="QuestionAnswering", num_labels=2)
+    for model, batches, found in (
+        (answers, [tiny_batch(4, labels=False)], "gives a QuestionAnsweringModelOutput"),
+        (tiny_model("bert"), [tiny_batch(4, labels=False)], "the batches have input_ids, attention_mask: give eval"),
+    ):
+        with pytest.raises(ValueError, match=found):
+            run(model, methods=["magnitude"], eval_dataloader=batches, recovery="none")
+
+
 # --- what is refused ------------------------------------------------------------------------------------------------
 
 

@@ -147,7 +147,7 @@ def test_two_rounds(results, arguments, by_hand, tmp_path):
         assert row["rebuilt"] == pytest.approx(accuracy(model), abs=1e-3)
 
     other = run("quality", *arguments, *flags, "--keep", 0.6)
-    assert other.returncode != 0 and "is of other --num_samples or --keep" in other.stderr
+    assert other.returncode != 0 and "is of other --num_samples, --keep or --bf16" in other.stderr
 
 
 def test_recovery_cuts_trains_and_tells_the_speed(results, models, glue_folder, tmp_path):

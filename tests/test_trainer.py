@@ -270,6 +270,46 @@ def test_float16_weights_are_not_trained_without_a_word(dtype, changes, warned, 
     assert all("dtype=torch.float32" in text and "fp16=True or bf16=True" in text for text in said)
 
 
+def test_what_was_cut_in_part_does_not_train_on_as_if_it_were_done(tmp_path, monkeypatch):
+    config = pruning(method="magnitude", rounds=2)
+    broken = make_trainer(tmp_path, config, callbacks=[Interrupt(1, 4)], save_strategy="steps", save_steps=2)
+    with pytest.raises(KeyboardInterrupt):
+        broken.train()
+    cut = sizes(broken.model)
+    for resume in (None, True):
+        with pytest.raises(ValueError, match="stopped between its first cut and its last.* Make a new trainer"):
+            broken.train(resume_from_checkpoint=resume)
+    assert sizes(broken.model) == cut
+    resumed = make_trainer(tmp_path, config)
+    resumed.train(resume_from_checkpoint=True)
+    assert sum(sizes(resumed.model).values()) < sum(cut.values())
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    rebuilt = make_trainer(tmp_path / "rebuild", pruning(method="magnitude", recovery="reconstruct"))
+    with monkeypatch.context() as patch:
+        patch.setattr("optimum_camcut.trainer.reconstruct", stop)
+        with pytest.raises(KeyboardInterrupt):
+            rebuilt.train()
+    with pytest.raises(ValueError, match="Make a new trainer"):
+        rebuilt.train()
+
+
+def test_an_interrupted_last_training_goes_on(tmp_path):
+    """All is cut then: with the same trainer, as with `Trainer`."""
+    run = {"save_strategy": "steps", "save_steps": 2}
+    whole = make_trainer(tmp_path / "whole", pruning(method="magnitude", rounds=2), **run)
+    whole.train()
+    broken = make_trainer(
+        tmp_path / "broken", pruning(method="magnitude", rounds=2), callbacks=[Interrupt(2, 4)], **run
+    )
+    with pytest.raises(KeyboardInterrupt):
+        broken.train()
+    broken.train(resume_from_checkpoint=True)
+    assert broken.state.global_step == 6 and same(weights(broken.model), weights(whole.model))
+
+
 def test_recovery_none_leaves_the_weights_that_were_kept(tmp_path):
     model = tiny_model("bert")
     trainer = make_trainer(tmp_path, pruning(recovery="none"), model=copy.deepcopy(model))
@@ -378,6 +418,70 @@ def test_distillation_loss_by_hand():
     student["hidden_states"], teacher["hidden_states"] = (right + 9, right + off, right), (right, right, right)
     masked = distillation_loss(student, teacher, 2.0, torch.tensor([[1, 0], [1, 1]]))
     assert masked == pytest.approx(float(expected) + (1 + 1 / 2) / 2 / 2, abs=1e-6)
+
+
+def test_distilled_numbers_and_labels_by_hand():
+    """Of several numbers, the squared error; of several labels, what a softmax over label and absence would give."""
+    student, teacher = {"logits": torch.tensor([[2.0, 5.0]])}, {"logits": torch.tensor([[0.0, 4.0]])}
+    assert distillation_loss(student, teacher, 2.0, None, "regression") == pytest.approx((4 + 1) / 2)
+    p, q = torch.sigmoid(torch.tensor([1.0, 2.5])), torch.sigmoid(torch.tensor([0.0, 2.0]))  # at temperature 2
+    expected = 4 * (q * (q / p).log() + (1 - q) * ((1 - q) / (1 - p)).log()).mean()
+    got = distillation_loss(student, teacher, 2.0, None, "multi_label_classification")
+    assert got == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_distillation_of_several_logits_or_none():
+    """Whatever ends in `logits`; the mean over them."""
+    outputs = {"prediction_logits": torch.tensor([[[2.0, 0.0]]]), "seq_relationship_logits": torch.tensor([[3.0]])}
+    taught = {name: torch.zeros_like(value) for name, value in outputs.items()}
+    alone = distillation_loss({"logits": torch.tensor([[2.0, 0.0]])}, {"logits": torch.zeros(1, 2)}, 2.0)
+    assert distillation_loss(outputs, taught, 2.0) == pytest.approx((float(alone) + 9) / 2)
+    with pytest.raises(ValueError, match="compares logits; the model gives last_hidden_state, pooler_output"):
+        distillation_loss(*2 * [{"last_hidden_state": torch.zeros(1, 2, 3), "pooler_output": torch.zeros(1, 3)}], 2.0)
+
+
+def test_several_labels_are_distilled_each_by_itself(tmp_path):
+    rows = [{**row, "labels": [float(row["labels"] == i) for i in range(3)]} for row in examples()]
+    trainer = make_trainer(tmp_path, pruning(distill_weight=1.0), train_dataset=Dataset.from_list(rows))
+    trainer.prune()
+    batch = {**tiny_batch(), "labels": torch.zeros(4, 3)}
+    with torch.no_grad():
+        before = trainer.compute_loss(trainer.model.train(), batch)
+        trainer.model.classifier.bias += 4.0  # of all logits alike, to which a softmax is blind
+        assert trainer.compute_loss(trainer.model, batch) > before + 0.3
+
+
+@pytest.mark.parametrize("own_loss", [False, True])
+def test_a_distilled_step_is_the_same_in_smaller_batches(own_loss, tmp_path):
+    """Both losses are means over the step's examples, whether or not the model divides by their number itself."""
+
+    def mean_loss(outputs, labels, num_items_in_batch=None):
+        return torch.nn.functional.cross_entropy(outputs.logits, labels)
+
+    without_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    losses, models = [], []
+    for steps in (1, 4):
+        trainer = make_trainer(
+            tmp_path,
+            pruning(distill_weight=0.5),
+            tiny_model("bert", **without_dropout),
+            train_dataset=examples(16),
+            per_device_train_batch_size=16 // steps,
+            gradient_accumulation_steps=steps,
+            optim="sgd",
+            learning_rate=0.1,
+            logging_steps=1,
+        )
+        trainer.compute_loss_func = mean_loss if own_loss else None
+        losses.append(trainer.train().training_loss)
+        assert trainer.state.global_step == 1
+        models.append(weights(trainer.model))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    start = make_trainer(tmp_path, pruning(), tiny_model("bert", **without_dropout), train_dataset=examples(16))
+    start.prune()
+    assert not same(models[0], weights(start.model))
+    for name, value in models[0].items():
+        torch.testing.assert_close(models[1][name], value, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("steps", [1, 2])

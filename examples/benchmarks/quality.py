@@ -318,8 +318,14 @@ def run(options: argparse.Namespace) -> None:
                 if path.exists():
                     found = json.loads(path.read_text())
                     kept = [row["keep"] for row in found["results"]]
-                    if (found["num_samples"], kept) != (options.num_samples, options.keep):
-                        raise SystemExit(f"{path} is of other --num_samples or --keep: choose another --output_dir")
+                    if (found["num_samples"], kept, found["bf16"]) != (
+                        options.num_samples,
+                        options.keep,
+                        options.bf16,
+                    ):
+                        raise SystemExit(
+                            f"{path} is of other --num_samples, --keep or --bf16: choose another --output_dir"
+                        )
                     continue
                 with tempfile.TemporaryDirectory() as folder:
                     benchmark = benchmark or Benchmark(task, options, folder)

@@ -41,7 +41,8 @@ def plot_pareto(comparison: Comparison, title: str | None = None) -> Figure:
     axes = figure.add_subplot()
     dense, front = comparison.dense, comparison.pareto()
     for number, method in enumerate(dict.fromkeys(row.method for row in comparison.rows if row is not dense)):
-        rows = sorted((row for row in comparison.rows if row.method == method), key=lambda row: row.latency)
+        rows = [row for row in comparison.rows if row.method == method and row.quality is not None]
+        rows.sort(key=lambda row: row.latency)
         axes.errorbar(
             [1e3 * row.latency for row in rows],
             [row.quality for row in rows],
