@@ -20,7 +20,9 @@ demo: $(INSTALLED)  ## Fine-tune, prune and recover a real model; print dense ag
 	$(BIN)/python examples/demo.py
 
 # What loads, cuts and trains, and where that goes; transformers 4 has a pruning of its own to compare with.
-TESTS4 := versions plain_shapes surgery checkpoint layers imports trainer downstream hub cli logging
+# Of the command line, what goes through all of it.
+TESTS4 := versions plain_shapes surgery checkpoint layers imports trainer downstream hub
+TESTS4 := $(TESTS4:%=tests/test_%.py) $(addprefix tests/test_cli.py::test_,the_whole_job every_task)
 
 # The report is read in a real browser: Chromium and its driver (`apt-get install chromium chromium-driver`).
 #
@@ -28,7 +30,7 @@ TESTS4 := versions plain_shapes surgery checkpoint layers imports trainer downst
 # starts the Python of the other one, to exchange checkpoints.
 test: style $(INSTALLED4)  ## Check the style, run all tests, then those of loading, cutting and going elsewhere with transformers 4
 	OMP_NUM_THREADS=1 CAMCUT_OTHER_PYTHON=$(abspath $(BIN4))/python $(BIN)/python -m pytest -n 2 --dist worksteal
-	OMP_NUM_THREADS=1 CAMCUT_OTHER_PYTHON=$(abspath $(BIN))/python $(BIN4)/python -m pytest -n 2 --dist worksteal $(TESTS4:%=tests/test_%.py)
+	OMP_NUM_THREADS=1 CAMCUT_OTHER_PYTHON=$(abspath $(BIN))/python $(BIN4)/python -m pytest -n 2 --dist worksteal -m "not once" $(TESTS4)
 
 test-faults: $(INSTALLED)  ## Kill training at 20 points of each kind of run, resume, compare
 	OMP_NUM_THREADS=1 $(BIN)/python tests/kill_and_resume.py --kills 20

@@ -48,11 +48,15 @@ def without_report(request, monkeypatch):
 @pytest.fixture(autouse=True)
 def own_environment():
     """The training arguments of transformers 4 set variables, such as the precision, for all trainers that follow."""
-    before = dict(os.environ)
+
+    def variables():
+        return {name: value for name, value in os.environ.items() if name.startswith("ACCELERATE_")}
+
+    before = variables()
     yield
-    for name in set(os.environ) - set(before):
-        if name.startswith("ACCELERATE_"):
-            del os.environ[name]
+    for name in variables():
+        del os.environ[name]
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="session")

@@ -191,6 +191,7 @@ def test_compile_without_graph_breaks(architecture, cut, saved):
     torch.testing.assert_close(logits(compiled), logits(model), atol=1e-5, rtol=0)
 
 
+@pytest.mark.once
 def test_compile_to_machine_code(tmp_path):
     model = tiny_model("bert", num_hidden_layers=2)
     apply_plan(model, PruningPlan({"layer.0.heads": (1, 2, 3), "layer.1.neurons": range(20)})).save_pretrained(

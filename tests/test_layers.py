@@ -754,6 +754,7 @@ def test_reconstruct_checks_what_it_gets():
     reconstruct(further, model, further.pruning_plan, [tiny_batch(seed=seed) for seed in range(8)])
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("recovery", ["finetune", "reconstruct"])
 @pytest.mark.parametrize("granularity", [("layers",), KINDS])
 def test_the_trainer_arrives_at_the_target_in_rounds(recovery, granularity, tmp_path):
