@@ -382,14 +382,15 @@ def _fraction_to_remove(
 
 def _unreachable(total: int | None, budget: float, least: float, config: PruningConfig) -> ValueError:
     """Names the highest value, at which the least possible cost is left."""
-    name, value = "sparsity", 1 - least / budget
+    name, value, rest = "sparsity", 1 - least / budget, ""
     if config.sparsity is None:
         name, value = "compression", total / (total - budget + least)
+        rest = f": of {total:,} parameters only {budget:,.0f} are of a kind that is cut; embeddings, say, stay"
     limits = f"granularity {list(config.granularity)}"
     limits += "" if WEIGHTS in config.granularity else f", min_units={config.min_units}"
     return ValueError(
         f"{config.amount} cannot be reached: the highest possible {name} here is {math.floor(value * 1e4) / 1e4} "
-        f"({limits})"
+        f"({limits}){rest}"
     )
 
 

@@ -273,6 +273,7 @@ def compare(
     Raises:
         `ValueError`: no way to evaluate, or two; no or unknown methods; a budget that cannot be met; more tokens than
             the model takes; no data; a dense model whose quality is not a finite number.
+        `TypeError`: an `evaluate` or `metric` that is no function.
     """
     config = config or PruningConfig(sparsity=0.5)
     configs = _configs(config, methods, sparsities, recovery, repeats)
@@ -382,6 +383,10 @@ def _evaluator(
     """What gives the quality of a model."""
     if (evaluate is None) == (eval_dataloader is None) or (eval_dataloader is None) != (metric is None):
         raise ValueError("give a function evaluate(model), or else eval_dataloader and metric(logits, labels)")
+
+    function = evaluate if metric is None else metric
+    if not callable(function):
+        raise TypeError(f"evaluate and metric are functions (see compare); got {shown(function)}")
 
     def quality(model: PreTrainedModel) -> float:
         with scoring_mode(model):

@@ -182,15 +182,13 @@ class PruningConfig:
         if not isinstance(self.method, str):
             raise ValueError(f"method should be one of {', '.join(scorers_of(kinds))}; got {shown(self.method)}")
         get_scorer(self.method, kinds)
-        if (self.sparsity is None) == (self.compression is None):
+        if self.budget == "latency" and self.compression is not None:
             raise ValueError(
-                "give exactly one of sparsity and compression, got "
-                f"sparsity={shown(self.sparsity)} and compression={shown(self.compression)}"
+                "compression counts parameters; with budget='latency' give sparsity, the fraction of the time to save"
             )
-        if self.budget == "latency" and (self.compression is not None or "weights" in kinds):
+        if self.budget == "latency" and "weights" in kinds:
             raise ValueError(
-                "budget='latency' is the fraction of the time that sparsity removes, by removing heads, neurons or "
-                "layers; compression counts parameters, and masked weights take the same time"
+                "masked weights take as long as any: budget='latency' is for granularity heads, neurons and layers"
             )
         if self.sparsity is not None:
             self._check("sparsity", float, lambda v: 0 < v < 1, "a number between 0 and 1, both excluded")
@@ -231,6 +229,11 @@ class PruningConfig:
             raise ValueError(
                 "distill_weight applies to recovery='finetune' and 'reconstruct+finetune', got "
                 f"recovery={self.recovery!r}"
+            )
+        if (self.sparsity is None) == (self.compression is None):
+            raise ValueError(
+                "give exactly one of sparsity and compression, got "
+                f"sparsity={shown(self.sparsity)} and compression={shown(self.compression)}"
             )
 
     def _check_choice(self, name: str, values: Iterable[Any]) -> None:

@@ -204,8 +204,8 @@ def latency_table(
 
     The whole model runs with some sub-layers of one size in it and the others left out, and once cut unevenly. All run
     in turn, several times, with the uncut model between them, so that whatever else the machine does slows all alike;
-    the medians count. That takes the time of about 40 forward passes of a BERT, once: the table is kept in a file, by
-    all that it depends on.
+    the medians count. That takes the time of about 40 forward passes of a BERT of 12 layers, of more where there are
+    fewer layers, once: the table is kept in a file, by all that it depends on.
 
     With several processes, call it in all of them: one measures, and all get its table.
 

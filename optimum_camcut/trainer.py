@@ -360,6 +360,14 @@ class CamCutTrainer(Trainer):
             loss = loss / self.current_gradient_accumulation_steps  # Trainer takes such losses to be divided already
         return (loss, outputs) if return_outputs else loss
 
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Batch], Tensor | int | None]:
+        """That of `Trainer`, which asks only after a step whether that was the last one: what goes on from its last
+        checkpoint would take one too many."""
+        if self.pruning_config is not None and self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return [], None
+        return super().get_batch_samples(*args, **kwargs)
+
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
         """That of `Trainer`; the model card tells what it gives for the trainer's own `eval_dataset`."""
         metrics = super().evaluate(eval_dataset, *args, **kwargs)

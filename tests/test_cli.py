@@ -570,6 +570,7 @@ def test_a_config_file(kind, job, tmp_path, capsys):
         ({"eval_split": "held_out"}, "there is no split 'held_out' to evaluate on; the data have train, validation"),
         ({"train_split": "all"}, "there is no split 'all' to score on; the data have train, validation"),
         ({"dataset": "./nowhere"}, "there is no folder ./nowhere to read data from"),
+        ({"dataset": "nowhere"}, "nowhere is no folder, and cannot be fetched from the Hub: "),
         ({"dataset": REPOSITORY}, "should hold files of one kind, named by split, such as train.parquet"),
         ({"dataset": REPOSITORY / "README.md"}, "README.md is a file; name the folder that it is in"),
         ({"model": "./nowhere"}, "there is no folder ./nowhere to load from"),

@@ -377,6 +377,11 @@ def test_what_is_refused(changes, message):
         run(**changes)
 
 
+def test_what_evaluates_is_a_function():
+    with pytest.raises(TypeError, match="evaluate and metric are functions .* got 'accuracy'"):
+        run(metric="accuracy")
+
+
 def test_scoring_needs_data():
     with pytest.raises(ValueError, match="give a dataloader of batches with labels"):
         compare(tiny_model("bert"), None, lambda model: 1.0, CONFIG, methods=["taylor"])

@@ -289,6 +289,13 @@ def test_the_highest_possible_value_works(name, allocation):
             assert sum(len(units) - min_units for units in plan.keep.values()) <= 2
 
 
+def test_a_compression_that_embeddings_forbid_says_so():
+    groups = find_groups(tiny_model("bert"))
+    of = sum(group.size * group.unit_parameters for group in groups)
+    with pytest.raises(ValueError, match=f"of {groups[0].model_parameters:,} parameters only {of:,} are of a kind"):
+        make_plan(random_scores(groups), groups, PruningConfig(compression=50.0))
+
+
 @pytest.mark.parametrize("allocation", ["per_kind", "uniform", "global"])
 @pytest.mark.parametrize(("min_units", "sparsity"), [(2, 0.6), (1, 0.8), (4, 0.3), (30, 0.5)])
 def test_a_budget_is_met_or_refused(allocation, min_units, sparsity):

@@ -15,6 +15,7 @@
 
 import copy
 import re
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -308,6 +309,23 @@ def test_an_interrupted_last_training_goes_on(tmp_path):
         broken.train()
     broken.train(resume_from_checkpoint=True)
     assert broken.state.global_step == 6 and same(weights(broken.model), weights(whole.model))
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_what_goes_on_from_its_last_checkpoint_takes_no_step(finished, tmp_path):
+    """Also in the midst of an epoch, where `Trainer` takes one."""
+
+    class Stop(TrainerCallback):
+        def on_train_end(self, args, state, control, **kwargs):
+            raise KeyboardInterrupt
+
+    run = {"max_steps": 3, "save_strategy": "steps", "save_steps": 1, "lr_scheduler_type": "constant"}
+    first = make_trainer(tmp_path, pruning(method="magnitude"), callbacks=[] if finished else [Stop()], **run)
+    with nullcontext() if finished else pytest.raises(KeyboardInterrupt):
+        first.train()
+    again = make_trainer(tmp_path, pruning(method="magnitude"), **run)
+    assert again.train(resume_from_checkpoint=True).global_step == 3
+    assert same(weights(again.model), weights(first.model))
 
 
 def test_recovery_none_leaves_the_weights_that_were_kept(tmp_path):

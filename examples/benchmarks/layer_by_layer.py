@@ -129,7 +129,7 @@ def main() -> None:
                 for keep in options.keep:
                     for seed in options.seeds:
                         rows += study(benchmark, name, keep, seed, options.num_samples)
-    options.output.write_text(json.dumps(rows, indent=1))
+                        options.output.write_text(json.dumps(rows, indent=1))
     print(table(rows))
 
 

@@ -188,7 +188,7 @@ def _model_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
     if loss is None:
         raise ValueError(
             f"the model gave no loss for a batch with {sorted(batch)}; this scoring method needs the labels in the "
-            "batch (or use activation, wanda, magnitude or random, which need none)"
+            "batch (or use activation, magnitude or random, which need none)"
         )
     return loss
 

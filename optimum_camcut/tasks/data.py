@@ -39,6 +39,7 @@ def load_data(name: str, config: str | None = None) -> Any:
     Raises:
         `ValueError`: the folder holds nothing of the kind, or a file cannot be read.
         `FileNotFoundError`: there is no such folder, or nothing of that name on the Hub.
+        `ConnectionError`: there is no such folder, and no way to the Hub.
     """
     import datasets
     from datasets.exceptions import DatasetsError
@@ -52,6 +53,8 @@ def load_data(name: str, config: str | None = None) -> Any:
             raise FileNotFoundError(f"there is no folder {name} to read data from (and it cannot be a Hub id)")
         name, _, own = name.partition(":")
         return datasets.load_dataset(name, config or own or None)
+    except ConnectionError as error:
+        raise ConnectionError(f"{name} is no folder, and cannot be fetched from the Hub: {error}") from error
     except DatasetsError as error:
         reason = error.__cause__ or error
         raise ValueError(f"the data of {name} cannot be read: {reason}") from error
