@@ -108,20 +108,21 @@ class Comparison:
         return self.rows[0]
 
     def pareto(self) -> tuple[ComparedModel, ...]:
-        """The rows that no other beats: none is at least as good and as fast, and better or faster. Fastest first.
-        Those without a quality are not among them."""
+        """The rows that no other beats. One that is better beats those that are not faster by more than they vary: if
+        it takes no longer than their third quartile. Of equally good ones, the faster beats. Fastest first; those
+        without a quality are not among them."""
 
-        sign, rows = 1 if self.larger_is_better else -1, [row for row in self.rows if row.quality is not None]
-
-        def beaten(row: ComparedModel) -> bool:
-            return any(
-                sign * other.quality >= sign * row.quality
-                and other.latency <= row.latency
-                and (other.quality != row.quality or other.latency < row.latency)
-                for other in rows
+        sign = 1 if self.larger_is_better else -1
+        rows = [row for row in self.rows if row.quality is not None]
+        front: list[ComparedModel] = []
+        for row in sorted(rows, key=lambda row: (-sign * row.quality, row.latency)):
+            beaten = (  # those of the front are at least as good
+                other.latency < row.latency or (other.quality != row.quality and other.latency <= row.latency_high)
+                for other in front
             )
-
-        return tuple(sorted((row for row in rows if not beaten(row)), key=lambda row: row.latency))
+            if not any(beaten):
+                front.append(row)
+        return tuple(sorted(front, key=lambda row: row.latency))
 
     def to_dict(self) -> dict[str, Any]:
         """The settings and the rows as JSON types, without the plans."""

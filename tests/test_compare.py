@@ -214,8 +214,11 @@ def test_the_pareto_front_by_hand():
 
 
 def test_the_pareto_front_of_a_loss_by_hand():
+    """The best takes 51 ms, the next 50 with a third quartile of 55: that is not faster. With one of 50, it is."""
     loss = dataclasses.replace(BY_HAND, larger_is_better=False)
-    assert [(r.method, r.sparsity) for r in loss.pareto()] == [("taylor", 0.5), ("cam|cut", 0.5), ("cam|cut", 0.7)]
+    assert [(r.method, r.sparsity) for r in loss.pareto()] == [("cam|cut", 0.7)]
+    exact = dataclasses.replace(loss, rows=tuple(dataclasses.replace(r, latency_high=r.latency) for r in loss.rows))
+    assert [(r.method, r.sparsity) for r in exact.pareto()] == [("taylor", 0.5), ("cam|cut", 0.5), ("cam|cut", 0.7)]
     assert Comparison.from_dict(loss.to_dict()) == loss and "quality, less is better" in str(loss)
     assert not Comparison.average([loss, loss]).larger_is_better
     with pytest.raises(ValueError, match="should be true or false, got 'no'"):

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 def plot_pareto(comparison: Comparison, title: str | None = None) -> Figure:
     """Quality against measured latency: a line a method through its budgets, the dense model, and the Pareto front,
-    the models that no other beats in both, with the sparsity of each.
+    the models that no other beats in both (see `Comparison.pareto`), with the sparsity of each.
 
     Args:
         comparison (`Comparison`): from `compare`.
