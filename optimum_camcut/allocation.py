@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 TICKS = 2**15  # of the time to keep, in the search for the best sizes within it
 CHOICES_PER_GROUP = 64  # sizes of a layer in that search
-OFF = 0.05  # a plan that is farther from its latency budget says so
+LATENCY_TOLERANCE = 0.05  # of the time to keep; a plan that is farther from it says so
 
 
 def make_plan(
@@ -89,7 +89,7 @@ def make_plan(
         keep = _choose_weights(scores, groups, config)
     else:
         keep, spent = _choose_units(scores, groups, config, latency)
-        if config.budget == "latency" and abs(spent - 1) > OFF:
+        if config.budget == "latency" and abs(spent - 1) > LATENCY_TOLERANCE:
             logger.warning(
                 "the plan takes %.2f times the time that %s leaves: by the latency table, no sizes that allocation=%r "
                 "and min_units=%s allow come closer",

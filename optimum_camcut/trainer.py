@@ -341,11 +341,13 @@ class CamCutTrainer(Trainer):
         predictions and hidden states are from the dense model's. Both are then means over the batch, and their mean
         over accumulated batches and processes counts."""
         weight = self.pruning_config.distill_weight if self.pruning_config is not None else 0.0
-        if weight == 0.0 or self.pruning_plan is None or self._scoring or not model.training:
+        if self._scoring:
+            loss, outputs = self._mean_loss(model, inputs)
+            return (loss, outputs) if return_outputs else loss
+        if weight == 0.0 or self.pruning_plan is None or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         inputs = asking_for_states(self.dense_model, inputs)
-        # Without the number of items, which some models divide by and others ignore, this is the batch's mean.
-        loss, outputs = super().compute_loss(model, dict(inputs), True)
+        loss, outputs = self._mean_loss(model, inputs)
         with torch.no_grad():
             teacher = self.dense_model(**inputs)
         distilled = distillation_loss(
@@ -493,6 +495,20 @@ class CamCutTrainer(Trainer):
         if self.pruning_config is None:
             raise ValueError("this trainer has no pruning_config; pass one to CamCutTrainer")
         return self.pruning_config
+
+    def _mean_loss(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
+        """The mean of `Trainer`'s loss over one batch, and the outputs. Models get no number of items, which some
+        divide by and others ignore; a loss function of the user's own may need it, and gets that of this batch."""
+        own, labels = self.compute_loss_func, inputs.get("labels")
+        if own is not None and isinstance(labels, Tensor):
+            items = (labels != -100).sum()
+            self.compute_loss_func = lambda *outputs_and_labels, num_items_in_batch=None: own(
+                *outputs_and_labels, num_items_in_batch=items
+            )
+        try:
+            return super().compute_loss(model, dict(inputs), True)
+        finally:
+            self.compute_loss_func = own
 
     def _scoring_loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         self._scoring = True

@@ -469,13 +469,29 @@ def test_several_labels_are_distilled_each_by_itself(tmp_path):
         assert trainer.compute_loss(trainer.model, batch) > before + 0.3
 
 
-@pytest.mark.parametrize("own_loss", [False, True])
+def mean_loss(outputs, labels, num_items_in_batch):
+    return torch.nn.functional.cross_entropy(outputs.logits, labels)
+
+
+def sum_loss(outputs, labels, num_items_in_batch):
+    return torch.nn.functional.cross_entropy(outputs.logits, labels, reduction="sum") / num_items_in_batch
+
+
+@pytest.mark.parametrize("own_loss", [mean_loss, sum_loss])
+def test_scores_by_a_loss_function_of_the_users_own(own_loss, tmp_path):
+    """It is told how many items a batch has; here it gives what the model gives by itself."""
+    trainers = [make_trainer(tmp_path, pruning()) for _ in range(2)]
+    trainers[0].compute_loss_func = own_loss
+    got, expected = (trainer.score() for trainer in trainers)
+    assert trainers[0].compute_loss_func is own_loss
+    for name, value in expected.items():
+        torch.testing.assert_close(got[name], value, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("own_loss", [None, mean_loss, sum_loss])
 def test_a_distilled_step_is_the_same_in_smaller_batches(own_loss, tmp_path):
-    """Both losses are means over the step's examples, whether or not the model divides by their number itself."""
-
-    def mean_loss(outputs, labels, num_items_in_batch=None):
-        return torch.nn.functional.cross_entropy(outputs.logits, labels)
-
+    """Both losses are means over the step's examples, whether or not the model or a loss function of the user's own
+    divides by their number."""
     without_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     losses, models = [], []
     for steps in (1, 4):
@@ -490,7 +506,7 @@ def test_a_distilled_step_is_the_same_in_smaller_batches(own_loss, tmp_path):
             learning_rate=0.1,
             logging_steps=1,
         )
-        trainer.compute_loss_func = mean_loss if own_loss else None
+        trainer.compute_loss_func = own_loss
         losses.append(trainer.train().training_loss)
         assert trainer.state.global_step == 1
         models.append(weights(trainer.model))
