@@ -15,9 +15,10 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -128,3 +129,10 @@ def shown(value: Any) -> str:
         return f"{value!r:.200}"
     except (ValueError, RecursionError):  # an integer of thousands of digits, lists nested as deep
         return f"a {type(value).__name__} too large to show"
+
+
+def nearest(name: Any, known: Iterable[str]) -> str:
+    """The end of an error message about an unknown name: `"; did you mean 'taylor'?"`, or nothing if no known name is
+    like it."""
+    found = difflib.get_close_matches(str(name), list(known), n=1)
+    return f"; did you mean {found[0]!r}?" if found else ""
