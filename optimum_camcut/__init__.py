@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .checkpoint import load_pruned
     from .comparison import Comparison, compare
     from .config import PruningConfig
+    from .distillation import distillation_loss
     from .groups import PrunableGroup, find_groups
     from .latency import LatencyTable, latency_table
     from .masking import hold_masks
@@ -47,6 +48,7 @@ _MODULES = {
     "PruningPlan": "plan",
     "apply_plan": "surgery",
     "compare": "comparison",
+    "distillation_loss": "distillation",
     "find_groups": "groups",
     "hold_masks": "masking",
     "latency_table": "latency",

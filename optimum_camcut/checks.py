@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 import logging
+from types import CodeType
 
 import torch
 from transformers import PreTrainedModel, Trainer
@@ -23,6 +24,7 @@ from transformers import PreTrainedModel, Trainer
 from .config import PruningConfig
 from .groups import WEIGHTS, find_groups
 from .masking import masked_weights
+from .scoring import get_scorer
 from .sharding import check_can_gather, check_fsdp, check_whole, shard_by_block
 
 
@@ -42,6 +44,55 @@ def check_trainer(trainer: Trainer) -> None:
             "DeepSpeed, and then train `load_pruned(...)` with DeepSpeed and a plain `Trainer`"
         )
     check_fsdp(trainer.accelerator, asked=bool(trainer.args.fsdp))
+
+
+def overrides(trainer: Trainer, base: type[Trainer], name: str) -> bool:
+    """Whether a trainer has a method of its own in place of the one of its base class."""
+    return name in vars(trainer) or getattr(type(trainer), name) is not getattr(base, name)
+
+
+def check_overrides(trainer: Trainer, base: type[Trainer]) -> None:
+    """Looks at the hooks of `Trainer` that a subclass overrides, and that an option of the pruning config depends on.
+
+    Args:
+        trainer: with a `pruning_config`.
+        base: `CamCutTrainer`.
+
+    Raises:
+        `ValueError`: an option would have no effect.
+    """
+    config, name = trainer.pruning_config, type(trainer).__name__
+    if config.distill_weight > 0 and overrides(trainer, base, "training_step"):
+        used = _names_in(getattr(trainer.training_step, "__code__", None))
+        if "backward" in used and not used & {"compute_loss", "training_step"}:
+            raise ValueError(
+                f"distill_weight={config.distill_weight} would have no effect: training_step of {name} gets its loss "
+                "without self.compute_loss. Call that (or super().training_step) in it, or set distill_weight=0"
+            )
+    reads = config.rebuilds or get_scorer(config.method, config.granularity).source != "weights"
+    if reads and overrides(trainer, base, "get_train_dataloader"):
+        if overrides(trainer, base, "get_scoring_dataloader"):
+            return
+        advice = "override get_scoring_dataloader too, with batches that are the same on every process"
+        if trainer.train_dataset is None:
+            raise ValueError(
+                f"{name} makes its training batches in get_train_dataloader and has no train_dataset, which the "
+                f"examples to score and rebuild on are drawn from: {advice}"
+            )
+        logger.warning(
+            "the examples to score and rebuild on are drawn from train_dataset and batched by data_collator, not by "
+            "get_train_dataloader of %s; where that matters, %s",
+            name,
+            advice,
+        )
+
+
+def _names_in(code: CodeType | None) -> set[str]:
+    """Names of attributes and globals that a function uses, in functions inside it, too."""
+    if code is None:
+        return set()
+    inner = (_names_in(constant) for constant in code.co_consts if isinstance(constant, CodeType))
+    return set(code.co_names).union(*inner)
 
 
 def check_model(trainer: Trainer, model: PreTrainedModel, config: PruningConfig) -> None:

@@ -45,6 +45,19 @@ class AtEpochBegin(TrainerCallback):
         self.function()
 
 
+class AtEveryStep(TrainerCallback):
+    """Calls a function after every batch, also where batches are accumulated."""
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self.function = function
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self.function()
+
+    def on_substep_end(self, *args: Any, **kwargs: Any) -> None:
+        self.function()
+
+
 @contextmanager
 def timed(what: str, is_main_process: bool) -> Iterator[None]:
     """Says, on the main process, how long something took."""

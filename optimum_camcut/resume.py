@@ -142,7 +142,9 @@ def phase_to_resume(
             found = checkpoints(root / phase)
             if found:
                 return phase, str(found[-1])
-        logger.warning("no checkpoint to resume from in %s: starting from the beginning", root)
+        logger.warning(
+            "no checkpoint to resume from in %s: the first phase begins, with the weights that the model has now", root
+        )
         return phases[0], None
     path = Path(resume)
     if not path.is_dir():

@@ -17,16 +17,27 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
+import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, Trainer
+from transformers import (
+    DataCollator,
+    EvalPrediction,
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, TrainOutput
 from transformers.utils import is_datasets_available
@@ -34,14 +45,22 @@ from transformers.utils import is_datasets_available
 from .allocation import check_budget, make_plan
 from .card import load_arguments, write_card
 from .checkpoint import PrunedCheckpoint
-from .checks import check_masks, check_model, check_trainer, warn_of_float16
+from .checks import check_masks, check_model, check_overrides, check_trainer, overrides, warn_of_float16
 from .config import CONFIG_NAME, PruningConfig
-from .distillation import asking_for_states, distillation_loss
+from .distillation import Distillation, distillation_loss, meanings_of
 from .evaluations import Evaluations
 from .files import write_errors
 from .groups import WEIGHTS, PrunableGroup, find_groups
 from .latency import LatencyTable, latency_table
-from .logs import AtEpochBegin, cut_figures, place_tensorboard, show_in_tensorboard, tensorboard_run, timed
+from .logs import (
+    AtEpochBegin,
+    AtEveryStep,
+    cut_figures,
+    place_tensorboard,
+    show_in_tensorboard,
+    tensorboard_run,
+    timed,
+)
 from .masking import hold_masks, masked_weights
 from .phases import DENSE, phase_arguments, phase_names, round_config
 from .plan import PLAN_NAME, PruningPlan
@@ -59,11 +78,35 @@ from .run_report import RunReport, can_report
 from .sampling import draw_examples
 from .saving import MODELING_NAME
 from .scoring import get_scorer
-from .scoring.batches import Batch
+from .scoring.batches import IGNORED, Batch, counted_labels
 from .scoring.loop import Scores, score_groups
 from .sharding import gather, is_sharded, whole_checkpoints
 from .surgery import apply_plan
 from .wrapping import bare_model, free_training_state, gather_model, place_model, shard_model
+
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+logger = logging.getLogger(__name__)
+
+
+class TrainerKeywords(TypedDict, total=False):
+    """The keywords of `Trainer`, for editors to complete; its own documentation says what they are."""
+
+    model: PreTrainedModel | nn.Module | None
+    args: TrainingArguments | None
+    data_collator: DataCollator | None
+    train_dataset: Any
+    eval_dataset: Any
+    processing_class: Any
+    model_init: Callable[..., PreTrainedModel] | None
+    compute_loss_func: Callable[..., Tensor] | None
+    compute_metrics: Callable[[EvalPrediction], dict[str, Any]] | None
+    callbacks: list[TrainerCallback] | None
+    optimizers: tuple[Optimizer | None, LRScheduler | None]
+    optimizer_cls_and_kwargs: tuple[type[Optimizer], dict[str, Any]] | None
+    preprocess_logits_for_metrics: Callable[[Tensor, Tensor], Tensor] | None
 
 
 class CamCutTrainer(Trainer):
@@ -95,7 +138,9 @@ class CamCutTrainer(Trainer):
         latency_table (`LatencyTable`): of the uncut model, measured for `budget="latency"`, else None.
     """
 
-    def __init__(self, *args: Any, pruning_config: PruningConfig | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, pruning_config: PruningConfig | None = None, **kwargs: Unpack[TrainerKeywords]
+    ) -> None:
         if pruning_config is not None and not isinstance(pruning_config, PruningConfig):
             raise TypeError(f"pruning_config should be a PruningConfig, got {type(pruning_config).__name__}")
         super().__init__(*args, **kwargs)
@@ -104,17 +149,19 @@ class CamCutTrainer(Trainer):
         self.pruning_plan: PruningPlan | None = None
         self.dense_model: PreTrainedModel | None = None
         self.latency_table: LatencyTable | None = None
-        self._scoring = False
+        self._batch_means = False  # while losses are to be means over one batch
         self._evaluations = Evaluations()
         self._groups_before: list[PrunableGroup] | None = None  # of the model as it was before the first cut
         self._plan_metrics: dict[str, float] | None = None  # of a cut that is yet to be logged
         self._progress_file: Path | None = None  # only inside `train`, which can be resumed
         self._half_cut = False  # while something of the last cut is still to come
+        self._unfinished = False  # from the start of a run to its report
         self._report = RunReport()
         self._root = Path(self.args.output_dir)
         if pruning_config is None:
             return
         check_trainer(self)
+        check_overrides(self, CamCutTrainer)
         if self.model_init is None:
             self._check_model()  # what cannot be pruned fails here, not after an epoch
 
@@ -133,7 +180,7 @@ class CamCutTrainer(Trainer):
             return super().train(resume_from_checkpoint, trial, *args, **kwargs)
         if trial is not None:  # every trial of a search prunes a model of its own
             self.pruning_plan = self.scores = self.dense_model = self.latency_table = self._groups_before = None
-            self._evaluations.dense, self._report, self._half_cut = {}, RunReport(), False
+            self._evaluations.dense, self._report, self._half_cut, self._unfinished = {}, RunReport(), False, False
         if self.model_init is not None or config.dense_epochs:
             self.scores = None  # of another model than is cut first
         with self._one_model(trial):
@@ -141,10 +188,20 @@ class CamCutTrainer(Trainer):
                 warn_of_float16(self.model)
             if self.pruning_plan is not None:
                 self._check_last_cut()
-                return super().train(resume_from_checkpoint, trial, *args, **kwargs)
+                output = super().train(resume_from_checkpoint, trial, *args, **kwargs)
+                if self._unfinished:  # this run, or one that was interrupted after its last cut
+                    self._finish(self._get_output_dir(trial=trial))
+                return output
+            if self._unfinished and config.dense_epochs and self.model_init is None and not resume_from_checkpoint:
+                logger.warning(
+                    "an earlier train() of this trainer was stopped before its first cut; this one begins with the "
+                    "dense epochs again, from the weights that the model has now. To go on from the last checkpoint, "
+                    "call train(resume_from_checkpoint=True)"
+                )
             self._prepare()
             initial = copy.deepcopy(bare_model(self)) if config.rewind else None
             phases, checkpoint = self._start_or_resume(resume_from_checkpoint)
+            self._unfinished = True
             before = find_groups(self.model, config.granularity)
             output = TrainOutput(0, 0.0, {})
             for phase in phases:
@@ -178,7 +235,8 @@ class CamCutTrainer(Trainer):
     def _prepare(self) -> None:
         """Finds out what cannot be done before there is anything to lose. The model is then whole on every process."""
         config = self.pruning_config
-        if self.train_dataset is None and (config.finetunes or config.dense_epochs):
+        has_data = self.train_dataset is not None or overrides(self, CamCutTrainer, "get_train_dataloader")
+        if not has_data and (config.finetunes or config.dense_epochs):
             raise ValueError("train_dataset is None: there is nothing to train on")
         self._check_model()
         self._measure_latency()
@@ -251,6 +309,7 @@ class CamCutTrainer(Trainer):
             self._reconstruct(started_with or self.dense_model)
 
     def _finish(self, folder: str) -> None:
+        self._unfinished = False
         shard_model(self)
         if self.is_world_process_zero():
             remove_progress(self._root)
@@ -312,7 +371,10 @@ class CamCutTrainer(Trainer):
         """
         config, dataset, collator = self._require_config(), self.train_dataset, self.data_collator
         if dataset is None:
-            raise ValueError(f"train_dataset is None: {config.method!r} scores the model on training examples")
+            raise ValueError(
+                f"train_dataset is None, and method={config.method!r} with recovery={config.recovery!r} reads "
+                "training examples: give a train_dataset, or override get_scoring_dataloader"
+            )
         if is_datasets_available():
             import datasets
 
@@ -337,30 +399,33 @@ class CamCutTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
-        """The loss of `Trainer`; while a pruned model trains, mixed with `distillation_loss`, which tells how far its
-        predictions and hidden states are from the dense model's. Both are then means over the batch, and their mean
-        over accumulated batches and processes counts."""
-        weight = self.pruning_config.distill_weight if self.pruning_config is not None else 0.0
-        if self._scoring:
-            loss, outputs = self._mean_loss(model, inputs)
-            return (loss, outputs) if return_outputs else loss
-        if weight == 0.0 or self.pruning_plan is None or not model.training:
+        """The loss of `Trainer`. While the model is scored or distilled it is a mean over the batch, whatever
+        `num_items_in_batch` says.
+
+        A subclass may override this as in `Trainer`: the model is scored by that loss, and `distill_weight` mixes into
+        it. It then gets the number of labels in the batch as `num_items_in_batch`.
+        """
+        if not self._batch_means:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        inputs = asking_for_states(self.dense_model, inputs)
         loss, outputs = self._mean_loss(model, inputs)
-        with torch.no_grad():
-            teacher = self.dense_model(**inputs)
-        distilled = distillation_loss(
-            outputs,
-            teacher,
-            self.pruning_config.distill_temperature,
-            inputs.get("attention_mask"),
-            getattr(self.dense_model.config, "problem_type", None),
-        )
-        loss = (1 - weight) * loss + weight * distilled
-        if self.compute_loss_func is not None or (num_items_in_batch is not None and self.model_accepts_loss_kwargs):
-            loss = loss / self.current_gradient_accumulation_steps  # Trainer takes such losses to be divided already
         return (loss, outputs) if return_outputs else loss
+
+    def compute_distillation_loss(self, outputs: Any, taught: Any, inputs: dict[str, Any]) -> Tensor:
+        """How far a pruned model is from the dense one on a batch: what `distill_weight` mixes into the loss. Override
+        it to compare what a model of your own gives.
+
+        Args:
+            outputs, taught: what the pruned and the dense model gave.
+            inputs: what both were called with, by name.
+
+        Returns:
+            `Tensor`: scalar, a mean over the batch.
+
+        Raises:
+            `ValueError`: outputs without logits, or logits whose meaning the model's config does not tell.
+        """
+        temperature, meanings = self.pruning_config.distill_temperature, meanings_of(self.dense_model, taught)
+        return distillation_loss(outputs, taught, temperature, inputs.get("attention_mask"), meanings)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Batch], Tensor | int | None]:
         """That of `Trainer`, which asks only after a step whether that was the last one: what goes on from its last
@@ -377,11 +442,26 @@ class CamCutTrainer(Trainer):
             self._evaluations.record(self.state, metrics)
         return metrics
 
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> tuple[Tensor | None, Any, Any]:
+        """That of `Trainer`; a batch in which no label counts, whose loss is NaN, has no part in the mean loss."""
+        loss, logits, labels = super().prediction_step(model, inputs, *args, **kwargs)
+        if self.pruning_config is not None and loss is not None:
+            loss = self._counting_loss(loss, counted_labels(self.model, inputs) != 0)
+        return loss, logits, labels
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """That of `Trainer`; TensorBoard's files go below `output_dir`, also before any training."""
         if self.pruning_config is not None:
             place_tensorboard(self)
         super().log(logs, *args, **kwargs)
+
+    def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """That of `Trainer`, which evaluates while it trains, by whatever `evaluate` there is."""
+        metrics = super()._evaluate(*args, **kwargs)
+        self._evaluations.record(self.state, metrics or {})
+        return metrics
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
@@ -455,10 +535,81 @@ class CamCutTrainer(Trainer):
         log_plan = AtEpochBegin(self._log_plan)
         self.add_callback(log_plan)
         try:
-            with hold_masks(model) if masked_weights(model) else nullcontext(), self._timed(f"{kind}training"):
+            with (
+                hold_masks(model) if masked_weights(model) else nullcontext(),
+                self._distilling(),
+                self._timed(f"{kind}training"),
+            ):
                 return super()._inner_training_loop(*args, **kwargs)
         finally:
             self.remove_callback(log_plan)
+
+    @contextmanager
+    def _distilling(self) -> Iterator[None]:
+        """While a pruned model trains, mixes what it and the dense model are apart into `self.compute_loss`, whoever
+        defined that."""
+        config = self.pruning_config
+        if config is None or config.distill_weight == 0 or self.pruning_plan is None:
+            yield
+            return
+        distillation = Distillation(self.dense_model, config.distill_weight, self.compute_distillation_loss)
+        own, assigned = self.compute_loss, vars(self).get("compute_loss")
+
+        def mean_of(model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
+            loss, outputs = self._batch_mean(own, model, inputs, return_outputs=True)
+            # Where no label counts, the mean is NaN and its gradient 0: the distance is not to become NaN with it.
+            return (loss.nan_to_num() if counted_labels(self.model, inputs) == 0 else loss), outputs
+
+        def mixed(
+            model: nn.Module,
+            inputs: dict[str, Any],
+            return_outputs: bool = False,
+            num_items_in_batch: Tensor | int | None = None,
+        ) -> Tensor | tuple[Tensor, Any]:
+            if not model.training:
+                return own(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
+            loss, outputs = distillation.mix(model, lambda: mean_of(model, inputs))
+            if self._divided_already(num_items_in_batch):
+                loss = loss / self.current_gradient_accumulation_steps
+            return (loss, outputs) if return_outputs else loss
+
+        def check() -> None:
+            if not distillation.calls:
+                raise ValueError(
+                    f"distill_weight={config.distill_weight} has no effect: training_step of {type(self).__name__} "
+                    "gets its loss without self.compute_loss. Call that (or super().training_step) in it, or set "
+                    "distill_weight=0"
+                )
+
+        after_step = AtEveryStep(check)
+        self.add_callback(after_step)
+        self.compute_loss = mixed
+        try:
+            yield
+        finally:
+            self.remove_callback(after_step)
+            del self.compute_loss
+            if assigned is not None:
+                self.compute_loss = assigned
+
+    def _divided_already(self, num_items_in_batch: Tensor | int | None) -> bool:
+        """Whether `Trainer` takes a loss to be divided by the number of accumulated batches."""
+        said = getattr(self, "loss_is_scaled_for_ga", None)  # transformers 5
+        if said is not None:
+            return said
+        counted = num_items_in_batch is not None and self.model_accepts_loss_kwargs
+        return counted or self.compute_loss_func is not None
+
+    def _counting_loss(self, loss: Tensor, counts: bool) -> Tensor | None:
+        """The loss of an evaluation step in which a batch without a label that counts has no part: None if there is
+        no other in the step, else, on its process, the mean of the others."""
+        if self.args.world_size == 1:
+            return loss if counts else None
+        losses = self.accelerator.gather(torch.stack((loss.float(), loss.new_tensor(float(counts)).float()))[None])
+        counted = losses[losses[:, 1] == 1, 0]
+        if not len(counted):
+            return None
+        return loss if counts else counted.mean().to(loss.dtype)
 
     def _timed(self, what: str) -> AbstractContextManager[None]:
         return timed(what, self.is_world_process_zero())
@@ -499,9 +650,8 @@ class CamCutTrainer(Trainer):
     def _mean_loss(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
         """The mean of `Trainer`'s loss over one batch, and the outputs. Models get no number of items, which some
         divide by and others ignore; a loss function of the user's own may need it, and gets that of this batch."""
-        own, labels = self.compute_loss_func, inputs.get("labels")
-        if own is not None and isinstance(labels, Tensor):
-            items = (labels != -100).sum()
+        own, items = self.compute_loss_func, _number_of_items(inputs)
+        if own is not None and items is not None:
             self.compute_loss_func = lambda *outputs_and_labels, num_items_in_batch=None: own(
                 *outputs_and_labels, num_items_in_batch=items
             )
@@ -510,13 +660,17 @@ class CamCutTrainer(Trainer):
         finally:
             self.compute_loss_func = own
 
-    def _scoring_loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
-        self._scoring = True
+    def _batch_mean(self, compute_loss: Callable[..., Any], model: nn.Module, inputs: Batch, **kwargs: Any) -> Any:
+        """What a `compute_loss`, which may be the user's, gives, with a loss that is a mean over this batch."""
+        self._batch_means = True
         try:
-            with self.compute_loss_context_manager():
-                return self.compute_loss(model, dict(batch))
+            return compute_loss(model, dict(inputs), num_items_in_batch=_number_of_items(inputs), **kwargs)
         finally:
-            self._scoring = False
+            self._batch_means = False
+
+    def _scoring_loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        with self.compute_loss_context_manager():
+            return self._batch_mean(self.compute_loss, model, batch)
 
     def _plan(self, config: PruningConfig) -> PruningPlan:
         self._measure_latency()
@@ -594,3 +748,20 @@ class CamCutTrainer(Trainer):
             yield
         finally:
             self.model_init = model_init
+
+
+def _with_pruning_config(signature: inspect.Signature) -> inspect.Signature:
+    """What `help` and notebooks complete: the arguments of `Trainer`, as they are in this transformers, and ours."""
+    ours = inspect.Parameter(
+        "pruning_config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="PruningConfig | None"
+    )
+    return signature.replace(parameters=[*signature.parameters.values(), ours])
+
+
+CamCutTrainer.__init__.__signature__ = _with_pruning_config(inspect.signature(Trainer.__init__))
+
+
+def _number_of_items(inputs: dict[str, Any]) -> Tensor | None:
+    """Labels that are not ignored, as `Trainer` counts them."""
+    labels = inputs.get("labels")
+    return (labels != IGNORED).sum() if isinstance(labels, Tensor) else None

@@ -120,6 +120,7 @@ PUBLIC = (
     "PruningPlan",
     "apply_plan",
     "compare",
+    "distillation_loss",
     "find_groups",
     "hold_masks",
     "latency_table",

@@ -423,28 +423,28 @@ def test_distillation_loss_by_hand():
     student, teacher = {"logits": torch.tensor([[2.0, 0.0]])}, {"logits": torch.tensor([[0.0, 0.0]])}
     p = torch.sigmoid(torch.tensor(1.0))  # softmax of [1, 0] at temperature 2
     expected = 4 * (0.5 * (0.5 / p).log() + 0.5 * (0.5 / (1 - p)).log())
-    assert distillation_loss(student, teacher, 2.0) == pytest.approx(float(expected), abs=1e-6)
+    assert distillation_loss(student, teacher, 2.0, meanings="classes") == pytest.approx(float(expected), abs=1e-6)
     one, other = {"logits": torch.tensor([[1.0], [3.0]])}, {"logits": torch.tensor([[0.0], [1.0]])}
-    assert distillation_loss(one, other, 2.0) == pytest.approx(2.5)
+    assert distillation_loss(one, other, 2.0, meanings="numbers") == pytest.approx(2.5)
     tokens = torch.tensor([[[2.0, 0.0], [9.0, -9.0]]])
-    masked = distillation_loss({"logits": tokens}, {"logits": tokens * 0}, 2.0, torch.tensor([[1, 0]]))
+    masked = distillation_loss({"logits": tokens}, {"logits": tokens * 0}, 2.0, torch.tensor([[1, 0]]), "classes")
     assert masked == pytest.approx(float(expected), abs=1e-6)
     # Two layers behind the embeddings, of features 0 and 4, of variance 4. The second is right. The first is off by 2
     # in both features of the one real token of an example, and of one of the two of the other.
     right = torch.tensor([0.0, 4.0]).expand(2, 2, 2)
     off = torch.tensor([[[2.0, 2.0], [50.0, 50.0]], [[2.0, 2.0], [0.0, 0.0]]])
     student["hidden_states"], teacher["hidden_states"] = (right + 9, right + off, right), (right, right, right)
-    masked = distillation_loss(student, teacher, 2.0, torch.tensor([[1, 0], [1, 1]]))
+    masked = distillation_loss(student, teacher, 2.0, torch.tensor([[1, 0], [1, 1]]), "classes")
     assert masked == pytest.approx(float(expected) + (1 + 1 / 2) / 2 / 2, abs=1e-6)
 
 
 def test_distilled_numbers_and_labels_by_hand():
     """Of several numbers, the squared error; of several labels, what a softmax over label and absence would give."""
     student, teacher = {"logits": torch.tensor([[2.0, 5.0]])}, {"logits": torch.tensor([[0.0, 4.0]])}
-    assert distillation_loss(student, teacher, 2.0, None, "regression") == pytest.approx((4 + 1) / 2)
+    assert distillation_loss(student, teacher, 2.0, None, "numbers") == pytest.approx((4 + 1) / 2)
     p, q = torch.sigmoid(torch.tensor([1.0, 2.5])), torch.sigmoid(torch.tensor([0.0, 2.0]))  # at temperature 2
     expected = 4 * (q * (q / p).log() + (1 - q) * ((1 - q) / (1 - p)).log()).mean()
-    got = distillation_loss(student, teacher, 2.0, None, "multi_label_classification")
+    got = distillation_loss(student, teacher, 2.0, None, "labels")
     assert got == pytest.approx(float(expected), abs=1e-6)
 
 
@@ -452,8 +452,9 @@ def test_distillation_of_several_logits_or_none():
     """Whatever ends in `logits`; the mean over them."""
     outputs = {"prediction_logits": torch.tensor([[[2.0, 0.0]]]), "seq_relationship_logits": torch.tensor([[3.0]])}
     taught = {name: torch.zeros_like(value) for name, value in outputs.items()}
-    alone = distillation_loss({"logits": torch.tensor([[2.0, 0.0]])}, {"logits": torch.zeros(1, 2)}, 2.0)
-    assert distillation_loss(outputs, taught, 2.0) == pytest.approx((float(alone) + 9) / 2)
+    alone = distillation_loss({"logits": torch.tensor([[2.0, 0.0]])}, {"logits": torch.zeros(1, 2)}, 2.0, None, "classes")
+    meanings = {"prediction_logits": "classes", "seq_relationship_logits": "numbers"}
+    assert distillation_loss(outputs, taught, 2.0, meanings=meanings) == pytest.approx((float(alone) + 9) / 2)
     with pytest.raises(ValueError, match="compares logits; the model gives last_hidden_state, pooler_output"):
         distillation_loss(*2 * [{"last_hidden_state": torch.zeros(1, 2, 3), "pooler_output": torch.zeros(1, 3)}], 2.0)
 
@@ -464,9 +465,10 @@ def test_several_labels_are_distilled_each_by_itself(tmp_path):
     trainer.prune()
     batch = {**tiny_batch(), "labels": torch.zeros(4, 3)}
     with torch.no_grad():
-        before = trainer.compute_loss(trainer.model.train(), batch)
-        trainer.model.classifier.bias += 4.0  # of all logits alike, to which a softmax is blind
-        assert trainer.compute_loss(trainer.model, batch) > before + 0.3
+        with trainer._distilling():
+            before = trainer.compute_loss(trainer.model.train(), batch)
+            trainer.model.classifier.bias += 4.0  # of all logits alike, to which a softmax is blind
+            assert trainer.compute_loss(trainer.model, batch) > before + 0.3
 
 
 def mean_loss(outputs, labels, num_items_in_batch):
@@ -528,18 +530,20 @@ def test_distillation_mixes_in_the_dense_predictions(steps, tmp_path):
     model, batch = trainer.model, tiny_batch()
     model.train()
     torch.manual_seed(1)
-    got = trainer.compute_loss(model, batch, num_items_in_batch=None)
+    with trainer._distilling():
+        got = trainer.compute_loss(model, batch, num_items_in_batch=None)
     torch.manual_seed(1)
     outputs, taught = (
         model(**batch, output_hidden_states=True),
         trainer.dense_model(**batch, output_hidden_states=True),
     )
     temperature = trainer.pruning_config.distill_temperature
-    distilled = distillation_loss(outputs, taught, temperature, batch["attention_mask"])
+    distilled = distillation_loss(outputs, taught, temperature, batch["attention_mask"], "classes")
     torch.testing.assert_close(got, 0.75 * outputs.loss + 0.25 * distilled)
-    assert distilled > distillation_loss(trainer.dense_model(**batch), taught, temperature) + 0.01
+    assert distilled > distillation_loss(trainer.dense_model(**batch), taught, temperature, None, "classes") + 0.01
     model.eval()
-    torch.testing.assert_close(trainer.compute_loss(model, batch), model(**batch).loss)
+    with trainer._distilling():
+        torch.testing.assert_close(trainer.compute_loss(model, batch), model(**batch).loss)
     assert trainer.train().global_step == 6 / steps
 
 
@@ -553,7 +557,7 @@ def test_distilled_hidden_states_of_choices_by_hand():
     real = mask.view(4, 3).bool()
     error = off.square().mean(-1) / taught.var(-1, correction=0)
     expected = sum(each[tokens].mean() for each, tokens in zip(error, real)) / 4
-    loss = distillation_loss(student, {"logits": logits, "hidden_states": (taught, taught)}, 2.0, mask)
+    loss = distillation_loss(student, {"logits": logits, "hidden_states": (taught, taught)}, 2.0, mask, "classes")
     torch.testing.assert_close(loss, expected)
 
 
@@ -584,8 +588,9 @@ def test_distillation_of_a_model_that_gives_no_hidden_states(tmp_path):
             module.p = 0.0
     for layer in model.bert.encoder.layer:
         layer.attention.self.eval()
-    expected = 0.75 * outputs.loss + 0.25 * distillation_loss(outputs, taught, 2.0)
-    torch.testing.assert_close(trainer.compute_loss(model, batch), expected)
+    expected = 0.75 * outputs.loss + 0.25 * distillation_loss(outputs, taught, 2.0, None, "classes")
+    with trainer._distilling():
+        torch.testing.assert_close(trainer.compute_loss(model, batch), expected)
     assert trainer.train().global_step == 6
 
 

@@ -34,7 +34,18 @@ from ..config import PruningConfig
 from ..groups import WEIGHTS, PrunableGroup, check_group
 from ..modeling_camcut import ARCHITECTURES
 from ..sharding import is_sharded, reshard, whole
-from .batches import Batch, count_examples, for_each_batch, limit, loss_shares, token_mask
+from .batches import (
+    SCORED,
+    SKIPPED,
+    Batch,
+    count_examples,
+    counted_labels,
+    for_each_batch,
+    limit,
+    loss_shares,
+    tell_skipped,
+    token_mask,
+)
 from .capture import ActivationCapture
 from .noise import GaussianNoise, linear_noise
 from .registry import Scorer, get_scorer
@@ -197,11 +208,14 @@ EXAMPLES = "examples"  # the name of their number among the sums
 
 
 def _checked(loss_function: LossFunction, sums: RunningSums) -> LossFunction:
-    """The loss function, refusing a loss that would spoil all scores."""
+    """The loss function, refusing a loss that would spoil all scores. Where no label counts, a mean over none of them
+    is NaN and its gradient 0."""
 
     def checked(model: PreTrainedModel, batch: Batch) -> Tensor:
         loss = loss_function(model, batch)
         if not torch.isfinite(loss).all():
+            if counted_labels(model, batch) == 0:
+                return loss.nan_to_num()
             number = sums.batches * PartialState().num_processes + PartialState().process_index
             raise ValueError(
                 f"the loss of scoring batch {number} is {loss.tolist()}, with which all scores are NaN or infinite; "
@@ -255,17 +269,20 @@ def _score_units(
     scorer: Scorer,
     loss_function: LossFunction,
 ) -> Scores:
-    sizes = {**{group.name: group.size for group in groups}, EXAMPLES: 1}
+    sizes = {**{group.name: group.size for group in groups}, EXAMPLES: 1, SCORED: 1, SKIPPED: 1}
     for name, size in sizes.items():
         sums.values.setdefault(name, torch.zeros(size, dtype=torch.float64))
 
-    noise = GaussianNoise(config.seed)
+    noise, joint = GaussianNoise(config.seed), is_sharded(model)
 
     def score(pieces: list[Batch]) -> Callable[[], None]:
-        examples = sum(map(count_examples, pieces))
-        found = [(EXAMPLES, torch.tensor([float(examples)], dtype=torch.float64))]
-        for piece, share in zip(pieces, loss_shares(model, pieces)):
-            if share == 0 and scorer.source == "gradient":
+        examples, shares = sum(map(count_examples, pieces)), loss_shares(model, pieces)
+        counts = scorer.source != "gradient" or any(shares)
+        found = [(SCORED if counts else SKIPPED, torch.ones(1, dtype=torch.float64))]
+        if counts:
+            found.append((EXAMPLES, torch.tensor([float(examples)], dtype=torch.float64)))
+        for piece, share in zip(pieces, shares):
+            if share == 0 and scorer.source == "gradient" and not joint:
                 continue  # none of its labels counts: its gradient is 0, and its mean loss NaN
             # The sum over the examples, so that each keeps its own gradient.
             loss = lambda model, batch, factor=share * examples: loss_function(model, batch) * factor  # noqa: E731
@@ -281,6 +298,7 @@ def _score_units(
     with ActivationCapture(model, groups) as capture:
         each_batch(score)
     totals = sums.reduce(PartialState().device)
+    tell_skipped(totals)
     return {group.name: (totals[group.name] / totals[EXAMPLES]).float() for group in groups}
 
 

@@ -27,7 +27,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..config import PruningConfig
 from ..groups import PrunableGroup
-from .batches import Batch, loss_shares
+from .batches import SCORED, SKIPPED, Batch, loss_shares, tell_skipped
 from .gradients import summed_gradients
 from .noise import GaussianNoise, linear_noise
 from .registry import Scorer
@@ -81,6 +81,9 @@ def score_weights(
     passes, noise = config.smooth_samples if scorer.smooth else 1, GaussianNoise(config.seed)
 
     def score(pieces: list[Batch]) -> Callable[[], None]:
+        shares = loss_shares(model, pieces)
+        if not any(shares):
+            return lambda: sums.add(SKIPPED, torch.ones(1))
         for parameter in parameters.values():
             if not scorer.smooth:
                 parameter.grad = None
@@ -89,7 +92,7 @@ def score_weights(
             else:
                 parameter.grad.zero_()
         outputs = _Means()
-        for piece, share in zip(pieces, loss_shares(model, pieces)):
+        for piece, share in zip(pieces, shares):
             watch = _watch(model, parameters, outputs.observe) if scorer.output else nullcontext()
             # If none of a piece's labels counts, its mean loss is NaN and its gradient 0; its outputs do count.
             with torch.set_grad_enabled(share > 0), watch, _noise(model, config, noise, scorer.smooth):
@@ -106,6 +109,7 @@ def score_weights(
         return lambda: add(outputs)
 
     def add(outputs: _Means) -> None:
+        sums.add(SCORED, torch.ones(1))
         for name, parameter in parameters.items():
             called = not scorer.output or _module_of(name) in outputs.sums
             if parameter.grad is None or not (called or parameter.grad.any()):
@@ -119,7 +123,10 @@ def score_weights(
 
     with summed_gradients(model, parameters) as backward:
         each_batch(score)
+    for name in (SCORED, SKIPPED):  # on every process
+        sums.values.setdefault(name, torch.zeros(1, dtype=torch.float64))
     totals = sums.reduce_rows(PartialState().device)
+    tell_skipped(totals)
     return {name: totals[name] for name in parameters}
 
 
