@@ -19,7 +19,7 @@ import re
 
 import pytest
 import torch
-from models import ARCHITECTURES, random_plan, tiny_batch, tiny_model
+from models import ARCHITECTURES, TOKENS, random_plan, tiny_batch, tiny_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -605,14 +605,38 @@ def test_nan_weights(method):
     )
 
 
+@pytest.mark.parametrize("granularity", [("heads", "neurons"), ("weights",)])
+@pytest.mark.parametrize("method", ["cam_cut", "smooth_cut"])
+def test_a_batch_in_which_no_label_counts_is_passed_over(method, granularity, caplog):
+    """Masked language modelling on short texts: the scores are those of the other batches, and one line says so."""
+    model = tiny_model("bert", "MaskedLM")
+    batches = [{**batch, "labels": batch["input_ids"].clone()} for batch in uneven_batches()]
+    groups, config = find_groups(model, granularity), settings(method, granularity=granularity, noise_std=1e-9)
+    expected = score_groups(model, groups, batches, config, disable_tqdm=True)
+    assert "skipped" not in caplog.text
+    ignored = {**tiny_batch(5), "labels": torch.full((5, TOKENS), -100)}
+    got = score_groups(model, groups, [ignored, *batches, ignored], config, disable_tqdm=True)
+    assert caplog.text.count("2 of 5 scoring batches were skipped: all of their labels are -100") == 1
+    assert_scores_close(got, expected, rtol=1e-3 if method == "smooth_cut" else 1e-6)
+
+
+def test_labels_do_not_matter_to_what_needs_no_loss():
+    model, batch = tiny_model("bert", "MaskedLM"), tiny_batch()
+    scores = [
+        score(model, "activation", [{**batch, "labels": labels}])
+        for labels in (batch["input_ids"], torch.full((4, TOKENS), -100))
+    ]
+    assert all(torch.equal(scores[0][name], scores[1][name]) for name in scores[0])
+
+
 @pytest.mark.parametrize("method", ["cam_cut", "taylor", "smooth_cut"])
 def test_labels_that_are_all_ignored(method):
-    """The mean loss over no label is NaN; a sum over none is zero. Neither ranks anything."""
+    """Nothing is left to rank by, whatever the loss makes of it."""
     model, batch = tiny_model("bert", "TokenClassification"), tiny_batch()
     batch["labels"] = torch.full_like(batch["input_ids"], -100)
-    with pytest.raises(ValueError, match="all scores of kind 'heads' are zero.*ignored|are NaN or infinite"):
-        score(model, method, [batch])
-    with pytest.raises(ValueError, match="all scores of kind 'heads' are zero, .*labels that are all ignored"):
+    with pytest.raises(ValueError, match="all labels in the 2 scoring batches are -100, .*nothing to score on"):
+        score(model, method, [batch, batch])
+    with pytest.raises(ValueError, match="all labels in the 1 scoring batches are -100, .*nothing to score on"):
         score_groups(
             model,
             find_groups(model),

@@ -452,7 +452,9 @@ def test_distillation_of_several_logits_or_none():
     """Whatever ends in `logits`; the mean over them."""
     outputs = {"prediction_logits": torch.tensor([[[2.0, 0.0]]]), "seq_relationship_logits": torch.tensor([[3.0]])}
     taught = {name: torch.zeros_like(value) for name, value in outputs.items()}
-    alone = distillation_loss({"logits": torch.tensor([[2.0, 0.0]])}, {"logits": torch.zeros(1, 2)}, 2.0, None, "classes")
+    alone = distillation_loss(
+        {"logits": torch.tensor([[2.0, 0.0]])}, {"logits": torch.zeros(1, 2)}, 2.0, None, "classes"
+    )
     meanings = {"prediction_logits": "classes", "seq_relationship_logits": "numbers"}
     assert distillation_loss(outputs, taught, 2.0, meanings=meanings) == pytest.approx((float(alone) + 9) / 2)
     with pytest.raises(ValueError, match="compares logits; the model gives last_hidden_state, pooler_output"):
@@ -825,7 +827,9 @@ def test_a_plan_that_fails_is_refused_before_a_rewind(tmp_path):
 def test_scoring_without_a_training_set(tmp_path):
     model = tiny_model("bert")
     trainer = CamCutTrainer(model=model, args=arguments(tmp_path), pruning_config=pruning())
-    with pytest.raises(ValueError, match="train_dataset is None: 'taylor' scores the model on training examples"):
+    with pytest.raises(
+        ValueError, match="train_dataset is None, and method='taylor' with recovery='finetune' reads training examples"
+    ):
         trainer.score()
     CamCutTrainer(
         model=model, args=arguments(tmp_path), pruning_config=pruning(method="magnitude", recovery="none")
