@@ -617,6 +617,9 @@ def test_a_batch_in_which_no_label_counts_is_passed_over(method, granularity, ca
     ignored = {**tiny_batch(5), "labels": torch.full((5, TOKENS), -100)}
     got = score_groups(model, groups, [ignored, *batches, ignored], config, disable_tqdm=True)
     assert caplog.text.count("2 of 5 scoring batches were skipped: all of their labels are -100") == 1
+    for scores in (got, expected):  # a softmax over keys does not see their bias: its scores are rounding
+        for name in [name for name in scores if name.endswith("key.bias")]:
+            del scores[name]
     assert_scores_close(got, expected, rtol=1e-3 if method == "smooth_cut" else 1e-6)
 
 
