@@ -39,7 +39,7 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, TrainOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, HubStrategy, TrainOutput
 from transformers.utils import is_datasets_available
 
 from .allocation import check_budget, make_plan
@@ -151,6 +151,7 @@ class CamCutTrainer(Trainer):
         self.latency_table: LatencyTable | None = None
         self._batch_means = False  # while losses are to be means over one batch
         self._evaluations = Evaluations()
+        self._counted: list[float] | None = None  # losses of evaluation that count, and all of them, while it lasts
         self._groups_before: list[PrunableGroup] | None = None  # of the model as it was before the first cut
         self._plan_metrics: dict[str, float] | None = None  # of a cut that is yet to be logged
         self._progress_file: Path | None = None  # only inside `train`, which can be resumed
@@ -442,13 +443,39 @@ class CamCutTrainer(Trainer):
             self._evaluations.record(self.state, metrics)
         return metrics
 
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """That of `Trainer`; a batch in which no label counts, whose loss is NaN, has no part in the mean loss."""
+        self._counted = [0.0, 0]
+        try:
+            output = super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
+            counted, total = self._counted
+        finally:
+            self._counted = None
+        name = f"{metric_key_prefix}_loss"
+        if counted < total and name in output.metrics:
+            output.metrics[name] *= total / counted if counted else float("nan")
+        return output
+
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> tuple[Tensor | None, Any, Any]:
-        """That of `Trainer`; a batch in which no label counts, whose loss is NaN, has no part in the mean loss."""
+        """That of `Trainer`; of the loss of a batch in which no label counts, see `evaluation_loop`."""
         loss, logits, labels = super().prediction_step(model, inputs, *args, **kwargs)
-        if self.pruning_config is not None and loss is not None:
-            loss = self._counting_loss(loss, counted_labels(self.model, inputs) != 0)
+        if self.pruning_config is not None and self._counted is not None and loss is not None:
+            counts = counted_labels(self.model, inputs) != 0
+            flags = torch.full((self.args.eval_batch_size,), float(counts), device=loss.device)
+            flags = self.gather_function(flags)  # as many as the losses that Trainer takes the mean of
+            self._counted = [self._counted[0] + float(flags.sum()), self._counted[1] + len(flags)]
+            loss = loss if counts else loss.nan_to_num()
         return loss, logits, labels
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -599,17 +626,6 @@ class CamCutTrainer(Trainer):
             return said
         counted = num_items_in_batch is not None and self.model_accepts_loss_kwargs
         return counted or self.compute_loss_func is not None
-
-    def _counting_loss(self, loss: Tensor, counts: bool) -> Tensor | None:
-        """The loss of an evaluation step in which a batch without a label that counts has no part: None if there is
-        no other in the step, else, on its process, the mean of the others."""
-        if self.args.world_size == 1:
-            return loss if counts else None
-        losses = self.accelerator.gather(torch.stack((loss.float(), loss.new_tensor(float(counts)).float()))[None])
-        counted = losses[losses[:, 1] == 1, 0]
-        if not len(counted):
-            return None
-        return loss if counts else counted.mean().to(loss.dtype)
 
     def _timed(self, what: str) -> AbstractContextManager[None]:
         return timed(what, self.is_world_process_zero())

@@ -85,9 +85,34 @@ def score_all(folder):
         scores |= {f"trainer {length} {name}": values for name, values in trainer.score().items()}
         plans[f"trainer {length}"] = trainer.prune().to_dict()["keep"]
         assert all(value.device.type == "cpu" for value in trainer.model.state_dict().values())
+    scores |= score_and_evaluate_ignored(folder)
     save_file(scores, f"{folder}/{state.num_processes}-{state.process_index}.safetensors")
     with open(f"{folder}/{state.num_processes}-{state.process_index}.json", "w") as file:
         json.dump(plans, file)
+
+
+def score_and_evaluate_ignored(folder):
+    """With batches in which no label counts: every process skips others, and the loss of evaluation is their mean."""
+    batch = tiny_batch(batch_size=12, padding=False)
+    ids = batch["input_ids"].tolist()
+    labels = [[-100] * len(row) if number // 2 in (1, 4) else row for number, row in enumerate(ids)]
+    data = Dataset.from_dict({"input_ids": ids, "labels": labels})
+    config = PruningConfig(method="taylor", sparsity=0.5)
+    arguments = TrainingArguments(
+        folder,
+        per_device_train_batch_size=2,
+        per_device_eval_batch_size=2,
+        report_to=[],
+        disable_tqdm=True,
+        save_strategy="no",
+    )
+    model = tiny_model("bert", "MaskedLM")
+    model.accepts_loss_kwargs = False  # else Trainer multiplies BERT's mean loss by the number of processes
+    trainer = CamCutTrainer(model, arguments, eval_dataset=data, pruning_config=config)
+    batches = [{name: torch.tensor(values) for name, values in data[i : i + 2].items()} for i in range(0, 12, 2)]
+    trainer.get_scoring_dataloader = lambda: batches
+    found = {f"trainer ignored {name}": values for name, values in trainer.score().items()}
+    return {**found, "trainer ignored loss": torch.tensor([trainer.evaluate()["eval_loss"]])}
 
 
 @pytest.fixture(scope="module")
