@@ -24,7 +24,7 @@ from transformers.pytorch_utils import Conv1D
 
 from .checkpoint import checkpoint_class
 from .groups import KINDS, WEIGHTS, find_groups
-from .masking import zero_weights
+from .masking import list_masks, zero_weights
 from .modeling_camcut import (
     ARCHITECTURES,
     RECORD,
@@ -136,8 +136,8 @@ def apply_plan(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
     )
 
     cut_groups(model, [(group, [group.units.index(unit) for unit in units]) for group, units in cuts])
-    zero_weights(model, masks)
     model.pruning_plan = kept
+    zero_weights(mask for mask in list_masks(model) if mask.name in masks)
     if cuts_units:
         record(model)
     model.__class__ = checkpoint_class(type(model))

@@ -42,7 +42,7 @@ from .files import write_errors
 from .groups import WEIGHTS, PrunableGroup, find_groups
 from .latency import LatencyTable, latency_table
 from .logs import AtEpochBegin, cut_figures, place_tensorboard, show_in_tensorboard, tensorboard_run, timed
-from .masking import hold_masks, masked_weights
+from .masking import hold_masks, list_masks, warn_of_zeros
 from .phases import DENSE, phase_arguments, phase_names, round_config
 from .plan import PLAN_NAME, PruningPlan
 from .progress import load_teacher, remove_progress, save_teacher, scores_file
@@ -105,6 +105,7 @@ class CamCutTrainer(Trainer):
         self.dense_model: PreTrainedModel | None = None
         self.latency_table: LatencyTable | None = None
         self._scoring = False
+        self._looked_for_zeros = False
         self._evaluations = Evaluations()
         self._groups_before: list[PrunableGroup] | None = None  # of the model as it was before the first cut
         self._plan_metrics: dict[str, float] | None = None  # of a cut that is yet to be logged
@@ -451,11 +452,14 @@ class CamCutTrainer(Trainer):
         self._evaluations.forget()
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         check_masks(self, model)
+        if self.is_world_process_zero() and not self._looked_for_zeros:
+            warn_of_zeros(model)
+        self._looked_for_zeros = True
         kind = "" if self.pruning_config is None else "dense " if self.pruning_plan is None else "recovery "
         log_plan = AtEpochBegin(self._log_plan)
         self.add_callback(log_plan)
         try:
-            with hold_masks(model) if masked_weights(model) else nullcontext(), self._timed(f"{kind}training"):
+            with hold_masks(model) if list_masks(model) else nullcontext(), self._timed(f"{kind}training"):
                 return super()._inner_training_loop(*args, **kwargs)
         finally:
             self.remove_callback(log_plan)

@@ -258,8 +258,14 @@ def test_unsupported_models_are_refused_with_a_way_on():
         find_groups(model)
     for part in ("'t5'", "albert", "llama", "Adding an architecture"):
         assert part in str(error.value)
-    with pytest.raises(TypeError, match="got Linear"):
+    with pytest.raises(TypeError, match="or a module that holds one; got Linear, which holds none"):
         find_groups(torch.nn.Linear(2, 2))
+    with pytest.raises(TypeError, match="expected a transformers PreTrainedModel, got str"):
+        find_groups("bert-base-uncased")
+    two = torch.nn.ModuleDict({"student": tiny_model("bert"), "teacher": torch.nn.Sequential(tiny_model("bert"))})
+    for kind in ("heads", "weights"):
+        with pytest.raises(TypeError, match=r"several: `student` \(Bert\S+\) and `teacher.0` \(B\S+\); pass"):
+            find_groups(two, kind)
     with pytest.raises(ValueError, match=re.escape("unknown kinds ['haeds']; expected one or more of heads, neurons")):
         find_groups(tiny_model("bert"), kinds=("haeds",))
 
