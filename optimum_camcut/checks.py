@@ -21,7 +21,7 @@ import torch
 from transformers import PreTrainedModel, Trainer
 
 from .config import PruningConfig
-from .groups import WEIGHTS, find_groups
+from .groups import WEIGHTS, check_bare, find_groups
 from .masking import list_masks
 from .sharding import check_can_gather, check_fsdp, check_whole, shard_by_block
 
@@ -52,6 +52,14 @@ def check_model(trainer: Trainer, model: PreTrainedModel, config: PruningConfig)
         model: that of the trainer, without what accelerate wrapped around it.
     """
     find_groups(model, config.granularity)
+    for asked, setting in (
+        (trainer.is_fsdp_enabled, "FSDP"),
+        (config.rebuilds, f"recovery={config.recovery!r}"),
+        (config.distill_weight > 0, "distill_weight"),
+        (config.budget == "latency", "budget='latency'"),
+    ):
+        if asked:
+            check_bare(model, setting)
     if WEIGHTS not in config.granularity and list_masks(model):
         raise ValueError("this model has masked weights, so nothing more can be cut in it: cut first, then mask")
     if not trainer.is_fsdp_enabled:

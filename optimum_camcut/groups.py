@@ -40,6 +40,8 @@ from .modeling_camcut import (
 __all__ = [
     "PrunableGroup",
     "Slice",
+    "below",
+    "check_bare",
     "check_group",
     "find_groups",
     "inner_model",
@@ -138,6 +140,27 @@ def inner_model(module: nn.Module, adapters: bool = True) -> PreTrainedModel:
         held = f"which holds several: {parts}; pass the one you mean" if found else "which holds none"
         raise TypeError(f"expected a transformers PreTrainedModel, or a module that holds one; got {name}, {held}")
     return next(iter(found.values()))
+
+
+def check_bare(module: nn.Module, action: str) -> None:
+    """Raises `TypeError` unless this is a transformers model itself, with nothing around it."""
+    if not isinstance(module, PreTrainedModel):
+        found = transformers_models(module) if isinstance(module, nn.Module) else {}
+        inside = " or ".join(f"`{path}` ({type(part).__name__})" for path, part in found.items())
+        hint = f"; pass what is inside it: {inside}" if found else ""
+        raise TypeError(f"{action} takes a transformers PreTrainedModel, got {type(module).__name__}{hint}")
+
+
+def below(groups: Sequence[PrunableGroup], path: str) -> list[PrunableGroup]:
+    """The groups of a model at a path inside of a module, as that module sees them."""
+    return [
+        dataclasses.replace(
+            group,
+            name=f"{path}.{group.name}" if group.kind == WEIGHTS else group.name,
+            slices=tuple(dataclasses.replace(piece, module=f"{path}.{piece.module}") for piece in group.slices),
+        )
+        for group in groups
+    ]
 
 
 def find_groups(model: nn.Module, kinds: Sequence[str] = ("heads", "neurons")) -> list[PrunableGroup]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..config import PruningConfig
-from ..groups import WEIGHTS, PrunableGroup, check_group
+from ..groups import WEIGHTS, PrunableGroup, below, check_group, inner_model, transformers_models
 from ..modeling_camcut import ARCHITECTURES
 from ..sharding import is_sharded, reshard, whole
 from .batches import Batch, count_examples, for_each_batch, limit, loss_shares, token_mask
@@ -63,8 +63,9 @@ def score_groups(
     are.
 
     Args:
-        model (`PreTrainedModel`): not wrapped for distributed training, but for `fully_shard` (FSDP2), which leaves it
-            a transformers model.
+        model (`PreTrainedModel` or `nn.Module`): not wrapped for distributed training, except by `fully_shard`
+            (FSDP2), which leaves it a transformers model. A module around a transformers model computes the loss, and
+            the groups are those of the model inside.
         groups (`Sequence[PrunableGroup]`): from `find_groups(model)`; those of `config.granularity` are scored.
         dataloader (`Iterable[Batch]`): dicts of tensors as the model takes them, with labels where the method needs
             a loss. Read up to `config.num_samples` examples. `magnitude` and `random` need none: pass None.
@@ -100,6 +101,8 @@ def score_groups(
         reshard(model)
     for group in groups:
         check_group(model, group)
+    path = next(iter(transformers_models(model)))
+    listed, groups = groups, below(groups, path) if path else groups
     scorer = get_scorer(config.method, config.granularity)
     present = [group for group in groups if group.size * (1 if group.kind == WEIGHTS else group.output.width)]
     if scorer.source == "weights":
@@ -120,7 +123,8 @@ def score_groups(
     for group in groups:
         shape = model.get_parameter(group.name).shape if group.kind == WEIGHTS else (group.size,)
         scores.setdefault(group.name, torch.zeros(shape))
-    check_scores(scores, groups)
+    scores = {before.name: scores[group.name] for before, group in zip(listed, groups)} if path else scores
+    check_scores(scores, listed)
     return scores
 
 
@@ -184,7 +188,8 @@ def unit_weights(model: nn.Module, group: PrunableGroup) -> Tensor:
 
 
 def _model_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
-    loss = model(**batch).loss
+    outputs = model(**batch)
+    loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs.loss
     if loss is None:
         raise ValueError(
             f"the model gave no loss for a batch with {sorted(batch)}; this scoring method needs the labels in the "
@@ -321,8 +326,9 @@ def _score_batch(
         capture.gradients(loss, size, score)
     else:
         if scorer.smooth:
-            body = model.base_model if isinstance(model, PreTrainedModel) else model
-            with linear_noise(body, config.noise_std, config.noise_scale == "relative", noise):
+            with linear_noise(
+                inner_model(model).base_model, config.noise_std, config.noise_scale == "relative", noise
+            ):
                 for _ in range(config.smooth_samples):
                     capture.gradients(loss, size, average, activations=False)
         # The score itself is taken at the activations without noise.
