@@ -41,6 +41,7 @@ __all__ = [
     "PrunableGroup",
     "Slice",
     "below",
+    "body_of",
     "check_bare",
     "check_group",
     "find_groups",
@@ -149,6 +150,11 @@ def check_bare(module: nn.Module, action: str) -> None:
         inside = " or ".join(f"`{path}` ({type(part).__name__})" for path, part in found.items())
         hint = f"; pass what is inside it: {inside}" if found else ""
         raise TypeError(f"{action} takes a transformers PreTrainedModel, got {type(module).__name__}{hint}")
+
+
+def body_of(module: nn.Module) -> nn.Module:
+    """`inner_model`, or the module itself if it holds no transformers model: groups may be made by hand."""
+    return inner_model(module) if transformers_models(module) else module
 
 
 def below(groups: Sequence[PrunableGroup], path: str) -> list[PrunableGroup]:
@@ -289,7 +295,6 @@ def _weight_groups(model: PreTrainedModel, plan: Any) -> list[PrunableGroup]:
 
 def check_group(model: nn.Module, group: PrunableGroup) -> None:
     """Raises `ValueError` if a group is from another model, or from before a cut."""
-    model = inner_model(model)
     try:
         if group.kind == WEIGHTS:
             size = model.get_parameter(group.name).numel()

@@ -54,7 +54,7 @@ def test_a_module_around_the_model_is_scored_and_cut_as_the_model(method):
         method=method, sparsity=0.5, smooth_samples=2, granularity=("weights",) if weights else ("heads", "neurons")
     )
     model = tiny_model("bert")
-    around, found, plans = Around(copy.deepcopy(model)), [], []
+    around, found, plans = Around(copy.deepcopy(model)).eval(), [], []
     for each in (model, around):
         groups = find_groups(each, config.granularity)
         found.append(score_groups(each, groups, [tiny_batch()], config, disable_tqdm=True))

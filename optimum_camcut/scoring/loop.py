@@ -31,7 +31,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..config import PruningConfig
-from ..groups import WEIGHTS, PrunableGroup, below, check_group, inner_model, transformers_models
+from ..groups import WEIGHTS, PrunableGroup, below, body_of, check_group
 from ..modeling_camcut import ARCHITECTURES
 from ..sharding import is_sharded, reshard, whole
 from .batches import Batch, count_examples, for_each_batch, limit, loss_shares, token_mask
@@ -99,9 +99,10 @@ def score_groups(
                 "batches; score them under DDP"
             )
         reshard(model)
+    body = body_of(model)
     for group in groups:
-        check_group(model, group)
-    path = next(iter(transformers_models(model)))
+        check_group(body, group)
+    path = next(path for path, part in model.named_modules() if part is body)
     listed, groups = groups, below(groups, path) if path else groups
     scorer = get_scorer(config.method, config.granularity)
     present = [group for group in groups if group.size * (1 if group.kind == WEIGHTS else group.output.width)]
@@ -326,9 +327,9 @@ def _score_batch(
         capture.gradients(loss, size, score)
     else:
         if scorer.smooth:
-            with linear_noise(
-                inner_model(model).base_model, config.noise_std, config.noise_scale == "relative", noise
-            ):
+            body = body_of(model)
+            body = body.base_model if isinstance(body, PreTrainedModel) else body
+            with linear_noise(body, config.noise_std, config.noise_scale == "relative", noise):
                 for _ in range(config.smooth_samples):
                     capture.gradients(loss, size, average, activations=False)
         # The score itself is taken at the activations without noise.
