@@ -22,8 +22,8 @@ import torch
 from transformers import PreTrainedModel, Trainer
 
 from .config import PruningConfig
-from .groups import WEIGHTS, find_groups
-from .masking import masked_weights
+from .groups import WEIGHTS, check_bare, find_groups
+from .masking import list_masks
 from .scoring import get_scorer
 from .sharding import check_can_gather, check_fsdp, check_whole, shard_by_block
 
@@ -103,7 +103,15 @@ def check_model(trainer: Trainer, model: PreTrainedModel, config: PruningConfig)
         model: that of the trainer, without what accelerate wrapped around it.
     """
     find_groups(model, config.granularity)
-    if WEIGHTS not in config.granularity and masked_weights(model):
+    for asked, setting in (
+        (trainer.is_fsdp_enabled, "FSDP"),
+        (config.rebuilds, f"recovery={config.recovery!r}"),
+        (config.distill_weight > 0, "distill_weight"),
+        (config.budget == "latency", "budget='latency'"),
+    ):
+        if asked:
+            check_bare(model, setting)
+    if WEIGHTS not in config.granularity and list_masks(model):
         raise ValueError("this model has masked weights, so nothing more can be cut in it: cut first, then mask")
     if not trainer.is_fsdp_enabled:
         check_whole(model, "pruning without FSDP")
@@ -119,7 +127,7 @@ def check_model(trainer: Trainer, model: PreTrainedModel, config: PruningConfig)
 
 def check_masks(trainer: Trainer, model: PreTrainedModel) -> None:
     """Raises `ValueError` if a model with masked weights is about to be trained where these cannot be held."""
-    if masked_weights(model) and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+    if list_masks(model) and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
         raise ValueError(
             "the masked weights of this model cannot be held at zero under FSDP or DeepSpeed, which train other "
             "parameters than its own; train it under DDP"

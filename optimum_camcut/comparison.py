@@ -35,7 +35,7 @@ from transformers.trainer_pt_utils import nested_concat
 from .allocation import check_budget, make_plan
 from .config import PruningConfig, check_fields
 from .files import read_json, shown, write_json
-from .groups import WEIGHTS, find_groups
+from .groups import WEIGHTS, check_bare, find_groups
 from .latency import LatencyTable, latency_table
 from .measure import LatencyResult, count_flops, count_parameters, measure_latency
 from .plan import PruningPlan
@@ -285,6 +285,7 @@ def compare(
         raise ValueError("scoring and rebuilding read data: give a dataloader of batches with labels")
     if config.budget == "latency" and latency is None:
         latency = latency_table(model, config, disable_tqdm=disable_tqdm)
+    check_bare(model, "compare")
     groups = find_groups(model, kinds)
     for each in configs[0][1]:
         check_budget(groups, each, latency)  # before hours of scoring

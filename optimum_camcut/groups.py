@@ -37,7 +37,18 @@ from .modeling_camcut import (
 )
 
 
-__all__ = ["PrunableGroup", "Slice", "check_group", "find_groups"]
+__all__ = [
+    "PrunableGroup",
+    "Slice",
+    "below",
+    "body_of",
+    "check_bare",
+    "check_group",
+    "find_groups",
+    "inner_model",
+    "linear_parameters",
+    "transformers_models",
+]
 
 KINDS = ("heads", "neurons", "layers")
 WEIGHTS = "weights"
@@ -83,15 +94,91 @@ class PrunableGroup(Group):
             object.__setattr__(self, "original_size", self.size)
 
 
-def find_groups(model: PreTrainedModel, kinds: Sequence[str] = ("heads", "neurons")) -> list[PrunableGroup]:
+def transformers_models(module: nn.Module) -> dict[str, PreTrainedModel]:
+    """Path -> transformers model, of those in a module that are not a part of another one; the module itself has the
+    path `""`."""
+    found: dict[str, PreTrainedModel] = {}
+    seen: set[int] = set()
+
+    def walk(part: nn.Module, path: str) -> None:
+        if id(part) in seen:
+            return
+        seen.add(id(part))
+        if isinstance(part, PreTrainedModel):
+            found[path] = part
+            return
+        for name, child in part.named_children():
+            walk(child, f"{path}.{name}" if path else name)
+
+    walk(module, "")
+    return found
+
+
+def inner_model(module: nn.Module, adapters: bool = True) -> PreTrainedModel:
+    """The transformers model in a module: the module itself, or the only one inside of what is wrapped around it, be
+    that DDP, `torch.compile`, PEFT or a module of one's own.
+
+    Args:
+        module (`nn.Module`): may be a transformers model.
+        adapters (`bool`): whether it may carry adapters of PEFT.
+
+    Raises:
+        `TypeError`: it holds none, or several, or carries an adapter that it may not.
+    """
+    name = type(module).__name__
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"expected a transformers PreTrainedModel, got {name}")
+    found = transformers_models(module)
+    if not adapters and any(type(part).__module__.startswith("peft.") for part in module.modules()):
+        raise TypeError(
+            f"expected a transformers PreTrainedModel, got {name}; merge the adapter first: "
+            "`model = model.merge_and_unload()`"
+            if type(module).__module__.startswith("peft.")
+            else f"this {name} carries an adapter of PEFT; merge it first (`merge_and_unload()` of the PEFT model)"
+        )
+    if len(found) != 1:
+        parts = " and ".join(f"`{path}` ({type(part).__name__})" for path, part in found.items())
+        held = f"which holds several: {parts}; pass the one you mean" if found else "which holds none"
+        raise TypeError(f"expected a transformers PreTrainedModel, or a module that holds one; got {name}, {held}")
+    return next(iter(found.values()))
+
+
+def check_bare(module: nn.Module, action: str) -> None:
+    """Raises `TypeError` unless this is a transformers model itself, with nothing around it."""
+    if not isinstance(module, PreTrainedModel):
+        found = transformers_models(module) if isinstance(module, nn.Module) else {}
+        inside = " or ".join(f"`{path}` ({type(part).__name__})" for path, part in found.items())
+        hint = f"; pass what is inside it: {inside}" if found else ""
+        raise TypeError(f"{action} takes a transformers PreTrainedModel, got {type(module).__name__}{hint}")
+
+
+def body_of(module: nn.Module) -> nn.Module:
+    """`inner_model`, or the module itself if it holds no transformers model: groups may be made by hand."""
+    return inner_model(module) if transformers_models(module) else module
+
+
+def below(groups: Sequence[PrunableGroup], path: str) -> list[PrunableGroup]:
+    """The groups of a model at a path inside of a module, as that module sees them."""
+    return [
+        dataclasses.replace(
+            group,
+            name=f"{path}.{group.name}" if group.kind == WEIGHTS else group.name,
+            slices=tuple(dataclasses.replace(piece, module=f"{path}.{piece.module}") for piece in group.slices),
+        )
+        for group in groups
+    ]
+
+
+def find_groups(model: nn.Module, kinds: Sequence[str] = ("heads", "neurons")) -> list[PrunableGroup]:
     """Lists everything that can be cut in a model: one group a layer and kind, or one a weight matrix and bias.
 
     In architectures with grouped key-value heads (llama) a unit of `"heads"` is a key-value head with all the query
     heads that share it. A group of `"layers"` is one sub-layer, attention or feed-forward, as a single unit.
 
     Args:
-        model (`PreTrainedModel`): a transformers model of a supported architecture, with any task head. For
-            `"weights"`, of any architecture.
+        model (`PreTrainedModel` or `nn.Module`): a transformers model of a supported architecture, with any task head
+            (for `"weights"`, of any architecture), or a module that holds one: the groups are those of the model
+            inside.
         kinds (`Sequence[str]`): which of `"heads"`, `"neurons"` and `"layers"` to list. With `"weights"`, every weight
             and bias of the linear layers below the task head is a group, named like the parameter; its units are the
             elements, numbered in row-major order.
@@ -102,7 +189,7 @@ def find_groups(model: PreTrainedModel, kinds: Sequence[str] = ("heads", "neuron
         listed.
 
     Raises:
-        `TypeError`: `model` is not a transformers model (unwrap it first).
+        `TypeError`: `model` neither is a transformers model nor holds exactly one, or it carries an adapter.
         `ValueError`: an unknown kind, an unsupported architecture, or a pruned model that has lost its plan.
     """
     if isinstance(kinds, str):
@@ -110,11 +197,7 @@ def find_groups(model: PreTrainedModel, kinds: Sequence[str] = ("heads", "neuron
     unknown = set(kinds) - {*KINDS, WEIGHTS}
     if unknown or not kinds:
         raise ValueError(f"unknown kinds {sorted(unknown)}; expected one or more of {', '.join((*KINDS, WEIGHTS))}")
-    if not isinstance(model, PreTrainedModel):
-        hint = "; pass the model inside it (`model.module`)" if isinstance(model, nn.Module) else ""
-        if type(model).__module__.startswith("peft."):
-            hint = "; merge the adapter first: `model = model.merge_and_unload()`"
-        raise TypeError(f"expected a transformers PreTrainedModel, got {type(model).__name__}{hint}")
+    model = inner_model(model, adapters=False)
     groups = _unit_groups(model) if set(kinds) - {WEIGHTS} else []
     plan = getattr(model, "pruning_plan", None)
     if plan is None and getattr(model.config, RECORD, None) is not None:
@@ -168,19 +251,26 @@ def _unit_groups(model: PreTrainedModel) -> list[PrunableGroup]:
     return groups
 
 
-def _weight_groups(model: PreTrainedModel, plan: Any) -> list[PrunableGroup]:
-    """The parameters of all linear layers below the task head; what is also an embedding is left out."""
+def linear_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+    """Name -> parameter, of all linear layers below the task head; what is also an embedding is left out."""
     body = {id(module) for module in model.base_model.modules()}
     shared = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     parameters: dict[str, nn.Parameter] = {}
     for path, module in model.named_modules():
         head = model.base_model is model and path.partition(".")[0] == "classifier"
         if isinstance(module, nn.Linear | Conv1D) and id(module) in body and not head:
-            linear_map(model, path)  # raises if its weight is not plain
             for name, parameter in module.named_parameters(recurse=False):
                 if id(parameter) not in shared:
                     shared.add(id(parameter))
                     parameters[f"{path}.{name}"] = parameter
+    return parameters
+
+
+def _weight_groups(model: PreTrainedModel, plan: Any) -> list[PrunableGroup]:
+    """The linear parameters of a model, as groups."""
+    parameters = linear_parameters(model)
+    for path in dict.fromkeys(name.rpartition(".")[0] for name in parameters):
+        linear_map(model, path)  # raises if its weight is not plain
     if not parameters:
         raise ValueError(
             f"{type(model).__name__} has no linear layers below its task head: nothing can be masked in it"
@@ -216,5 +306,5 @@ def check_group(model: nn.Module, group: PrunableGroup) -> None:
         has = "lacks it" if size is None else f"has {size}"
         raise ValueError(
             f"the group {group.name!r} has {group.size} units, but the {type(model).__name__} {has}; list the groups "
-            "anew with find_groups(model), and pass the model without wrappers"
+            "anew with find_groups(model)"
         )

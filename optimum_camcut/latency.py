@@ -39,7 +39,7 @@ from transformers import PreTrainedModel
 
 from .config import PruningConfig, check_fields
 from .files import WriteError, read_json, write_json
-from .groups import PrunableGroup
+from .groups import PrunableGroup, check_bare
 from .measure import keeping_memory, random_inputs, time_forward
 from .modeling_camcut import SUBLAYERS, Group, bind_position_bias, cut_groups, list_groups, sublayer_of
 from .scoring.processes import all_or_none
@@ -221,6 +221,7 @@ def latency_table(
     Raises:
         `ValueError`: the architecture is not supported, or the model is sharded.
     """
+    check_bare(model, "latency_table")
     check_whole(model, "measuring latency")
     conditions = _conditions(model, config)
     folder = Path(cache_dir or os.environ.get("CAMCUT_CACHE") or Path(constants.HF_HOME) / "camcut")

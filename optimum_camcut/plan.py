@@ -24,13 +24,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from .config import PruningConfig, check_fields
 from .files import read_json, shown, write_json
-from .groups import WEIGHTS
+from .groups import WEIGHTS, find_groups, inner_model
 from .modeling_camcut import ARCHITECTURES, RECORD, SUBLAYERS, kept_heads, list_blocks, sublayer_of
+from .sharding import check_whole
 from .units import IndexSet, mask_of
 
 
@@ -150,6 +151,45 @@ class PruningPlan:
             return cls.from_dict(read_json(path))
         except ValueError as error:
             raise ValueError(error if str(path) in str(error) else f"{path} holds no plan: {error}") from error
+
+    @classmethod
+    def from_zeros(cls, model: nn.Module) -> PruningPlan:
+        """A plan that removes the single weights that are zero already: `apply_plan(model, plan)` then makes masks of
+        them, which `CamCutTrainer` and `hold_masks` hold at zero, whoever pruned the model.
+
+        It looks at the weight matrices of the linear layers below the task head, of any architecture, and takes those
+        that are zero in part. Biases are left out, which start at zero and are to be trained, and so are matrices
+        that are zero throughout, which were initialized so; embeddings too, for their padding.
+
+        Args:
+            model (`PreTrainedModel` or `nn.Module`): see `find_groups`.
+
+        Returns:
+            `PruningPlan`: parameter name -> the elements that are not zero.
+
+        Raises:
+            `TypeError`: see `find_groups`.
+            `ValueError`: no matrix is zero in part, or the model is offloaded or sharded.
+        """
+        check_whole(model, "PruningPlan.from_zeros")
+        groups, model = find_groups(model, (WEIGHTS,)), inner_model(model)
+        keep = {}
+        for group in groups:
+            parameter = model.get_parameter(group.name)
+            if parameter.is_meta:
+                raise ValueError(
+                    f"the values of {group.name!r} are not in memory; load the model whole (on the CPU, say) and make "
+                    "the plan of that"
+                )
+            if parameter.dim() > 1:
+                kept = IndexSet((parameter.detach() != 0).cpu().numpy())
+                if 0 < len(kept) < kept.size:
+                    keep[group.name] = kept
+        if not keep:
+            raise ValueError(
+                f"no linear layer of this {type(model).__name__} is zero in part: there are no zeros to hold"
+            )
+        return cls(keep, model_type=groups[0].model_type, num_layers=groups[0].num_layers)
 
     def table(self) -> list[tuple[str, str, str]]:
         """Rows of layer, kind and what is kept: `("3", "heads", "7 / 12")`. The weights of a layer are counted

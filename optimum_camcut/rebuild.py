@@ -29,7 +29,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import find_labels
 
-from .groups import KINDS, PrunableGroup, find_groups
+from .groups import KINDS, PrunableGroup, check_bare, find_groups
 from .modeling_camcut import list_blocks, list_groups, sublayer_of
 from .plan import PruningPlan, is_weight, without_removed
 from .scoring.batches import Batch, count_examples, limit
@@ -118,6 +118,8 @@ def reconstruct_all(
     """
     if len(models) != len(plans):
         raise ValueError(f"expected a plan for each model, got {len(models)} models and {len(plans)} plans")
+    for model in (dense_model, *models):
+        check_bare(model, "reconstruct")
     check_whole(dense_model, "reconstruct")
     dense_groups = {group.name: group for group in find_groups(dense_model, KINDS)}
     jobs = [_Job(model, _to_solve(model, plan, dense_model, dense_groups)) for model, plan in zip(models, plans)]

@@ -34,7 +34,7 @@ from . import modeling_camcut
 from .card import CARD_NAME, write_card
 from .files import sync, write_errors, write_text
 from .hub import fetch, make_repo, push
-from .masking import masked_weights, zero_weights
+from .masking import true_plan
 from .modeling_camcut import ARCHITECTURES, is_cut
 from .plan import PLAN_NAME, PruningPlan
 from .stored import add_variant
@@ -62,7 +62,7 @@ class SavesWhole:
     ) -> None:
         """`PreTrainedModel.save_pretrained`, which also writes `pruning_plan.json`, `pruning_config.json`, a model
         card, and `modeling_camcut.py` unless the config's own fields describe the model. The weights are those of the
-        pruned model.
+        model as it is: where masked ones are no longer zero, its plan no longer masks them, with a warning.
 
         Args:
             save_directory: folder to write to, made if need be.
@@ -81,13 +81,16 @@ class SavesWhole:
         if push_to_hub:
             names = ("repo_id", "commit_message", "private", "revision", "create_pr")
             hub = {name: kwargs.pop(name) for name in names if name in kwargs} | {"token": kwargs.get("token")}
-        changed = zero_weights(self, masked_weights(self))
-        if changed:
-            logger.warning(
-                "%d masked weights were not zero, and are again: the model was trained without its masks; train it "
-                "with CamCutTrainer or inside hold_masks",
-                changed,
-            )
+        if self.pruning_plan is not None:
+            self.pruning_plan, changed = true_plan(self, kwargs.get("state_dict"))
+            if changed:
+                logger.warning(
+                    "%d masked weights are no longer zero: an adapter was merged, or the model was trained without "
+                    "its masks. They are saved as they are, and the plan no longer masks them. To keep them at zero, "
+                    "train with CamCutTrainer or inside hold_masks; apply_plan(model, plan) with the plan from before "
+                    "sets them to zero again, which changes what the model computes",
+                    changed,
+                )
         cut = is_cut(self.config)
         if cut:
             self.config.auto_map = auto_map(self.config)

@@ -18,13 +18,16 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from .checkpoint import checkpoint_class
-from .groups import KINDS, WEIGHTS, find_groups
-from .masking import zero_weights
+from .groups import KINDS, WEIGHTS, find_groups, inner_model
+from .masking import list_masks, zero_weights
 from .modeling_camcut import (
     ARCHITECTURES,
     RECORD,
@@ -37,33 +40,38 @@ from .modeling_camcut import (
 )
 from .plan import PruningPlan, is_weight, plain_shape, plan_of, without_removed
 from .sharding import check_whole
+from .stale import refuse_steps_of
 from .units import mask_of
 
 
 logger = logging.getLogger(__name__)
 
+ModelOrModule = TypeVar("ModelOrModule", bound=nn.Module)
 
-def apply_plan(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
+
+def apply_plan(model: ModelOrModule, plan: PruningPlan) -> ModelOrModule:
     """Removes from the model every unit that the plan does not keep. All of it happens, or none.
 
-    Heads and neurons are cut: parameters are replaced by smaller ones of the same dtype, device and `requires_grad`;
-    make the optimizer afterwards. A sub-layer that is removed passes its input on unchanged, its norm included; blocks
-    keep their numbers. The model's config becomes a copy of its own that records the sizes. Single weights are set to
-    zero in place, where `CamCutTrainer` keeps them, and `hold_masks` around a training loop of your own.
+    Heads and neurons are cut: parameters are replaced by smaller ones of the same dtype, device and `requires_grad`.
+    Make the optimizer afterwards: the next step of one that holds replaced parameters is an error. A sub-layer that is
+    removed passes its input on unchanged, its norm included; blocks keep their numbers. The model's config becomes a
+    copy of its own that records the sizes. Single weights are set to zero in place, where `CamCutTrainer` keeps them,
+    and `hold_masks` around a training loop of your own.
 
     The model's class becomes a subclass of the same name whose `save_pretrained` also writes the plan. A cut model is
     read by `load_pruned` and by `from_pretrained(..., trust_remote_code=True)`; one with masked weights, or whose
     layers all have the same size in numbers that its config has a field for, is a plain checkpoint.
 
     Args:
-        model (`PreTrainedModel`): of a supported architecture, not wrapped; pruned before or not.
+        model (`PreTrainedModel` or `nn.Module`): of a supported architecture, or a module that holds one such model;
+            pruned before or not.
         plan (`PruningPlan`): indices are those of the uncut model, also for a model pruned before.
 
     Returns:
-        `PreTrainedModel`: the same object.
+        The same object.
 
     Raises:
-        `TypeError`: not a transformers model, or not a plan.
+        `TypeError`: neither a transformers model nor a module that holds exactly one, or not a plan.
         `ValueError`: the plan is for another model, names a group or unit that the model lacks, keeps a unit that an
             earlier cut removed, keeps nothing of one in GPT-2, or cuts what has masked weights; or the model is
             offloaded or sharded.
@@ -71,6 +79,7 @@ def apply_plan(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
     if not isinstance(plan, PruningPlan):
         raise TypeError(f"expected a PruningPlan, got {type(plan).__name__}")
     check_whole(model, "cutting")
+    given, model = model, inner_model(model, adapters=False)
     if any(p.is_meta for p in model.parameters()) and any(hasattr(m, "_hf_hook") for m in model.modules()):
         raise ValueError(
             "the model's weights are offloaded by its device_map, out of reach: save the plan, load the model whole "
@@ -116,6 +125,11 @@ def apply_plan(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
             f"{cuts[0][0].name!r} cannot be cut together with masking single weights, nor after it: cut first, then "
             "score and mask the weights that are left"
         )
+    if cuts and any(isinstance(part, DistributedDataParallel) for part in given.modules()):
+        raise ValueError(
+            "DistributedDataParallel holds on to the parameters that a cut replaces: cut the model inside "
+            "(`model.module`) and wrap it anew"
+        )
 
     for group, units in cuts:
         if not units and not group.bypass and isinstance(model.get_submodule(group.output.module), Conv1D):
@@ -135,14 +149,16 @@ def apply_plan(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
         layers,
     )
 
+    before_cut = list(model.parameters())
     cut_groups(model, [(group, [group.units.index(unit) for unit in units]) for group, units in cuts])
-    zero_weights(model, masks)
+    refuse_steps_of(before_cut, model)
     model.pruning_plan = kept
+    zero_weights(mask for mask in list_masks(model) if mask.name in masks)
     if cuts_units:
         record(model)
     model.__class__ = checkpoint_class(type(model))
     logger.info("pruned %s:\n%s", type(model).__name__, model.pruning_plan)
-    return model
+    return given
 
 
 def record(model: PreTrainedModel) -> None:
@@ -179,23 +195,23 @@ def record(model: PreTrainedModel) -> None:
     bind_position_bias(model, heads)
 
 
-def prune_heads(model: PreTrainedModel, heads_to_prune: Mapping[int, Iterable[int]]) -> PreTrainedModel:
+def prune_heads(model: ModelOrModule, heads_to_prune: Mapping[int, Iterable[int]]) -> ModelOrModule:
     """Removes attention heads, as `PreTrainedModel.prune_heads` of transformers 4 did.
 
     Args:
-        model (`PreTrainedModel`): see `apply_plan`.
+        model (`PreTrainedModel` or `nn.Module`): see `apply_plan`.
         heads_to_prune (`Mapping[int, Iterable[int]]`): layer -> heads to remove, numbered as in the uncut model. In
             llama a head is a key-value head with all its queries. Layers may be counted from the end, and heads that
             were removed before are passed over.
 
     Returns:
-        `PreTrainedModel`: the same object.
+        The same object.
 
     Raises:
         `ValueError`: a layer or head that the model lacks, or attention that was removed already.
     """
     groups = {int(group.name.split(".")[1]): group for group in find_groups(model, kinds=("heads",))}
-    layers = range(len(list_blocks(model)))
+    layers = range(len(list_blocks(inner_model(model))))
     keep: dict[str, list[int]] = {}
     for layer, heads in heads_to_prune.items():
         if layer not in layers and layer not in range(-len(layers), 0):

@@ -50,7 +50,7 @@ from .config import CONFIG_NAME, PruningConfig
 from .distillation import Distillation, distillation_loss, meanings_of
 from .evaluations import Evaluations
 from .files import write_errors
-from .groups import WEIGHTS, PrunableGroup, find_groups
+from .groups import WEIGHTS, PrunableGroup, find_groups, inner_model
 from .latency import LatencyTable, latency_table
 from .logs import (
     AtEpochBegin,
@@ -61,7 +61,7 @@ from .logs import (
     tensorboard_run,
     timed,
 )
-from .masking import hold_masks, masked_weights
+from .masking import hold_masks, list_masks, warn_of_zeros
 from .phases import DENSE, phase_arguments, phase_names, round_config
 from .plan import PLAN_NAME, PruningPlan
 from .progress import load_teacher, remove_progress, save_teacher, scores_file
@@ -126,8 +126,10 @@ class CamCutTrainer(Trainer):
 
     Args:
         pruning_config (`PruningConfig`, *optional*): what to cut, and how.
-        args, kwargs: those of `Trainer`. `optimizers` cannot be given together with `pruning_config`, because the cut
-            replaces the parameters; `optimizer_cls_and_kwargs` can.
+        args, kwargs: those of `Trainer`. The model may be a module of your own around one transformers model: that one
+            is cut, by the loss of the whole. It is saved as `Trainer` saves such a module, as a state dict, beside its
+            `pruning_plan.json`; see the README. `optimizers` cannot be given together with `pruning_config`, because
+            the cut replaces the parameters; `optimizer_cls_and_kwargs` can.
 
     Attributes:
         scores (`dict[str, Tensor]`): of the last call to `score`, or set by the user, else None. The first cut is by
@@ -150,6 +152,7 @@ class CamCutTrainer(Trainer):
         self.dense_model: PreTrainedModel | None = None
         self.latency_table: LatencyTable | None = None
         self._batch_means = False  # while losses are to be means over one batch
+        self._looked_for_zeros = False
         self._evaluations = Evaluations()
         self._counted: list[float] | None = None  # losses of evaluation that count, and all of them, while it lasts
         self._groups_before: list[PrunableGroup] | None = None  # of the model as it was before the first cut
@@ -251,7 +254,7 @@ class CamCutTrainer(Trainer):
         earlier runs have left half done."""
         config, phases = self.pruning_config, phase_names(self.pruning_config)
         self._root = root = Path(self.args.output_dir)
-        pruned_before = getattr(self.model, "pruning_plan", None) is not None
+        pruned_before = getattr(inner_model(self.model), "pruning_plan", None) is not None
         first, checkpoint = phase_to_resume(resume, phases, root, config, pruned_before)
         self.accelerator.wait_for_everyone()  # all have looked before anything goes
         if self.is_world_process_zero():
@@ -292,7 +295,7 @@ class CamCutTrainer(Trainer):
         with self._timed("planning and cutting"):
             now = find_groups(self.model, config.granularity)
             if self.pruning_plan is None and not self.is_fsdp_enabled:
-                self._report.plan_by_baselines(bare_model(self), now, config, self.latency_table)
+                self._report.plan_by_baselines(inner_model(bare_model(self)), now, config, self.latency_table)
             plan = self._plan(round_config(config, phase, before, now, self.latency_table))
             gather_model(self)
             if config.distill_weight > 0:
@@ -300,7 +303,7 @@ class CamCutTrainer(Trainer):
             if initial is not None:
                 rewound = copy.deepcopy(initial)
                 if self.pruning_plan is not None:
-                    apply_plan(rewound, self.model.pruning_plan)
+                    apply_plan(rewound, self.pruning_plan)
                 self.model.load_state_dict(rewound.state_dict())
             # A rebuild follows the dense model; a round that trains, the model that it began with.
             keep_copy = config.finetunes and config.rebuilds
@@ -315,6 +318,8 @@ class CamCutTrainer(Trainer):
         if self.is_world_process_zero():
             remove_progress(self._root)
             config, model = self.pruning_config, self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+            if not isinstance(model, PreTrainedModel):
+                return  # a report says how to load the model, which such a module's own code does
             if WEIGHTS not in config.granularity and not self.is_fsdp_enabled and can_report():
                 with self._timed("timing the dense and the pruned model"):
                     self._report.time(model, config, self.dense_model)
@@ -558,12 +563,15 @@ class CamCutTrainer(Trainer):
         self._evaluations.forget()
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         check_masks(self, model)
+        if self.is_world_process_zero() and not self._looked_for_zeros:
+            warn_of_zeros(model)
+        self._looked_for_zeros = True
         kind = "" if self.pruning_config is None else "dense " if self.pruning_plan is None else "recovery "
         log_plan = AtEpochBegin(self._log_plan)
         self.add_callback(log_plan)
         try:
             with (
-                hold_masks(model) if masked_weights(model) else nullcontext(),
+                hold_masks(model) if list_masks(model) else nullcontext(),
                 self._distilling(),
                 self._timed(f"{kind}training"),
             ):
@@ -642,6 +650,9 @@ class CamCutTrainer(Trainer):
         """Brings the part on pruning up to date, and the report if there is one, if the model is pruned. Metrics of
         other weights are left out."""
         model = self.accelerator.unwrap_model(self.model)
+        if self.is_world_process_zero() and self.pruning_plan is not None and not isinstance(model, PreTrainedModel):
+            self.pruning_plan.save(Path(folder))  # beside a state dict that fits once the plan is applied
+            self.pruning_config.save_pretrained(folder)
         if self.is_world_process_zero() and isinstance(model, PrunedCheckpoint):
             write_card(folder, model, self.hub_model_id, self.args.hub_revision, self._metrics())
             self._report.update(folder, *self._to_report(folder))
@@ -725,7 +736,7 @@ class CamCutTrainer(Trainer):
         config, model = self.pruning_config, bare_model(self)
         if config.recovery == "reconstruct" or config.distill_weight > 0:
             self._keep_dense_model()
-        if getattr(model, "pruning_plan", None) is None:
+        if getattr(inner_model(model), "pruning_plan", None) is None:
             self._evaluations.dense = self._evaluations.current(self.state)
         if self._groups_before is None:
             self._groups_before = find_groups(model, config.granularity)
@@ -733,7 +744,7 @@ class CamCutTrainer(Trainer):
         apply_plan(model, plan)
         self.model = self.model_wrapped = model
         free_training_state(self)
-        self.scores, self.pruning_plan = None, model.pruning_plan  # with what earlier rounds have cut
+        self.scores, self.pruning_plan = None, inner_model(model).pruning_plan  # with what earlier rounds have cut
         now = find_groups(model, config.granularity)
         self._plan_metrics = cut_figures(
             self.pruning_plan, self._groups_before, now, config, self.latency_table, self._evaluations.dense

@@ -337,12 +337,9 @@ def test_an_adapter_is_told_from_a_model(tmp_path):
     assert torch.equal(logits(loaded), logits(tuned))
     with pytest.raises(TypeError, match=re.escape("PeftModelForSequenceClassification; merge the adapter first: `")):
         find_groups(loaded)
-    with pytest.raises(TypeError, match=re.escape("got Linear; pass the model inside it (`model.module`)")):
-        find_groups(torch.nn.Linear(1, 1))
-    with pytest.raises(
-        ValueError, match=r"query is a peft\.tuners\.\S+\.Linear; expected torch.nn.Linear .* Merge adapt"
-    ):
-        find_groups(loaded.get_base_model())
+    for kind in ("heads", "weights"):
+        with pytest.raises(TypeError, match="this Bert.* carries an adapter of PEFT; merge it first"):
+            find_groups(loaded.get_base_model(), kind)
     assert find_groups(loaded.merge_and_unload())
 
 

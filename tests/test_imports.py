@@ -69,6 +69,7 @@ ORDER = (
     "saving",
     "report",
     "checkpoint",
+    "stale",
     "surgery",
     "streams",
     "rebuild",

@@ -57,6 +57,7 @@ from optimum_camcut.units import IndexSet
 
 TESTS = Path(__file__).resolve().parent
 QUERY = "bert.encoder.layer.0.attention.self.query.weight"
+KEY = "bert.encoder.layer.0.attention.self.key.weight"
 
 
 def examples(count=24, seed=0):
@@ -338,24 +339,224 @@ def test_only_masked_parameters_of_this_model_are_held():
     assert same(weights(model), expected)
 
 
-def test_masks_that_were_lost_are_taken_up_again(tmp_path, caplog):
-    """At the start of `hold_masks`, and when the model is saved; a model without masks is refused."""
-    model = apply_plan(model_of(), PruningPlan({QUERY: [0, 1]}))
+def test_lost_masks_are_said_and_saved_as_they_are(tmp_path, caplog):
+    """`hold_masks` takes masks up again. To save changes no weight: the plan no longer masks those that are not zero,
+    and the earlier plan masks them again."""
+    model = apply_plan(model_of(), PruningPlan({QUERY: [0, 1], KEY: range(8)}))
+    before = model.pruning_plan
     with torch.no_grad():
         model.get_parameter(QUERY).fill_(3)
     with hold_masks(model):
         assert model.get_parameter(QUERY).sum() == 6
     with torch.no_grad():
-        model.get_parameter(QUERY).fill_(2)
+        model.get_parameter(QUERY).view(-1)[[7, 9]] = torch.tensor([2.0, -1.0])
+        model.get_parameter(KEY).fill_(2)
+    start = weights(model)
     model.save_pretrained(tmp_path)
-    assert f"{model.get_parameter(QUERY).numel() - 2} masked weights were not zero" in caplog.text
-    assert load_pruned(tmp_path).get_parameter(QUERY).sum() == model.get_parameter(QUERY).sum() == 4
+    lost = 2 + model.get_parameter(KEY).numel() - 8
+    assert f"{lost} masked weights are no longer zero: an adapter was merged, or the model was trained" in caplog.text
+    again = load_pruned(tmp_path)
+    assert same(weights(model), start) and same(weights(again), start)
+    for plan in (model.pruning_plan, again.pruning_plan):
+        assert list(plan.keep) == [QUERY] and plan.keep[QUERY] == [0, 1, 7, 9] and plan.config is None
     caplog.clear()
     model.save_pretrained(tmp_path)
     assert "masked weights" not in caplog.text
+    apply_plan(again, before)
+    assert again.get_parameter(QUERY).sum() == 6 and again.get_parameter(KEY).sum() == 16
     with pytest.raises(ValueError, match="this BertForSequenceClassification has no masks to hold; .*load_pruned"):
         with hold_masks(BertForSequenceClassification.from_pretrained(tmp_path)):
             pass
+
+
+def test_a_model_with_no_mask_left_is_dense_again(tmp_path):
+    """What adapters on all masked layers leave when they are merged: it may be cut, and loads."""
+    model = apply_plan(model_of(), PruningPlan({QUERY: [0, 1]}))
+    with torch.no_grad():
+        model.get_parameter(QUERY).fill_(1)
+    model.save_pretrained(tmp_path / "dense")
+    assert "0 single weights" not in (tmp_path / "dense" / "README.md").read_text()
+    again = load_pruned(tmp_path / "dense")
+    assert not again.pruning_plan.keep and same(weights(again), weights(model))
+    make_trainer(tmp_path, pruning(granularity=("neurons",)), again).train()
+    assert find_groups(again, "neurons")[0].original_size > find_groups(again, "neurons")[0].size
+
+
+# --- around the model -----------------------------------------------------------------------------------------------
+
+
+class Inside(torch.nn.Module):
+    """A module of the user's own, with a transformers model among others of its parts."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.parts = torch.nn.ModuleList([torch.nn.Linear(2, 2), model])
+
+
+@pytest.mark.parametrize("wrap", [torch.nn.DataParallel, torch.compile, Inside, lambda m: Inside(torch.compile(m))])
+def test_masks_are_held_through_what_is_around_the_model(wrap):
+    model, plan = model_of(), random_masks(model_of())
+    around = wrap(apply_plan(model, plan))
+    with hold_masks(around):
+        AddOne(around.parameters()).step()
+    assert not masked_values(model, plan).any()
+    AddOne(around.parameters()).step()
+    assert (masked_values(model, plan) == 1).all()
+    with pytest.raises(ValueError, match="has no masks to hold"):
+        with hold_masks(wrap(model_of())):
+            pass
+
+
+def llama_with_masks(folder):
+    model = tiny_model("llama", "CausalLM", num_hidden_layers=2)
+    plan = apply_plan(model, random_masks(model)).pruning_plan
+    model.save_pretrained(folder)
+    return load_pruned(folder), plan
+
+
+def test_lora_on_a_sparse_model(tmp_path, caplog):
+    """Trained, merged, saved and loaded it gives the logits that it had. The base stays sparse until then; what the
+    adapter is merged into does not, and that is said before the training and when it is saved."""
+    peft = pytest.importorskip("peft")
+    model, plan = llama_with_masks(tmp_path / "sparse")
+    targets = ["q_proj", "down_proj"]
+    tuned = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=targets))
+    base = {n: p.detach().clone() for n, p in tuned.named_parameters() if "lora" not in n}
+    rows = [{"input_ids": [5 + i, 6, 7, 8], "labels": [5 + i, 6, 7, 8]} for i in range(16)]
+    arguments = TrainingArguments(
+        str(tmp_path / "run"), use_cpu=True, max_steps=4, learning_rate=0.1, report_to="none", disable_tqdm=True
+    )
+    trainer = CamCutTrainer(tuned, arguments, train_dataset=rows)
+    trainer.train()
+    assert f"4 of the {len(plan.keep)} parameters with masked weights carry an adapter" in caplog.text
+    assert caplog.text.count("carry an adapter") == 1 and "no plan holds" not in caplog.text
+    assert all(torch.equal(tuned.get_parameter(name), value) for name, value in base.items())
+    trainer.save_model()  # of the adapter
+    tuned.eval()
+    batch = {"input_ids": torch.tensor([[5, 6, 7, 8]])}
+    with torch.no_grad():
+        expected = tuned(**batch).logits
+        assert (expected - model_logits(load_pruned(tmp_path / "sparse"), batch)).abs().max() > 0.01
+        merged = tuned.merge_and_unload()
+        before, kept = merged(**batch).logits, weights(merged)
+        torch.testing.assert_close(before, expected)
+        merged.save_pretrained(tmp_path / "merged")
+        assert torch.equal(merged(**batch).logits, before) and same(weights(merged), kept)
+    again = load_pruned(tmp_path / "merged")
+    assert torch.equal(model_logits(again, batch), before)
+    assert "an adapter was merged" in caplog.text
+    sparse = [name for name in plan.keep if not any(target in name for target in targets)]
+    for name in sparse:
+        assert again.pruning_plan.keep[name] == plan.keep[name]
+    adapted = set(plan.keep) - set(sparse)
+    assert len(adapted) == 4 and all(len(again.pruning_plan.keep.get(n, range(10**9))) > 900 for n in adapted)
+    apply_plan(again, PruningPlan.load(tmp_path / "sparse"))
+    assert not masked_values(again, plan).any()
+
+
+def model_logits(model, batch):
+    with torch.no_grad():
+        return model(**batch).logits
+
+
+def test_what_an_adapter_trains_beside_itself_is_held(tmp_path):
+    """Biases of the base, and copies of whole layers."""
+    peft = pytest.importorskip("peft")
+    model, plan = apply_plan(model_of(), random_masks(model_of())), random_masks(model_of())
+    config = peft.LoraConfig(r=2, target_modules=["query"], modules_to_save=["pooler.dense"], bias="all")
+    tuned = peft.get_peft_model(model, config)
+    with hold_masks(tuned):
+        AddOne([p for p in tuned.parameters() if p.requires_grad]).step()
+        copied = tuned.base_model.model.bert.pooler.dense.modules_to_save["default"]
+        assert not copied.weight[removed(plan, "bert.pooler.dense.weight", (32, 32))].any()
+    assert not masked_values(
+        tuned.merge_and_unload(),
+        PruningPlan({n: plan.keep[n] for n in plan.keep if "query.weight" not in n}, plan.sizes),
+    ).any()
+
+
+# --- zeros that something else has made -----------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def pruned_elsewhere(fraction=0.5):
+    """The smallest half of every weight matrix of the encoder is zero, and no plan says so."""
+    model = model_of()
+    for parameter in model.bert.encoder.parameters():
+        if parameter.dim() > 1:
+            smallest = parameter.abs().flatten().argsort()[: int(parameter.numel() * fraction)]
+            parameter.view(-1)[smallest] = 0
+    return model
+
+
+def zeros_of(model):
+    return sum(int((p == 0).sum()) for p in model.bert.encoder.parameters() if p.dim() > 1)
+
+
+def test_zeros_that_nothing_holds_are_said_once_and_can_be_held(tmp_path, caplog):
+    model = pruned_elsewhere()
+    count = zeros_of(model)
+    total = sum(p.numel() for n, p in model.named_parameters() if "weight" in n and p.dim() > 1 and "embed" not in n)
+    total -= model.classifier.weight.numel()
+    trainer = make_trainer(tmp_path, None, model)
+    trainer.train()
+    trainer.train()
+    (text,) = [r.getMessage() for r in caplog.records if "no plan holds" in r.getMessage()]
+    assert f"{count} of the {total} weights of linear layers" in text and "PruningPlan.from_zeros(model)" in text
+    assert zeros_of(model) < 0.01 * count
+    caplog.clear()
+
+    model = pruned_elsewhere()
+    start = weights(model)
+    apply_plan(model, PruningPlan.from_zeros(model))
+    assert same(weights(model), start)
+    trainer = make_trainer(tmp_path, None, model, optimizer_cls_and_kwargs=(AddOne, {}))
+    trainer.train()
+    assert zeros_of(model) == count and "no plan holds" not in caplog.text
+    for name, value in weights(model).items():
+        torch.testing.assert_close(
+            value, start[name] + 3 * ~((start[name] == 0) & torch.tensor("encoder" in name and value.dim() > 1))
+        )
+    trainer.save_model()
+    assert load_pruned(tmp_path).pruning_plan.keep == model.pruning_plan.keep
+
+
+def test_what_from_zeros_takes_for_pruned():
+    """Hand-made zeros: single ones, a row, a whole matrix, a bias, the padding of an embedding, the task head."""
+    model = model_of()
+    layer = model.bert.encoder.layer[0]
+    with torch.no_grad():
+        layer.attention.self.query.weight.view(-1)[[3, 5]] = 0
+        layer.attention.self.key.weight[4] = -0.0
+        layer.attention.self.value.weight.zero_()
+        layer.intermediate.dense.bias.zero_()
+        layer.output.dense.bias[:3] = 0
+        model.bert.embeddings.word_embeddings.weight[0] = 0
+        model.classifier.weight[0] = 0
+    for cast in (model, model.to(torch.bfloat16)):
+        plan = PruningPlan.from_zeros(cast)
+        assert {name: list(plan.removed(name)) for name in plan.keep} == {QUERY: [3, 5], KEY: [*range(128, 160)]}
+    assert (plan.model_type, plan.num_layers) == ("bert", 2)
+    with pytest.raises(ValueError, match="no linear layer of this BertForSequenceClassification is zero in part"):
+        PruningPlan.from_zeros(model_of())
+    with pytest.raises(ValueError, match="are not in memory; load the model whole"):
+        PruningPlan.from_zeros(model_of().to("meta"))
+
+
+@pytest.mark.parametrize("case", ["few", "frozen", "adapter"])
+def test_zeros_that_are_no_news(case, tmp_path, caplog):
+    """As few as chance makes, or in weights that do not train."""
+    model = pruned_elsewhere(0.02 if case == "few" else 0.5)
+    if case == "frozen":
+        model.bert.requires_grad_(False)
+    if case == "adapter":
+        peft = pytest.importorskip("peft")
+        model = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["query"], task_type="SEQ_CLS"))
+    make_trainer(tmp_path, None, model, max_steps=1).train()
+    assert "no plan holds" not in caplog.text
+
+
+# --- a loop of one's own, again -------------------------------------------------------------------------------------
 
 
 def test_a_frozen_parameter_is_held_too():

@@ -15,6 +15,8 @@
 
 import copy
 import re
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -258,8 +260,14 @@ def test_unsupported_models_are_refused_with_a_way_on():
         find_groups(model)
     for part in ("'t5'", "albert", "llama", "Adding an architecture"):
         assert part in str(error.value)
-    with pytest.raises(TypeError, match="got Linear"):
+    with pytest.raises(TypeError, match="or a module that holds one; got Linear, which holds none"):
         find_groups(torch.nn.Linear(2, 2))
+    with pytest.raises(TypeError, match="expected a transformers PreTrainedModel, got str"):
+        find_groups("bert-base-uncased")
+    two = torch.nn.ModuleDict({"student": tiny_model("bert"), "teacher": torch.nn.Sequential(tiny_model("bert"))})
+    for kind in ("heads", "weights"):
+        with pytest.raises(TypeError, match=r"several: `student` \(Bert\S+\) and `teacher.0` \(B\S+\); pass"):
+            find_groups(two, kind)
     with pytest.raises(ValueError, match=re.escape("unknown kinds ['haeds']; expected one or more of heads, neurons")):
         find_groups(tiny_model("bert"), kinds=("haeds",))
 
@@ -269,3 +277,93 @@ def test_wrapped_or_quantized_linears_are_refused():
     model.bert.encoder.layer[1].output.dense = torch.nn.Sequential(torch.nn.Linear(37, 32))
     with pytest.raises(ValueError, match="bert.encoder.layer.1.output.dense is a torch.nn.*.Sequential; expected"):
         find_groups(model)
+
+
+# --- what was made before the cut -----------------------------------------------------------------------------------
+
+
+def loss_of(model):
+    model.zero_grad()
+    model(**tiny_batch()).loss.backward()
+
+
+def test_an_optimizer_from_before_the_cut_does_not_step():
+    """It would train parameters that are no longer the model's, and say nothing."""
+    model = tiny_model("bert")
+    dense, stale = copy.deepcopy(model), torch.optim.AdamW(model.parameters(), lr=0.1)
+    of_dense = torch.optim.AdamW(dense.parameters(), lr=0.1)
+    loss_of(model)
+    stale.step()
+    apply_plan(model, PruningPlan({"layer.0.heads": [1], "layer.1.attention": []}))
+    start = [parameter.detach().clone() for parameter in model.parameters()]
+    gone = 7 + 10  # three maps and the weight of the output projection; a sub-layer of four maps and a norm
+    total = len(list(dense.parameters()))
+    message = (
+        f"{gone} of the {total} parameters of this AdamW are no longer those of the BertForSequenceClassification"
+    )
+    loss_of(model)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=f"{message}: a cut .* Make the optimizer after apply_plan"):
+            stale.step()
+    assert all(torch.equal(one, other) for one, other in zip(start, model.parameters()))
+    fresh = torch.optim.AdamW(model.parameters(), lr=0.1)
+    fresh.step()
+    assert not torch.equal(start[-1], list(model.parameters())[-1])
+    loss_of(dense)
+    of_dense.step()  # a copy has parameters of its own
+    prune_heads(model, {2: [0]})  # after a step that was fine
+    with pytest.raises(ValueError, match=f"7 of the {len(start)} parameters"):
+        fresh.step()
+    rest = torch.optim.SGD(model.classifier.parameters(), lr=0.1)
+    rest.step()
+    rest.add_param_group({"params": fresh.param_groups[0]["params"][:-2]})
+    with pytest.raises(ValueError, match="7 of the"):
+        rest.step()
+
+
+def test_what_keeps_its_parameters_keeps_its_optimizer():
+    """A plan that cuts nothing, and one that masks."""
+    model = tiny_model("bert")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    apply_plan(model, PruningPlan({"layer.0.heads": range(4)}))
+    apply_plan(model, PruningPlan({"bert.encoder.layer.0.output.dense.bias": [1]}))
+    loss_of(model)
+    optimizer.step()
+
+
+def test_what_ddp_holds_is_not_cut(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        model = tiny_model("bert")
+        wrapped = torch.nn.parallel.DistributedDataParallel(model)
+        with pytest.raises(ValueError, match="DistributedDataParallel holds on to the parameters"):
+            apply_plan(wrapped, PruningPlan({"layer.0.heads": [1]}))
+        assert find_groups(wrapped)[0].size == 4 and getattr(model, "pruning_plan", None) is None
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_the_steps_of_the_readme_run(tmp_path, monkeypatch):
+    """The example without a trainer, word for word: it cuts, rebuilds, trains and saves."""
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    (code,) = re.findall(
+        r"```python\n(.*?)```", text.split("## Step by step, without a trainer")[1].split("\n## ")[0], re.S
+    )
+    monkeypatch.chdir(tmp_path)
+    rows = tiny_batch(16)
+    examples = [{name: value[i] for name, value in rows.items()} for i in range(16)]
+    model, other, another = (tiny_model("bert", intermediate_size=512, num_hidden_layers=4) for _ in range(3))
+    classifier = model.classifier.weight.detach().clone()
+    given = {
+        "model": model,
+        "other": other,
+        "another": another,
+        "dataloader": torch.utils.data.DataLoader(examples, batch_size=4),
+        "tokenizer": SimpleNamespace(save_pretrained=lambda folder: None),
+    }
+    exec(code, given)
+    assert given["model"] is model and not torch.equal(model.classifier.weight, classifier)
+    assert [sum(g.size for g in find_groups(model, kind)) for kind in ("heads", "neurons")] == [8, 1024]
+    again = load_pruned("smaller")
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
+    assert [group.size for group in find_groups(other, "heads")] == [2, 4, 4, 3]

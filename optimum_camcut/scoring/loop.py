@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..config import PruningConfig
-from ..groups import WEIGHTS, PrunableGroup, check_group
+from ..groups import WEIGHTS, PrunableGroup, below, body_of, check_group
 from ..modeling_camcut import ARCHITECTURES
 from ..sharding import is_sharded, reshard, whole
 from .batches import (
@@ -74,8 +74,9 @@ def score_groups(
     are.
 
     Args:
-        model (`PreTrainedModel`): not wrapped for distributed training, but for `fully_shard` (FSDP2), which leaves it
-            a transformers model.
+        model (`PreTrainedModel` or `nn.Module`): not wrapped for distributed training, except by `fully_shard`
+            (FSDP2), which leaves it a transformers model. A module around a transformers model computes the loss, and
+            the groups are those of the model inside.
         groups (`Sequence[PrunableGroup]`): from `find_groups(model)`; those of `config.granularity` are scored.
         dataloader (`Iterable[Batch]`): dicts of tensors as the model takes them, with labels where the method needs
             a loss. Read up to `config.num_samples` examples. `magnitude` and `random` need none: pass None.
@@ -109,8 +110,11 @@ def score_groups(
                 "batches; score them under DDP"
             )
         reshard(model)
+    body = body_of(model)
     for group in groups:
-        check_group(model, group)
+        check_group(body, group)
+    path = next(path for path, part in model.named_modules() if part is body)
+    listed, groups = groups, below(groups, path) if path else groups
     scorer = get_scorer(config.method, config.granularity)
     present = [group for group in groups if group.size * (1 if group.kind == WEIGHTS else group.output.width)]
     if scorer.source == "weights":
@@ -131,7 +135,8 @@ def score_groups(
     for group in groups:
         shape = model.get_parameter(group.name).shape if group.kind == WEIGHTS else (group.size,)
         scores.setdefault(group.name, torch.zeros(shape))
-    check_scores(scores, groups)
+    scores = {before.name: scores[group.name] for before, group in zip(listed, groups)} if path else scores
+    check_scores(scores, listed)
     return scores
 
 
@@ -195,7 +200,8 @@ def unit_weights(model: nn.Module, group: PrunableGroup) -> Tensor:
 
 
 def _model_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
-    loss = model(**batch).loss
+    outputs = model(**batch)
+    loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs.loss
     if loss is None:
         raise ValueError(
             f"the model gave no loss for a batch with {sorted(batch)}; this scoring method needs the labels in the "
@@ -339,7 +345,8 @@ def _score_batch(
         capture.gradients(loss, size, score)
     else:
         if scorer.smooth:
-            body = model.base_model if isinstance(model, PreTrainedModel) else model
+            body = body_of(model)
+            body = body.base_model if isinstance(body, PreTrainedModel) else body
             with linear_noise(body, config.noise_std, config.noise_scale == "relative", noise):
                 for _ in range(config.smooth_samples):
                     capture.gradients(loss, size, average, activations=False)

@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..config import PruningConfig
-from ..groups import PrunableGroup
+from ..groups import PrunableGroup, body_of
 from .batches import SCORED, SKIPPED, Batch, loss_shares, tell_skipped
 from .gradients import summed_gradients
 from .noise import GaussianNoise, linear_noise
@@ -134,7 +134,7 @@ def _noise(
     model: PreTrainedModel, config: PruningConfig, noise: GaussianNoise, smooth: bool
 ) -> AbstractContextManager[None]:
     relative = config.noise_scale == "relative"
-    return linear_noise(model.base_model, config.noise_std, relative, noise) if smooth else nullcontext()
+    return linear_noise(body_of(model).base_model, config.noise_std, relative, noise) if smooth else nullcontext()
 
 
 def _scores(scorer: Scorer, weight: Tensor, gradient: Tensor, output: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
