@@ -83,6 +83,7 @@ ORDER = (
     "evaluations",
     "wrapping",
     "run_report",
+    "tasks.classes",
     "tasks.data",
     "tasks.metrics",
     "tasks.task",
