@@ -50,6 +50,7 @@ from optimum_camcut.config import PruningConfig
 from optimum_camcut.measure import count_bytes, count_parameters, peak_memory
 from optimum_camcut.scoring.errors import ScoringError
 from optimum_camcut.tasks import TASKS
+from optimum_camcut.tasks import data as data_module
 from optimum_camcut.tasks.data import load_data
 from optimum_camcut.tasks.metrics import classification_metrics, larger_is_better, regression_metrics
 
@@ -397,7 +398,9 @@ def test_classes_keep_the_numbers_of_the_model(classifier):
     of_features = Dataset.from_list(rows, features=features)
     of_texts = Dataset.from_list([{**row, "label": ["positive", "negative"][row["label"]]} for row in rows])
     for data in (of_features, of_texts):
-        task = task_of("text-classification", data, model, tokenizer)
+        task = task_of("text-classification", data)
+        task.check_head(model.config)
+        task.fit_to(model, tokenizer, 24)
         encoded = task.prepare(data)
         assert encoded["labels"] == [1, 0, 1, 0, 1, 0]
         logits = np.eye(2)[encoded["labels"]]
@@ -523,6 +526,152 @@ def test_data_in_every_form(tmp_path, data):
         assert ("validation" in found) == (name in ("csv", "json", "saved"))
 
 
+NAMED = ["Negative", "Positive"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "own", "given", "expected", "said"),
+    [
+        (["b", "a"], None, None, [1, 0], "WARNING .*numbered by the alphabet: a is 0, b is 1.*--label_names b a"),
+        (["b", "a"], None, ["b", "a"], [0, 1], "INFO classes, as --label_names says: b is LABEL_0, a is LABEL_1"),
+        (["b", "a"], NAMED, ["b", "a"], [0, 1], "INFO .* b is Negative, a is Positive"),
+        (["POSITIVE", "negative"], NAMED, None, [1, 0], None),
+        (["positive", "positive"], NAMED, None, [1, 1], None),  # no other in these rows
+        (["10", "9"], None, None, [1, 0], "WARNING .*9 is 0, 10 is 1"),
+        ([1, 0], None, None, [1, 0], None),
+        ([1, 0], NAMED, None, [1, 0], "INFO classes, by their number: LABEL_0 is Negative, LABEL_1 is Positive"),
+        ([1, 0], None, ["1", "0"], [0, 1], "INFO .* 1 is LABEL_0, 0 is LABEL_1"),
+        ([2, 1], None, ["1", "2"], [1, 0], "INFO .* 1 is LABEL_0, 2 is LABEL_1"),
+        ([True, False], None, None, [1, 0], None),
+        (ClassLabel(names=["neg", "pos"]), None, None, [1, 0], "INFO .*no names for them: neg is 0, pos is 1"),
+        (ClassLabel(names=["pos", "neg"]), None, ["neg", "pos"], [0, 1], "INFO .*pos is LABEL_1, neg is LABEL_0"),
+        (ClassLabel(names=["positive", "negative"]), NAMED, None, [0, 1], None),
+    ],
+)
+def test_which_class_is_which(labels, own, given, expected, said, caplog):
+    """Of the two rows; and what is told of what was assumed."""
+    caplog.set_level("INFO", "optimum_camcut.tasks")
+    features = Features({"text": Value("string"), "label": labels}) if isinstance(labels, ClassLabel) else None
+    cells = [1, 0] if features else labels
+    rows = Dataset.from_list([{"text": "a", "label": cell} for cell in cells], features=features)
+    task = TASKS["text-classification"](rows, label_names=given)
+    task.check_head(tiny_config("bert", num_labels=2, **({"id2label": dict(enumerate(own))} if own else {})))
+    assert [task.to_class(cell, 0) for cell in cells] == expected
+    assert [task.of_model[task.of_data[number]] for number in range(2)] == [0, 1]
+    lines = [f"{record.levelname} {record.getMessage()}" for record in caplog.records]
+    assert (not lines) if said is None else re.search(said, *lines)
+
+
+@pytest.mark.parametrize(
+    ("labels", "own", "given", "message"),
+    [
+        (
+            ["happy", "unhappy"],
+            NAMED,
+            None,
+            "apart Negative, Positive, and the data have happy, unhappy in 'label': say",
+        ),
+        (["positive", "neutral"], NAMED, None, "apart Negative, Positive, and the data have neutral, positive"),
+        (["positive", "Positive"], NAMED, None, "the data have Positive, positive .* by --label_names"),
+        (["a", "b", "c"], NAMED, None, r"2 classes apart .*, and the data have 3 in 'label' \(a, b, c\)"),
+        (["happy", "unhappy"], None, ["hapy", "unhappy"], "every class .* happy, unhappy; got .*did you mean 'hapy'"),
+        (["happy", "unhappy"], None, ["happy"], "should name every class in 'label' once"),
+        ([0.5, 1.5], None, ["a", "b"], "--label_names are for classes, and text-classification has none in label"),
+    ],
+)
+def test_classes_that_do_not_fit(labels, own, given, message):
+    rows = Dataset.from_list([{"text": "a", "label": label} for label in labels])
+    with pytest.raises(ValueError, match=message):
+        task = TASKS["text-classification"](rows, label_names=given)
+        task.check_head(tiny_config("bert", num_labels=2, **({"id2label": dict(enumerate(own))} if own else {})))
+
+
+def test_what_a_constant_prediction_gives():
+    """By hand, of every kind of task."""
+    rows = Dataset.from_list([{"text": "a", "label": label} for label in (0, 1, 1, 1)])
+    task = TASKS["text-classification"](rows)
+    labels = np.array(rows["label"])
+    task.compute_metrics(EvalPrediction(np.eye(2)[1 - labels], labels), None, None)
+    assert task.constant == {"accuracy": 0.75, "f1": pytest.approx(6 / 7), "matthews_correlation": 0.0}
+    task = TASKS["text-classification"](Dataset.from_list([{"text": "a", "label": label} for label in (0.0, 2.0)]))
+    values = np.array([0.0, 2.0])
+    task.compute_metrics(EvalPrediction(values, values), None, None)
+    assert task.constant == {"spearmanr": 0.0, "pearson": 0.0, "mse": 1.0}
+    task = TASKS["token-classification"](Dataset.from_list([{"tokens": ["a", "b", "c"], "tags": [0, 0, 1]}]))
+    labels = np.array([[-100, 0, 0, 1, -100]])
+    task.compute_metrics(EvalPrediction(labels.clip(0), labels), None, None)
+    assert task.constant["accuracy"] == pytest.approx(2 / 3)
+    task = TASKS["multiple-choice"](Dataset.from_list([{"question": "q", "choices": ["a", "b"], "label": 0}]))
+    task.compute_metrics(EvalPrediction(np.eye(2)[[0, 1, 1]], np.array([0, 1, 1])), None, None)
+    assert task.constant == {"accuracy": pytest.approx(2 / 3)}
+    rows = [{"context": "one two", "question": "q", "answers": {"text": [text], "answer_start": [0]}} for text in "ab"]
+    rows[0]["answers"] = {"text": [], "answer_start": []}
+    task = TASKS["question-answering"](Dataset.from_list(rows))
+    found = list(task.measure_constants(None, {"row": [0, 0, 1]}, task.rows))
+    assert found[0] == {"f1": 0.5, "exact_match": 0.5} and found[1] == {"f1": 0.0, "exact_match": 0.0}
+    task = TASKS["text-generation"](Dataset.from_list([{"text": "a"}]))
+    task.tokenizer = range(50)
+    labels = np.array([[9, 1, 1, 2], [9, 1, -100, -100]])
+    (found,) = task.measure_constants(EvalPrediction(None, labels), None, None)
+    assert found == {"accuracy": 0.75, "perplexity": 50.0}
+
+
+def test_a_model_no_better_than_a_constant_is_told(caplog):
+    task = TASKS["text-classification"](Dataset.from_list([{"text": "a", "label": label} for label in (0, 1, 1, 1)]))
+    task.constant = {"accuracy": 0.75, "f1": 0.8}
+    task.warn_of_constants({"accuracy": 0.8, "f1": 0.1, "loss": 3.0})  # which is not compared by
+    assert not caplog.records
+    task.warn_of_constants({"accuracy": 0.75, "f1": 1.0, "loss": 3.0})
+    assert re.search(r"accuracy 0.75, and it gets 0.75\. .* \(--label_names\)", caplog.messages[-1])
+    task = TASKS["text-classification"](Dataset.from_list([{"text": "a", "label": label} for label in (0.0, 2.0)]))
+    task.constant = {"spearmanr": 0.0, "mse": 1.0}
+    task.warn_of_constants({"spearmanr": 0.3, "mse": 4.0})  # of a head that has not learned the scale
+    assert "mse 4, and it gets 1" in caplog.messages[-1] and "--label_names" not in caplog.messages[-1]
+
+
+def test_labels_in_the_wrong_order(job, model_path, tmp_path, caplog):
+    """A file of names, and a model that has numbers alone and knows them in another order than the alphabet's."""
+    model = AutoModelForSequenceClassification.from_pretrained(job["model"])
+    with torch.no_grad():  # it says class 1 whatever it reads
+        for parameter in model.parameters():
+            parameter.mul_(0.0)
+        model.classifier.bias.copy_(torch.tensor([0.0, 1.0]))
+    model.save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(model_path).save_pretrained(tmp_path / "model")
+    rows = [{"text": sentence(n), "label": "happy" if n % 4 else "sad"} for n in range(40)]
+    data, found = write(tmp_path / "data", rows, "csv"), []
+    own = {**job, "model": tmp_path / "model", "dataset": data, "method": "random", "recovery": "none"}
+    for number, names in enumerate((["happy", "sad"], ["sad", "happy"])):
+        main("prune", *flags(**own, label_names=names, output=tmp_path / str(number)))
+        results = json.loads((tmp_path / str(number) / "pruning_results.json").read_text())
+        found.append(results["dense"]["metrics"]["accuracy"])
+        assert "no better than one that gives the same answer" in caplog.text
+    assert found == [0.25, 0.75]
+
+
+def test_a_file_is_a_data_set(job, tmp_path, caplog):
+    """A tenth is held out, the same for all; the columns and the split are told."""
+    caplog.set_level("INFO", "optimum_camcut.commands")
+    file, other = tmp_path / "words.csv", tmp_path / "more.csv"
+    for path, count in ((file, 20), (other, 12)):
+        Dataset.from_list([classified(number) for number in range(count)]).to_csv(str(path))
+    quick = {**job, "dataset": file, "method": "magnitude", "recovery": "none", "dry_run": True}
+    main("prune", *flags(**quick, output=tmp_path / "out"))
+    assert "reading sentence, label of train (18 rows); evaluating on 2 others of its rows (10%" in caplog.text
+    assert "comparing by accuracy (more is better)" in caplog.text
+    parts = [data_module.hold_out(load_data(str(file))["train"]) for _ in range(2)]
+    assert parts[0][1].to_list() == parts[1][1].to_list() and len(parts[0][1]) == 2
+    assert sorted(row["idx"] for part in parts[0] for row in part) == list(range(20))
+    del quick["dataset"]
+    main("prune", *flags(**quick, train_file=file, validation_file=other, output=tmp_path / "out"))
+    assert "of train (20 rows); evaluating on validation (12 rows)" in caplog.text
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(SystemExit, match="not by both"):
+        main("prune", *flags(**quick, train_file=file, dataset=file, output=tmp_path / "out"))
+    with pytest.raises(SystemExit, match="there is no file nowhere.csv"):
+        main("prune", *flags(**quick, train_file="nowhere.csv", output=tmp_path / "out"))
+
+
 # --- flags and files ------------------------------------------------------------------------------------------------
 
 
@@ -572,7 +721,7 @@ def test_a_config_file(kind, job, tmp_path, capsys):
         ({"dataset": "./nowhere"}, "there is no folder ./nowhere to read data from"),
         ({"dataset": "nowhere"}, "nowhere is no folder, and cannot be fetched from the Hub: "),
         ({"dataset": REPOSITORY}, "should hold files of one kind, named by split, such as train.parquet"),
-        ({"dataset": REPOSITORY / "README.md"}, "README.md is a file; name the folder that it is in"),
+        ({"dataset": REPOSITORY / "README.md"}, "README.md is no file of data: it should end with .parquet, .csv,"),
         ({"model": "./nowhere"}, "there is no folder ./nowhere to load from"),
         ({"model": "nowhere"}, "nowhere is no folder, and cannot be fetched from the Hub: "),
         ({"method": "tailor"}, "unknown method 'tailor'"),
@@ -711,7 +860,10 @@ def test_values_of_a_wrong_kind_end_as_argparse_does(job, tmp_path, capsys):
         assert error.value.code == 2
         assert "argument --num_samples: invalid int value: 'many'" in capsys.readouterr().err
     del job["sparsity"]
-    for missing in ("--sparsity and --compression is required", "required: --model, --dataset, --task, --output"):
+    for missing in (
+        "--sparsity and --compression is required",
+        "required: --model, --dataset (or --train_file), --task, --output",
+    ):
         with pytest.raises(SystemExit) as error:
             main("prune", *(flags(**job, output=tmp_path / "out") if "sparsity" in missing else ["--sparsity", "0.5"]))
         assert error.value.code == 2 and missing in capsys.readouterr().err

@@ -130,7 +130,11 @@ class Command(BaseOptimumCLICommand):
             from_file = {name: value for name, value in from_file.items() if name not in ("sparsity", "compression")}
         given = {**from_file, **flags}
         values = {**{name: option.default for name, option in options.items()}, **sections, **given}
-        missing = [f"--{name}" for name, option in options.items() if option.required and values[name] is None]
+        missing = [
+            f"--{name}" + (f" (or --{option.unless})" if option.unless else "")
+            for name, option in options.items()
+            if option.required and values[name] is None and values.get(option.unless) is None
+        ]
         if missing:
             self.parser.error(f"the following arguments are required: {', '.join(missing)}")
         for name, option in options.items():

@@ -145,8 +145,8 @@ def check_job(arguments: argparse.Namespace, *, evaluates: bool) -> None:
     from ..tasks.data import choose_split, evaluation_split, splits_and_columns
 
     task = get_task(arguments.task)
-    if (arguments.dataset is None) == (arguments.train_file is None):
-        raise ValueError("give the data by --dataset, or by --train_file (and --validation_file)")
+    if arguments.dataset is not None and arguments.train_file is not None:
+        raise ValueError("give the data by --dataset, or by --train_file (and --validation_file), not by both")
     if arguments.validation_file is not None and arguments.train_file is None:
         raise ValueError("--validation_file goes with --train_file; --dataset has all splits")
     splits = splits_and_columns(*data_files(arguments))
@@ -207,10 +207,8 @@ def make_job(
     columns = [*task.text_columns, *([task.label_column] if task.label_column else [])]
     told = f"reading {', '.join(columns)} of {train_split} ({len(train)} rows)"
     if eval_split is None:
-        rows = (
-            f"{len(held_out)} others of its rows, drawn by the seed {SEED}: {HELD_OUT:.0%}, as there is no other split"
-        )
-        told += f"; evaluating on {rows}" if evaluates else f"; leaving {rows}, to evaluate on"
+        others = f"{len(held_out)} others of its rows ({HELD_OUT:.0%}, drawn by seed {SEED}: there is no other split)"
+        told += f"; {'evaluating on' if evaluates else 'left out, to evaluate on:'} {others}"
     elif evaluates:
         told += f"; evaluating on {eval_split} ({len(held_out)} rows)"
     if evaluates:

@@ -61,6 +61,7 @@ class Option:
     many: bool = False
     choices: tuple[str, ...] | None = None
     required: bool = False
+    unless: str = ""  # an option that can stand in for a required one
     least: int | None = None  # of a number
     by_name: bool = False  # one value, or one for each of several names
 
@@ -165,6 +166,8 @@ DATA = (
         "Folder with files named by split (train.parquet, validation.csv, ...), or that save_to_disk of datasets "
         "wrote; one such file, to train on; or a Hub id, with its configuration after a colon (nyu-mll/glue:sst2). "
         "Where there is nothing to evaluate on, a tenth of the training rows is held out for that.",
+        required=True,
+        unless="train_file",
     ),
     Option("train_file", "File to train on (.parquet, .csv, .json or .jsonl), in place of --dataset."),
     Option("validation_file", "Another of its kind, to evaluate on."),

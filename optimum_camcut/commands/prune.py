@@ -106,6 +106,8 @@ TrainingArguments, for the recovery by fine-tuning:
         before = interrupted_run(arguments) if arguments.resume else None
         overwrite = arguments.overwrite or before is not None
         output = check_output(arguments.output, overwrite, arguments.model, RUN_NAME)
+        if arguments.resume and before is None:
+            logger.warning("no run was interrupted in %s: starting from the beginning", output)
         check_job(arguments, evaluates=True)
         with tempfile.TemporaryDirectory() if arguments.dry_run else nullcontext(output) as folder:
             job = make_job(arguments, config, folder, evaluates=True)
@@ -205,7 +207,6 @@ def interrupted_run(arguments: argparse.Namespace) -> dict[str, Any] | None:
     """
     path = Path(arguments.output) / RUN_NAME
     if not path.exists():
-        logger.warning("no run was interrupted in %s: starting from the beginning", arguments.output)
         return None
     found = read_json(path)
     different = differences(found.get("flags") or {}, json.loads(json.dumps(_flags(arguments))))

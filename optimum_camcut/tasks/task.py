@@ -401,12 +401,10 @@ class Task(ABC):
         names = {self.metric_names[0] if self.headline == "loss" else self.headline}
         names |= {name for name in self.constant if not self.prefers_more(name)}
         worse = []
-        for name in self.constant:
-            better = (
-                found[name] > self.constant[name] if self.prefers_more(name) else found[name] < self.constant[name]
-            )
-            if name in names and not better:
-                worse.append(f"{name} {found[name]:.4g} ({self.constant[name]:.4g})")
+        for name in sorted(names & set(self.constant)):
+            model, constant = found[name], self.constant[name]
+            if not (model > constant if self.prefers_more(name) else model < constant):
+                worse.append(f"{name} {model:.4g}, and it gets {constant:.4g}")
         if not worse:
             return
         reasons = "its head may be untrained (--dense_epochs), or have been trained on other columns"
