@@ -13,14 +13,17 @@
 # limitations under the License.
 """`optimum-cli camcut`: installed as users install it, in real processes; and, in this one, on every kind of task."""
 
+import argparse
 import dataclasses
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -42,7 +45,7 @@ from optimum_camcut import Comparison, PruningPlan, apply_plan, find_groups, loa
 from optimum_camcut.commands.camcut import CamCutCommand
 from optimum_camcut.commands.compare import CompareCommand
 from optimum_camcut.commands.job import training_arguments
-from optimum_camcut.commands.options import pruning_options
+from optimum_camcut.commands.options import options_of, pruning_options
 from optimum_camcut.commands.results import measured_length
 from optimum_camcut.commands.saved_scores import Origin, SavedScores, identify, scores_table
 from optimum_camcut.commands.settings import read_settings
@@ -867,6 +870,229 @@ def test_values_of_a_wrong_kind_end_as_argparse_does(job, tmp_path, capsys):
         with pytest.raises(SystemExit) as error:
             main("prune", *(flags(**job, output=tmp_path / "out") if "sparsity" in missing else ["--sparsity", "0.5"]))
         assert error.value.code == 2 and missing in capsys.readouterr().err
+
+
+EARLY = """
+import sys, time
+from optimum.commands.base import RootOptimumCLICommand
+from optimum.commands.optimum_cli import register_optimum_cli_subcommand
+from optimum_camcut.commands.camcut import CamCutCommand
+
+start = time.perf_counter()
+for line in sys.stdin.read().splitlines():
+    root = RootOptimumCLICommand("Optimum CLI tool", usage="optimum-cli")
+    register_optimum_cli_subcommand(CamCutCommand, parent_command=root)
+    try:
+        parsed = root.parser.parse_args(["camcut", *line.split()])
+        parsed.func(parsed).run()
+    except SystemExit as end:
+        print(end.code)
+print({"torch", "transformers", "datasets", "accelerate"} & set(sys.modules) or "nothing large")
+"""
+
+
+def test_what_is_refused_before_torch_is_imported(job, tmp_path):
+    """All of these by one process, which imports no library that takes seconds."""
+    (tmp_path / "a.parquet").write_text("no parquet")
+    (tmp_path / "b.csv").write_text("sentence;label\ngood;1\n")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a.yaml").write_text("sparsty: 0.5")
+    own, no_data = {**job, "output": tmp_path / "out"}, {k: v for k, v in job.items() if k != "dataset"}
+    compared = {**{name: job[name] for name in ("model", "dataset", "task")}, "output": tmp_path / "out"}
+    cases = [
+        ("prune", {**own, "dataset": tmp_path / "nowhere"}, "there is no folder"),
+        ("prune", {**own, "dataset": tmp_path / "empty"}, "should hold files of one kind"),
+        ("prune", {**own, "dataset": tmp_path / "nowhere.csv"}, "there is no file"),
+        ("prune", {**own, "dataset": tmp_path / "a.parquet"}, "is no parquet file"),
+        ("prune", {**own, "dataset": tmp_path / "b.csv"}, "no text column of a usual .*; the columns are sentence;"),
+        ("prune", {**no_data, "output": "o", "train_file": tmp_path / "b.csv", "validation_file": "v.csv"}, "no file"),
+        ("prune", {**own, "text_columns": ["sentense"]}, "there is no column sentense; .* did you mean 'sentence'"),
+        ("prune", {**own, "label_column": "mood"}, "there is no column mood"),
+        ("prune", {**own, "train_split": "trian"}, "no split 'trian' to score on; .* did you mean 'train'"),
+        ("prune", {**own, "eval_split": "test"}, "no split 'test' to evaluate on"),
+        ("prune", {**own, "task": "text-clasification"}, "unknown task .*; did you mean 'text-classification'"),
+        ("prune", {**own, "model": tmp_path / "nowhere"}, "there is no folder .*nowhere to load from"),
+        ("prune", {**own, "model": tmp_path / "empty"}, "holds no model, which has a config.json; it holds nothing"),
+        ("prune", {**own, "model": "nowhere"}, "nowhere is no folder, and cannot be fetched from the Hub"),
+        ("prune", {**own, "output": job["dataset"]}, "is not empty"),
+        ("prune", {**own, "output": tmp_path / "b.csv" / "out"}, "cannot be written: .*b.csv is no folder"),
+        ("prune", {**own, "method": "taylr"}, "unknown method .*; did you mean 'taylor'"),
+        ("prune", {**own, "config": tmp_path / "a.yaml"}, "unknown settings sparsty; .*; did you mean 'sparsity'"),
+        ("compare", {**compared, "methods": ["taylr"]}, "did you mean 'taylor'"),
+        ("benchmark", {"dense": tmp_path / "nowhere", "pruned": [job["model"]]}, "no folder .*nowhere to load from"),
+        ("report", {"model": tmp_path / "nowhere", "output": "a.html"}, "no folder .*nowhere to load from"),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", EARLY],
+        input="\n".join(" ".join([command, *flags(**given)]) for command, given, _ in cases),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    told = done.stdout.splitlines()
+    for (command, _, message), line in zip(cases, told):
+        assert re.search(f"{command}: error: .*{message}", line), (message, line)
+    assert told[len(cases) :] == ["nothing large"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["--sparcity", "0.5"], "unrecognized arguments: --sparcity 0.5; did you mean '--sparsity'?"),
+        (["--dry-rum"], "unrecognized arguments: --dry-rum; did you mean '--dry_run'?"),
+        (["--budget", "flop"], "--budget: unknown 'flop'; known: params, flops, latency; did you mean 'flops'?"),
+        (["--granularity", "head"], "known: heads, neurons, layers, weights; did you mean 'heads'?"),
+    ],
+)
+def test_mistyped_flags(wrong, message, job, tmp_path, capsys):
+    """With the usage of the command at hand."""
+    with pytest.raises(SystemExit) as error:
+        main("prune", *flags(**job, output=tmp_path / "out"), *wrong)
+    shown = capsys.readouterr().err
+    assert error.value.code == 2 and message in shown
+    assert shown.startswith("usage: optimum-cli camcut prune --model MODEL --dataset DATASET --task TASK --output")
+
+
+@dataclasses.dataclass
+class Fields:
+    exclude: list[str] = dataclasses.field(default_factory=list, metadata={"help": "What stays."})
+    least: int | dict[str, int] = dataclasses.field(default=1, metadata={"help": "Of every kind."})
+    sizes: tuple[int, ...] | None = dataclasses.field(default=None, metadata={"help": "Numbers."})
+    rates: dict[str, float] | None = dataclasses.field(default=None, metadata={"help": "By name."})
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"exclude": ["a", "b"], "least": 2, "sizes": [3, 4]}, {"exclude": ["a", "b"], "least": 2, "sizes": [3, 4]}),
+        ({"least": {"heads": 2, "neurons": 64}}, {"least": {"heads": 2, "neurons": 64}}),
+        ({"rates": {"heads": 0.5}, "exclude": []}, {"rates": {"heads": 0.5}}),
+    ],
+)
+def test_flags_of_fields_with_several_values(given, expected):
+    """As a file gives them, which go through the flags, too."""
+    parser = argparse.ArgumentParser()
+    options = {option.name: option for option in options_of(Fields)}
+    for option in options.values():
+        option.add_to(parser)
+    parsed = parser.parse_args([token for name, value in given.items() for token in options[name].tokens(value)])
+    assert vars(parsed) == expected
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--least", "heads=many"])
+    parser.format_help()
+
+
+REFUSED = {
+    "not empty": ({"output": "there"}, "is not empty: choose another, or pass --overwrite"),
+    "no such split": ({"eval_split": "held_out"}, "no split 'held_out' to evaluate on"),
+    "other classes": ({"label_names": ["a", "b"]}, "--label_names should name every class"),
+    "a metric": ({"metric": "bleu"}, "the metric 'bleu' is none of"),
+    "rounds with scores": ({"rounds": 2, "scores": "scores"}, "take no --scores"),
+    "too much": ({"compression": 500.0}, "compression"),
+    "training": ({"config": "training.yaml", "recovery": "finetune"}, "load_best_model_at_end"),
+    "evaluation rows": ({"dataset": "bad"}, r"row 3 \(from 0\) of validation"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_dry_run_refuses_what_the_run_would(case, job, tmp_path, monkeypatch):
+    """In the same words, and before anything is written."""
+    monkeypatch.chdir(tmp_path)
+    changes, message = REFUSED[case]
+    Path("there").mkdir()
+    (tmp_path / "there" / "thesis.txt").write_text("years of work")
+    Path("training.yaml").write_text("training: {load_best_model_at_end: true, save_strategy: epoch}")
+    if case == "rounds with scores":
+        main("score", *flags(**scoring_flags(job), method="magnitude", output="scores"))
+    if case == "evaluation rows":
+        write(Path("bad"), [classified(number) for number in range(8)])
+        rows = [{**classified(number), "label": 2 if number == 3 else 0} for number in range(8)]
+        Dataset.from_list(rows).to_parquet("bad/validation.parquet")
+    before, told = sorted(Path().rglob("*")), []
+    if "compression" in changes:
+        del job["sparsity"]
+    for dry_run in (True, False):
+        with pytest.raises(SystemExit, match=message) as error:
+            main("prune", *flags(**{**job, "output": "out", "dry_run": dry_run, **changes}))
+        told.append(error.value.code)
+        assert dry_run is False or sorted(Path().rglob("*")) == before
+    assert told[0] == told[1]
+
+
+def start(*arguments):
+    """`optimum-cli camcut prune` in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-c", "from optimum.commands.optimum_cli import main; main()", "camcut", "prune", *arguments],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_stopped_and_resumed(job, tmp_path):
+    """By Ctrl-C, between two steps of the recovery; it then ends where an undisturbed run does."""
+    training = "{save_strategy: steps, save_steps: 1, save_total_limit: 1, max_steps: %d}"
+    output, whole, config = tmp_path / "out", tmp_path / "whole", tmp_path / "a.yaml"
+    config.write_text("recovery: finetune\ntraining: " + training % 400)
+    own = flags(**job, config=config, dense_epochs=0.5)
+    process = start(*own, *flags(output=output))
+    while process.poll() is None and not list(output.glob("checkpoint-*/trainer_state.json")):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    printed, shown = process.communicate(timeout=60)
+    assert process.returncode == 130 and not printed, shown
+    assert shown.splitlines()[-1] == "optimum-cli camcut prune: interrupted; go on with --resume"
+    assert "Traceback" not in shown
+    with pytest.raises(SystemExit, match=r"--overwrite \(or --resume: a run was interrupted there\)"):
+        main("prune", *own, *flags(output=output))
+    with pytest.raises(SystemExit, match="had other flags: num_samples was 12 and is now 13"):
+        main("prune", *own, *flags(output=output, num_samples=13), "--resume")
+    # As many steps as there are from here on a few more, so that the test takes no longer than it has to.
+    reached = max(int(path.name.rpartition("-")[2]) for path in output.glob("checkpoint-*"))
+    config.write_text("recovery: finetune\ntraining: " + training % (reached + 2))
+    run = json.loads((output / "_run.json").read_text())
+    run["flags"]["training"]["max_steps"] = reached + 2
+    (output / "_run.json").write_text(json.dumps(run))
+    main("prune", *own, *flags(output=output), "--resume")
+    main("prune", *own, *flags(output=whole))
+    one, two = (json.loads((folder / "pruning_results.json").read_text()) for folder in (output, whole))
+    assert one["dense"]["metrics"] == two["dense"]["metrics"] != {}
+    assert load_pruned(output).pruning_plan == load_pruned(whole).pruning_plan
+    assert not (output / "_run.json").exists()
+
+
+def test_nothing_to_resume(job, tmp_path, caplog):
+    quick = {**job, "method": "magnitude", "recovery": "none", "resume": True}
+    main("prune", *flags(**quick, output=tmp_path / "out"))
+    assert "no run was interrupted in" in caplog.text and load_pruned(tmp_path / "out").pruning_plan
+    with pytest.raises(SystemExit, match="is not empty: choose another, or pass --overwrite$"):
+        main("prune", *flags(**quick, output=tmp_path / "out"))
+
+
+def test_checkpoints_of_an_earlier_run_are_not_resumed_from(job, tmp_path, caplog):
+    """They go as a run begins that may write over them, and nothing else does."""
+    output = tmp_path / "out"
+    (output / "checkpoint-7").mkdir(parents=True)
+    (output / "checkpoint-8").mkdir()
+    (output / "checkpoint-7" / "trainer_state.json").write_text("{}")
+    main("prune", *flags(**job, method="magnitude", recovery="none", output=output, overwrite=True))
+    assert "checkpoint-7 of an earlier run" in caplog.text
+    assert [path.name for path in output.glob("checkpoint-*")] == ["checkpoint-8"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("reconstruct+finetune", "reconstruct"), ("finetune", None), ("none", "none"), ("reconstruct", "reconstruct")],
+)
+def test_compare_takes_of_a_recovery_what_trains_nothing(text, expected, job, tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(CompareCommand, "execute", lambda self, arguments: read.append(arguments.recovery))
+    (tmp_path / "prune.yaml").write_text(f"recovery: {text}")
+    main("compare", *flags(**scoring_flags(job), config=tmp_path / "prune.yaml", output=tmp_path / "out"))
+    assert read == [expected]
 
 
 # --- prune ----------------------------------------------------------------------------------------------------------
