@@ -1032,7 +1032,7 @@ def start(*arguments):
     )
 
 
-def test_stopped_and_resumed(job, tmp_path):
+def test_stopped_and_resumed(job, tmp_path, caplog):
     """By Ctrl-C, between two steps of the recovery; it then ends where an undisturbed run does."""
     training = "{save_strategy: steps, save_steps: 1, save_total_limit: 1, max_steps: %d}"
     output, whole, config = tmp_path / "out", tmp_path / "whole", tmp_path / "a.yaml"
@@ -1050,13 +1050,14 @@ def test_stopped_and_resumed(job, tmp_path):
         main("prune", *own, *flags(output=output))
     with pytest.raises(SystemExit, match="had other flags: num_samples was 12 and is now 13"):
         main("prune", *own, *flags(output=output, num_samples=13), "--resume")
-    # As many steps as there are from here on a few more, so that the test takes no longer than it has to.
+    # The run is told that it is two steps from its end, so that the test takes no longer than it has to.
     reached = max(int(path.name.rpartition("-")[2]) for path in output.glob("checkpoint-*"))
     config.write_text("recovery: finetune\ntraining: " + training % (reached + 2))
     run = json.loads((output / "_run.json").read_text())
     run["flags"]["training"]["max_steps"] = reached + 2
     (output / "_run.json").write_text(json.dumps(run))
     main("prune", *own, *flags(output=output), "--resume")
+    assert "the dense model is no better" not in caplog.text  # which was evaluated before
     main("prune", *own, *flags(output=whole))
     one, two = (json.loads((folder / "pruning_results.json").read_text()) for folder in (output, whole))
     assert one["dense"]["metrics"] == two["dense"]["metrics"] != {}

@@ -164,7 +164,7 @@ TrainingArguments, for the recovery by fine-tuning:
             begin_run(arguments, output)
         self.output = output
         if before is not None and before.get(DENSE):
-            measured[DENSE] = before[DENSE]
+            measured[DENSE], job.task.warned = before[DENSE], True
         with dense_measured_after_training(job, measured, output) if config.dense_epochs else nullcontext():
             if not config.dense_epochs and not measured:
                 measured[DENSE] = job.evaluate()
