@@ -31,7 +31,8 @@ import logging
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import datasets
 import evaluate
@@ -109,12 +110,18 @@ class DataArguments:
     overwrite: bool = field(default=False, metadata={"help": "Write into output_dir even if it is not empty."})
 
 
+def one_type(annotation: Any) -> Any:
+    """`HfArgumentParser` takes one type a flag: of several, the first."""
+    kinds = [kind for kind in get_args(annotation) if kind is not NoneType]
+    return kinds[0] if get_origin(annotation) in (Union, UnionType) and len(kinds) > 1 else annotation
+
+
 # The flags of `PruningConfig`, less its seed, whose flag `TrainingArguments` has. Unlike `PruningConfig` itself, they
 # may all be left out.
 PruningArguments = dataclasses.make_dataclass(
     "PruningArguments",
     [
-        (name, annotation, copy.copy(PruningConfig.__dataclass_fields__[name]))
+        (name, one_type(annotation), copy.copy(PruningConfig.__dataclass_fields__[name]))
         for name, annotation in get_type_hints(PruningConfig).items()
         if name not in ("seed", "method")
     ]
@@ -154,7 +161,12 @@ def load_metric(arguments: DataArguments) -> evaluate.EvaluationModule:
 def label_order(task: Task, config: transformers.PretrainedConfig) -> tuple[str, ...]:
     """Class names in the model's own order, if it was trained on these very classes; else in the task's order."""
     own = tuple(config.id2label[index].lower() for index in range(config.num_labels))
-    return own if sorted(own) == sorted(task.labels) else task.labels
+    if sorted(own) == sorted(task.labels):
+        return own
+    if task.labels and not all(name.startswith("label_") for name in own):
+        told = ", ".join(task.labels)
+        logger.warning(f"The model's classes are {', '.join(own)}; it now learns {told}, numbered in this order.")
+    return task.labels
 
 
 def main() -> None:

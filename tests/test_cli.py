@@ -13,14 +13,17 @@
 # limitations under the License.
 """`optimum-cli camcut`: installed as users install it, in real processes; and, in this one, on every kind of task."""
 
+import argparse
 import dataclasses
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -42,7 +45,7 @@ from optimum_camcut import Comparison, PruningPlan, apply_plan, find_groups, loa
 from optimum_camcut.commands.camcut import CamCutCommand
 from optimum_camcut.commands.compare import CompareCommand
 from optimum_camcut.commands.job import training_arguments
-from optimum_camcut.commands.options import pruning_options
+from optimum_camcut.commands.options import options_of, pruning_options
 from optimum_camcut.commands.results import measured_length
 from optimum_camcut.commands.saved_scores import Origin, SavedScores, identify, scores_table
 from optimum_camcut.commands.settings import read_settings
@@ -50,6 +53,7 @@ from optimum_camcut.config import PruningConfig
 from optimum_camcut.measure import count_bytes, count_parameters, peak_memory
 from optimum_camcut.scoring.errors import ScoringError
 from optimum_camcut.tasks import TASKS
+from optimum_camcut.tasks import data as data_module
 from optimum_camcut.tasks.data import load_data
 from optimum_camcut.tasks.metrics import classification_metrics, larger_is_better, regression_metrics
 
@@ -282,7 +286,8 @@ def test_two_processes_make_the_same_plan(from_wheel, job, tmp_path):
     command += ["--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
     command += ["--module", "optimum.commands.optimum_cli", "camcut", "prune"]
     command += flags(config=config, output=tmp_path / "2")
-    printed, _ = run(from_wheel, *command)
+    printed, told = run(from_wheel, *command)
+    assert told.count("reading sentence, label of train") == 1  # as are the guesses
     assert printed.count("pruned/dense") == 1  # one table, by the first
     plans = [PruningPlan.load(tmp_path / name) for name in "12"]
     assert plans[0].keep == plans[1].keep and plans[0].config.recovery != plans[1].config.recovery
@@ -397,7 +402,9 @@ def test_classes_keep_the_numbers_of_the_model(classifier):
     of_features = Dataset.from_list(rows, features=features)
     of_texts = Dataset.from_list([{**row, "label": ["positive", "negative"][row["label"]]} for row in rows])
     for data in (of_features, of_texts):
-        task = task_of("text-classification", data, model, tokenizer)
+        task = task_of("text-classification", data)
+        task.check_head(model.config)
+        task.fit_to(model, tokenizer, 24)
         encoded = task.prepare(data)
         assert encoded["labels"] == [1, 0, 1, 0, 1, 0]
         logits = np.eye(2)[encoded["labels"]]
@@ -523,12 +530,158 @@ def test_data_in_every_form(tmp_path, data):
         assert ("validation" in found) == (name in ("csv", "json", "saved"))
 
 
+NAMED = ["Negative", "Positive"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "own", "given", "expected", "said"),
+    [
+        (["b", "a"], None, None, [1, 0], "WARNING .*numbered by the alphabet: a is 0, b is 1.*--label_names b a"),
+        (["b", "a"], None, ["b", "a"], [0, 1], "INFO classes, as --label_names says: b is LABEL_0, a is LABEL_1"),
+        (["b", "a"], NAMED, ["b", "a"], [0, 1], "INFO .* b is Negative, a is Positive"),
+        (["POSITIVE", "negative"], NAMED, None, [1, 0], None),
+        (["positive", "positive"], NAMED, None, [1, 1], None),  # no other in these rows
+        (["10", "9"], None, None, [1, 0], "WARNING .*9 is 0, 10 is 1"),
+        ([1, 0], None, None, [1, 0], None),
+        ([1, 0], NAMED, None, [1, 0], "INFO classes, by their number: LABEL_0 is Negative, LABEL_1 is Positive"),
+        ([1, 0], None, ["1", "0"], [0, 1], "INFO .* 1 is LABEL_0, 0 is LABEL_1"),
+        ([2, 1], None, ["1", "2"], [1, 0], "INFO .* 1 is LABEL_0, 2 is LABEL_1"),
+        ([True, False], None, None, [1, 0], None),
+        (ClassLabel(names=["neg", "pos"]), None, None, [1, 0], "INFO .*no names for them: neg is 0, pos is 1"),
+        (ClassLabel(names=["pos", "neg"]), None, ["neg", "pos"], [0, 1], "INFO .*pos is LABEL_1, neg is LABEL_0"),
+        (ClassLabel(names=["positive", "negative"]), NAMED, None, [0, 1], None),
+    ],
+)
+def test_which_class_is_which(labels, own, given, expected, said, caplog):
+    """Of the two rows; and what is told of what was assumed."""
+    caplog.set_level("INFO", "optimum_camcut.tasks")
+    features = Features({"text": Value("string"), "label": labels}) if isinstance(labels, ClassLabel) else None
+    cells = [1, 0] if features else labels
+    rows = Dataset.from_list([{"text": "a", "label": cell} for cell in cells], features=features)
+    task = TASKS["text-classification"](rows, label_names=given)
+    task.check_head(tiny_config("bert", num_labels=2, **({"id2label": dict(enumerate(own))} if own else {})))
+    assert [task.to_class(cell, 0) for cell in cells] == expected
+    assert [task.of_model[task.of_data[number]] for number in range(2)] == [0, 1]
+    lines = [f"{record.levelname} {record.getMessage()}" for record in caplog.records]
+    assert (not lines) if said is None else re.search(said, *lines)
+
+
+@pytest.mark.parametrize(
+    ("labels", "own", "given", "message"),
+    [
+        (
+            ["happy", "unhappy"],
+            NAMED,
+            None,
+            "apart Negative, Positive, and the data have happy, unhappy in 'label': say",
+        ),
+        (["positive", "neutral"], NAMED, None, "apart Negative, Positive, and the data have neutral, positive"),
+        (["positive", "Positive"], NAMED, None, "the data have Positive, positive .* by --label_names"),
+        (["a", "b", "c"], NAMED, None, r"2 classes apart .*, and the data have 3 in 'label' \(a, b, c\)"),
+        (["happy", "unhappy"], None, ["hapy", "unhappy"], "every class .* happy, unhappy; got .*did you mean 'hapy'"),
+        (["happy", "unhappy"], None, ["happy"], "should name every class in 'label' once"),
+        ([0.5, 1.5], None, ["a", "b"], "--label_names are for classes, and text-classification has none in label"),
+    ],
+)
+def test_classes_that_do_not_fit(labels, own, given, message):
+    rows = Dataset.from_list([{"text": "a", "label": label} for label in labels])
+    with pytest.raises(ValueError, match=message):
+        task = TASKS["text-classification"](rows, label_names=given)
+        task.check_head(tiny_config("bert", num_labels=2, **({"id2label": dict(enumerate(own))} if own else {})))
+
+
+def test_what_a_constant_prediction_gives():
+    """By hand, of every kind of task."""
+    rows = Dataset.from_list([{"text": "a", "label": label} for label in (0, 1, 1, 1)])
+    task = TASKS["text-classification"](rows)
+    labels = np.array(rows["label"])
+    task.compute_metrics(EvalPrediction(np.eye(2)[1 - labels], labels), None, None)
+    assert task.constant == {"accuracy": 0.75, "f1": pytest.approx(6 / 7), "matthews_correlation": 0.0}
+    task = TASKS["text-classification"](Dataset.from_list([{"text": "a", "label": label} for label in (0.0, 2.0)]))
+    values = np.array([0.0, 2.0])
+    task.compute_metrics(EvalPrediction(values, values), None, None)
+    assert task.constant == {"spearmanr": 0.0, "pearson": 0.0, "mse": 1.0}
+    task = TASKS["token-classification"](Dataset.from_list([{"tokens": ["a", "b", "c"], "tags": [0, 0, 1]}]))
+    labels = np.array([[-100, 0, 0, 1, -100]])
+    task.compute_metrics(EvalPrediction(labels.clip(0), labels), None, None)
+    assert task.constant["accuracy"] == pytest.approx(2 / 3)
+    task = TASKS["multiple-choice"](Dataset.from_list([{"question": "q", "choices": ["a", "b"], "label": 0}]))
+    task.compute_metrics(EvalPrediction(np.eye(2)[[0, 1, 1]], np.array([0, 1, 1])), None, None)
+    assert task.constant == {"accuracy": pytest.approx(2 / 3)}
+    rows = [{"context": "one two", "question": "q", "answers": {"text": [text], "answer_start": [0]}} for text in "ab"]
+    rows[0]["answers"] = {"text": [], "answer_start": []}
+    task = TASKS["question-answering"](Dataset.from_list(rows))
+    found = list(task.measure_constants(None, {"row": [0, 0, 1]}, task.rows))
+    assert found[0] == {"f1": 0.5, "exact_match": 0.5} and found[1] == {"f1": 0.0, "exact_match": 0.0}
+    task = TASKS["text-generation"](Dataset.from_list([{"text": "a"}]))
+    task.tokenizer = range(50)
+    labels = np.array([[9, 1, 1, 2], [9, 1, -100, -100]])
+    (found,) = task.measure_constants(EvalPrediction(None, labels), None, None)
+    assert found == {"accuracy": 0.75, "perplexity": 50.0}
+
+
+def test_a_model_no_better_than_a_constant_is_told(caplog):
+    task = TASKS["text-classification"](Dataset.from_list([{"text": "a", "label": label} for label in (0, 1, 1, 1)]))
+    task.constant = {"accuracy": 0.75, "f1": 0.8}
+    task.warn_of_constants({"accuracy": 0.8, "f1": 0.1, "loss": 3.0})  # which is not compared by
+    assert not caplog.records
+    task.warn_of_constants({"accuracy": 0.75, "f1": 1.0, "loss": 3.0})
+    assert re.search(r"accuracy 0.75, and it gets 0.75\. .* \(--label_names\)", caplog.messages[-1])
+    task = TASKS["text-classification"](Dataset.from_list([{"text": "a", "label": label} for label in (0.0, 2.0)]))
+    task.constant = {"spearmanr": 0.0, "mse": 1.0}
+    task.warn_of_constants({"spearmanr": 0.3, "mse": 4.0})  # of a head that has not learned the scale
+    assert "mse 4, and it gets 1" in caplog.messages[-1] and "--label_names" not in caplog.messages[-1]
+
+
+def test_labels_in_the_wrong_order(job, model_path, tmp_path, caplog):
+    """A file of names, and a model that has numbers alone and knows them in another order than the alphabet's."""
+    model = AutoModelForSequenceClassification.from_pretrained(job["model"])
+    with torch.no_grad():  # it says class 1 whatever it reads
+        for parameter in model.parameters():
+            parameter.mul_(0.0)
+        model.classifier.bias.copy_(torch.tensor([0.0, 1.0]))
+    model.save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(model_path).save_pretrained(tmp_path / "model")
+    rows = [{"text": sentence(n), "label": "happy" if n % 4 else "sad"} for n in range(40)]
+    data, found = write(tmp_path / "data", rows, "csv"), []
+    own = {**job, "model": tmp_path / "model", "dataset": data, "method": "random", "recovery": "none"}
+    for number, names in enumerate((["happy", "sad"], ["sad", "happy"])):
+        main("prune", *flags(**own, label_names=names, output=tmp_path / str(number)))
+        results = json.loads((tmp_path / str(number) / "pruning_results.json").read_text())
+        found.append(results["dense"]["metrics"]["accuracy"])
+        assert "no better than one that gives the same answer" in caplog.text
+    assert found == [0.25, 0.75]
+
+
+def test_a_file_is_a_data_set(job, tmp_path, caplog):
+    """A tenth is held out, the same for all; the columns and the split are told."""
+    caplog.set_level("INFO", "optimum_camcut.commands")
+    file, other = tmp_path / "words.csv", tmp_path / "more.csv"
+    for path, count in ((file, 20), (other, 12)):
+        Dataset.from_list([classified(number) for number in range(count)]).to_csv(str(path))
+    quick = {**job, "dataset": file, "method": "magnitude", "recovery": "none", "dry_run": True}
+    main("prune", *flags(**quick, output=tmp_path / "out"))
+    assert "reading sentence, label of train (18 rows); evaluating on 2 others of its rows (10%" in caplog.text
+    assert "comparing by accuracy (more is better)" in caplog.text
+    parts = [data_module.hold_out(load_data(str(file))["train"]) for _ in range(2)]
+    assert parts[0][1].to_list() == parts[1][1].to_list() and len(parts[0][1]) == 2
+    assert sorted(row["idx"] for part in parts[0] for row in part) == list(range(20))
+    del quick["dataset"]
+    main("prune", *flags(**quick, train_file=file, validation_file=other, output=tmp_path / "out"))
+    assert "of train (20 rows); evaluating on validation (12 rows)" in caplog.text
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(SystemExit, match="not by both"):
+        main("prune", *flags(**quick, train_file=file, dataset=file, output=tmp_path / "out"))
+    with pytest.raises(SystemExit, match="there is no file nowhere.csv"):
+        main("prune", *flags(**quick, train_file="nowhere.csv", output=tmp_path / "out"))
+
+
 # --- flags and files ------------------------------------------------------------------------------------------------
 
 
 def test_every_field_is_a_flag():
     assert {option.name: option.default for option in pruning_options()} == {
-        field.name: field.default_factory() if field.name == "granularity" else field.default
+        field.name: field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         for field in dataclasses.fields(PruningConfig)
     }
 
@@ -572,7 +725,7 @@ def test_a_config_file(kind, job, tmp_path, capsys):
         ({"dataset": "./nowhere"}, "there is no folder ./nowhere to read data from"),
         ({"dataset": "nowhere"}, "nowhere is no folder, and cannot be fetched from the Hub: "),
         ({"dataset": REPOSITORY}, "should hold files of one kind, named by split, such as train.parquet"),
-        ({"dataset": REPOSITORY / "README.md"}, "README.md is a file; name the folder that it is in"),
+        ({"dataset": REPOSITORY / "README.md"}, "README.md is no file of data: it should end with .parquet, .csv,"),
         ({"model": "./nowhere"}, "there is no folder ./nowhere to load from"),
         ({"model": "nowhere"}, "nowhere is no folder, and cannot be fetched from the Hub: "),
         ({"method": "tailor"}, "unknown method 'tailor'"),
@@ -711,10 +864,237 @@ def test_values_of_a_wrong_kind_end_as_argparse_does(job, tmp_path, capsys):
         assert error.value.code == 2
         assert "argument --num_samples: invalid int value: 'many'" in capsys.readouterr().err
     del job["sparsity"]
-    for missing in ("--sparsity and --compression is required", "required: --model, --dataset, --task, --output"):
+    for missing in (
+        "--sparsity and --compression is required",
+        "required: --model, --dataset (or --train_file), --task, --output",
+    ):
         with pytest.raises(SystemExit) as error:
             main("prune", *(flags(**job, output=tmp_path / "out") if "sparsity" in missing else ["--sparsity", "0.5"]))
         assert error.value.code == 2 and missing in capsys.readouterr().err
+
+
+EARLY = """
+import sys, time
+from optimum.commands.base import RootOptimumCLICommand
+from optimum.commands.optimum_cli import register_optimum_cli_subcommand
+from optimum_camcut.commands.camcut import CamCutCommand
+
+start = time.perf_counter()
+for line in sys.stdin.read().splitlines():
+    root = RootOptimumCLICommand("Optimum CLI tool", usage="optimum-cli")
+    register_optimum_cli_subcommand(CamCutCommand, parent_command=root)
+    try:
+        parsed = root.parser.parse_args(["camcut", *line.split()])
+        parsed.func(parsed).run()
+    except SystemExit as end:
+        print(end.code)
+print({"torch", "transformers", "datasets", "accelerate"} & set(sys.modules) or "nothing large")
+"""
+
+
+def test_what_is_refused_before_torch_is_imported(job, tmp_path):
+    """All of these by one process, which imports no library that takes seconds."""
+    (tmp_path / "a.parquet").write_text("no parquet")
+    (tmp_path / "b.csv").write_text("sentence;label\ngood;1\n")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a.yaml").write_text("sparsty: 0.5")
+    own, no_data = {**job, "output": tmp_path / "out"}, {k: v for k, v in job.items() if k != "dataset"}
+    compared = {**{name: job[name] for name in ("model", "dataset", "task")}, "output": tmp_path / "out"}
+    cases = [
+        ("prune", {**own, "dataset": tmp_path / "nowhere"}, "there is no folder"),
+        ("prune", {**own, "dataset": tmp_path / "empty"}, "should hold files of one kind"),
+        ("prune", {**own, "dataset": tmp_path / "nowhere.csv"}, "there is no file"),
+        ("prune", {**own, "dataset": tmp_path / "a.parquet"}, "is no parquet file"),
+        ("prune", {**own, "dataset": tmp_path / "b.csv"}, "no text column of a usual .*; the columns are sentence;"),
+        ("prune", {**no_data, "output": "o", "train_file": tmp_path / "b.csv", "validation_file": "v.csv"}, "no file"),
+        ("prune", {**own, "text_columns": ["sentense"]}, "there is no column sentense; .* did you mean 'sentence'"),
+        ("prune", {**own, "label_column": "mood"}, "there is no column mood"),
+        ("prune", {**own, "train_split": "trian"}, "no split 'trian' to score on; .* did you mean 'train'"),
+        ("prune", {**own, "eval_split": "test"}, "no split 'test' to evaluate on"),
+        ("prune", {**own, "task": "text-clasification"}, "unknown task .*; did you mean 'text-classification'"),
+        ("prune", {**own, "model": tmp_path / "nowhere"}, "there is no folder .*nowhere to load from"),
+        ("prune", {**own, "model": tmp_path / "empty"}, "holds no model, which has a config.json; it holds nothing"),
+        ("prune", {**own, "model": "nowhere"}, "nowhere is no folder, and cannot be fetched from the Hub"),
+        ("prune", {**own, "output": job["dataset"]}, "is not empty"),
+        ("prune", {**own, "output": tmp_path / "b.csv" / "out"}, "cannot be written: .*b.csv is no folder"),
+        ("prune", {**own, "method": "taylr"}, "unknown method .*; did you mean 'taylor'"),
+        ("prune", {**own, "config": tmp_path / "a.yaml"}, "unknown settings sparsty; .*; did you mean 'sparsity'"),
+        ("compare", {**compared, "methods": ["taylr"]}, "did you mean 'taylor'"),
+        ("benchmark", {"dense": tmp_path / "nowhere", "pruned": [job["model"]]}, "no folder .*nowhere to load from"),
+        ("report", {"model": tmp_path / "nowhere", "output": "a.html"}, "no folder .*nowhere to load from"),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", EARLY],
+        input="\n".join(" ".join([command, *flags(**given)]) for command, given, _ in cases),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    told = done.stdout.splitlines()
+    for (command, _, message), line in zip(cases, told):
+        assert re.search(f"{command}: error: .*{message}", line), (message, line)
+    assert told[len(cases) :] == ["nothing large"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["--sparcity", "0.5"], "unrecognized arguments: --sparcity 0.5; did you mean '--sparsity'?"),
+        (["--dry-rum"], "unrecognized arguments: --dry-rum; did you mean '--dry_run'?"),
+        (["--budget", "flop"], "--budget: unknown 'flop'; known: params, flops, latency; did you mean 'flops'?"),
+        (["--granularity", "head"], "known: heads, neurons, layers, weights; did you mean 'heads'?"),
+    ],
+)
+def test_mistyped_flags(wrong, message, job, tmp_path, capsys):
+    """With the usage of the command at hand."""
+    with pytest.raises(SystemExit) as error:
+        main("prune", *flags(**job, output=tmp_path / "out"), *wrong)
+    shown = capsys.readouterr().err
+    assert error.value.code == 2 and message in shown
+    assert shown.startswith("usage: optimum-cli camcut prune --model MODEL --dataset DATASET --task TASK --output")
+
+
+@dataclasses.dataclass
+class Fields:
+    exclude: list[str] = dataclasses.field(default_factory=list, metadata={"help": "What stays."})
+    least: int | dict[str, int] = dataclasses.field(default=1, metadata={"help": "Of every kind."})
+    sizes: tuple[int, ...] | None = dataclasses.field(default=None, metadata={"help": "Numbers."})
+    rates: dict[str, float] | None = dataclasses.field(default=None, metadata={"help": "By name."})
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"exclude": ["a", "b"], "least": 2, "sizes": [3, 4]}, {"exclude": ["a", "b"], "least": 2, "sizes": [3, 4]}),
+        ({"least": {"heads": 2, "neurons": 64}}, {"least": {"heads": 2, "neurons": 64}}),
+        ({"rates": {"heads": 0.5}, "exclude": []}, {"rates": {"heads": 0.5}}),
+    ],
+)
+def test_flags_of_fields_with_several_values(given, expected):
+    """As a file gives them, which go through the flags, too."""
+    parser = argparse.ArgumentParser()
+    options = {option.name: option for option in options_of(Fields)}
+    for option in options.values():
+        option.add_to(parser)
+    parsed = parser.parse_args([token for name, value in given.items() for token in options[name].tokens(value)])
+    assert vars(parsed) == expected
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--least", "heads=many"])
+    parser.format_help()
+
+
+REFUSED = {
+    "not empty": ({"output": "there"}, "is not empty: choose another, or pass --overwrite"),
+    "no such split": ({"eval_split": "held_out"}, "no split 'held_out' to evaluate on"),
+    "other classes": ({"label_names": ["a", "b"]}, "--label_names should name every class"),
+    "a metric": ({"metric": "bleu"}, "the metric 'bleu' is none of"),
+    "rounds with scores": ({"rounds": 2, "scores": "scores"}, "take no --scores"),
+    "too much": ({"compression": 500.0}, "compression"),
+    "training": ({"config": "training.yaml", "recovery": "finetune"}, "load_best_model_at_end"),
+    "evaluation rows": ({"dataset": "bad"}, r"row 3 \(from 0\) of validation"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_dry_run_refuses_what_the_run_would(case, job, tmp_path, monkeypatch):
+    """In the same words, and before anything is written."""
+    monkeypatch.chdir(tmp_path)
+    changes, message = REFUSED[case]
+    Path("there").mkdir()
+    (tmp_path / "there" / "thesis.txt").write_text("years of work")
+    Path("training.yaml").write_text("training: {load_best_model_at_end: true, save_strategy: epoch}")
+    if case == "rounds with scores":
+        main("score", *flags(**scoring_flags(job), method="magnitude", output="scores"))
+    if case == "evaluation rows":
+        write(Path("bad"), [classified(number) for number in range(8)])
+        rows = [{**classified(number), "label": 2 if number == 3 else 0} for number in range(8)]
+        Dataset.from_list(rows).to_parquet("bad/validation.parquet")
+    before, told = sorted(Path().rglob("*")), []
+    if "compression" in changes:
+        del job["sparsity"]
+    for dry_run in (True, False):
+        with pytest.raises(SystemExit, match=message) as error:
+            main("prune", *flags(**{**job, "output": "out", "dry_run": dry_run, **changes}))
+        told.append(error.value.code)
+        assert dry_run is False or sorted(Path().rglob("*")) == before
+    assert told[0] == told[1]
+
+
+def start(*arguments):
+    """`optimum-cli camcut prune` in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-c", "from optimum.commands.optimum_cli import main; main()", "camcut", "prune", *arguments],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_stopped_and_resumed(job, tmp_path, caplog):
+    """By Ctrl-C, between two steps of the recovery; it then ends where an undisturbed run does."""
+    training = "{save_strategy: steps, save_steps: 1, save_total_limit: 1, max_steps: %d}"
+    output, whole, config = tmp_path / "out", tmp_path / "whole", tmp_path / "a.yaml"
+    config.write_text("recovery: finetune\ntraining: " + training % 400)
+    own = flags(**job, config=config, dense_epochs=0.5)
+    process = start(*own, *flags(output=output))
+    while process.poll() is None and not list(output.glob("checkpoint-*/trainer_state.json")):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    printed, shown = process.communicate(timeout=60)
+    assert process.returncode == 130 and not printed, shown
+    assert shown.splitlines()[-1] == "optimum-cli camcut prune: interrupted; go on with --resume"
+    assert "Traceback" not in shown
+    with pytest.raises(SystemExit, match=r"--overwrite \(or --resume: a run was interrupted there\)"):
+        main("prune", *own, *flags(output=output))
+    with pytest.raises(SystemExit, match="had other flags: num_samples was 12 and is now 13"):
+        main("prune", *own, *flags(output=output, num_samples=13), "--resume")
+    # The run is told that it is two steps from its end, so that the test takes no longer than it has to.
+    reached = max(int(path.name.rpartition("-")[2]) for path in output.glob("checkpoint-*"))
+    config.write_text("recovery: finetune\ntraining: " + training % (reached + 2))
+    run = json.loads((output / "_run.json").read_text())
+    run["flags"]["training"]["max_steps"] = reached + 2
+    (output / "_run.json").write_text(json.dumps(run))
+    main("prune", *own, *flags(output=output), "--resume")
+    assert "the dense model is no better" not in caplog.text  # which was evaluated before
+    main("prune", *own, *flags(output=whole))
+    one, two = (json.loads((folder / "pruning_results.json").read_text()) for folder in (output, whole))
+    assert one["dense"]["metrics"] == two["dense"]["metrics"] != {}
+    assert load_pruned(output).pruning_plan == load_pruned(whole).pruning_plan
+    assert not (output / "_run.json").exists()
+
+
+def test_nothing_to_resume(job, tmp_path, caplog):
+    quick = {**job, "method": "magnitude", "recovery": "none", "resume": True}
+    main("prune", *flags(**quick, output=tmp_path / "out"))
+    assert "no run was interrupted in" in caplog.text and load_pruned(tmp_path / "out").pruning_plan
+    with pytest.raises(SystemExit, match="is not empty: choose another, or pass --overwrite$"):
+        main("prune", *flags(**quick, output=tmp_path / "out"))
+
+
+def test_checkpoints_of_an_earlier_run_are_not_resumed_from(job, tmp_path, caplog):
+    """They go as a run begins that may write over them, and nothing else does."""
+    output = tmp_path / "out"
+    (output / "checkpoint-7").mkdir(parents=True)
+    (output / "checkpoint-8").mkdir()
+    (output / "checkpoint-7" / "trainer_state.json").write_text("{}")
+    main("prune", *flags(**job, method="magnitude", recovery="none", output=output, overwrite=True))
+    assert "checkpoint-7 of an earlier run" in caplog.text
+    assert [path.name for path in output.glob("checkpoint-*")] == ["checkpoint-8"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("reconstruct+finetune", "reconstruct"), ("finetune", None), ("none", "none"), ("reconstruct", "reconstruct")],
+)
+def test_compare_takes_of_a_recovery_what_trains_nothing(text, expected, job, tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(CompareCommand, "execute", lambda self, arguments: read.append(arguments.recovery))
+    (tmp_path / "prune.yaml").write_text(f"recovery: {text}")
+    main("compare", *flags(**scoring_flags(job), config=tmp_path / "prune.yaml", output=tmp_path / "out"))
+    assert read == [expected]
 
 
 # --- prune ----------------------------------------------------------------------------------------------------------

@@ -84,6 +84,7 @@ ORDER = (
     "evaluations",
     "wrapping",
     "run_report",
+    "tasks.classes",
     "tasks.data",
     "tasks.metrics",
     "tasks.task",

@@ -23,6 +23,7 @@ from optimum.commands.base import CommandInfo
 from ..files import write_json
 from ..tables import as_text
 from .command import Command
+from .job import check_model
 from .options import MODEL, REPEATS, Option
 from .output import check_file, quiet
 
@@ -53,6 +54,8 @@ the throughput, the memory of the weights and activations, and the speed-up over
         output = Path(arguments.output) if arguments.output else None
         if output is not None:
             check_file(output, arguments.overwrite)
+        for name in (arguments.dense, *arguments.pruned):
+            check_model(name)
         quiet(arguments.verbose)
 
         import torch

@@ -18,12 +18,14 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import sys
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from optimum.commands.base import BaseOptimumCLICommand
 
+from ..files import nearest
 from ..scoring.errors import ScoringError
 from .options import COMMON, Option
 from .settings import read_settings
@@ -34,6 +36,16 @@ PROCESSES = """
 Several processes on one machine, with GPUs or without (whatever the flag's name says):
   accelerate launch --multi_gpu --num_processes 2 --module optimum.commands.optimum_cli camcut {name} ...
 """
+
+
+def set_up_logging(verbose: bool) -> None:
+    """What is guessed is told even if nobody asked for it, once and by the first process."""
+    level = logging.INFO if verbose else logging.ERROR
+    logging.basicConfig(format=f"[%(levelname)s{'|%(name)s' if verbose else ''}] %(message)s", level=level)
+    logging.getLogger("optimum_camcut").setLevel(min(level, logging.WARNING))
+    for name in ("commands", "tasks"):
+        own = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR
+        logging.getLogger(f"optimum_camcut.{name}").setLevel(own)
 
 
 class Command(BaseOptimumCLICommand):
@@ -57,9 +69,34 @@ class Command(BaseOptimumCLICommand):
             parser.epilog = PROCESSES.format(name=parser.prog.rpartition(" ")[2])
         for option in (*cls.options(), *COMMON):
             option.add_to(parser)
+        parse = parser.parse_known_args
+        known = [f"--{option.name}" for option in (*cls.options(), *COMMON)]
+
+        def parse_known_args(*arguments: Any) -> tuple[argparse.Namespace, list[str]]:
+            """Else the parser of `optimum-cli` would tell of unknown flags, with a usage that says nothing."""
+            found, unknown = parse(*arguments)
+            if unknown:
+                near = nearest(unknown[0].partition("=")[0], known)
+                parser.error(f"unrecognized arguments: {' '.join(unknown)}{near}")
+            return found, unknown
+
+        parser.parse_known_args = parse_known_args
 
     def run(self) -> None:
-        """Runs the command. Errors that users can put right end it with a line and exit code 1."""
+        """Runs the command. Errors that users can put right end it with a line and exit code 1; Ctrl-C ends it with a
+        line and exit code 130, as a shell has it."""
+        try:
+            self._run()
+        except KeyboardInterrupt:
+            if os.environ.get("RANK", "0") == "0":
+                print(f"{self.parser.prog}: {self.interrupted()}", file=sys.stderr)
+            raise SystemExit(130) from None
+
+    def interrupted(self) -> str:
+        """What to tell who stops it."""
+        return "interrupted"
+
+    def _run(self) -> None:
         try:
             arguments = self.read()
             verbose = arguments.verbose
@@ -67,9 +104,7 @@ class Command(BaseOptimumCLICommand):
                 raise ValueError("this command measures time, and runs in one process: start it without accelerate")
         except (OSError, ValueError) as error:
             raise self.failure(error) from error
-        level = logging.INFO if verbose else logging.ERROR
-        logging.basicConfig(format="[%(levelname)s|%(name)s] %(message)s", level=level)
-        logging.getLogger("optimum_camcut").setLevel(min(level, logging.WARNING))
+        set_up_logging(verbose)
         try:
             self.execute(arguments)
         except (ImportError, OSError, ScoringError, TypeError, ValueError) as error:
@@ -95,7 +130,11 @@ class Command(BaseOptimumCLICommand):
             from_file = {name: value for name, value in from_file.items() if name not in ("sparsity", "compression")}
         given = {**from_file, **flags}
         values = {**{name: option.default for name, option in options.items()}, **sections, **given}
-        missing = [f"--{name}" for name, option in options.items() if option.required and values[name] is None]
+        missing = [
+            f"--{name}" + (f" (or --{option.unless})" if option.unless else "")
+            for name, option in options.items()
+            if option.required and values[name] is None and values.get(option.unless) is None
+        ]
         if missing:
             self.parser.error(f"the following arguments are required: {', '.join(missing)}")
         for name, option in options.items():
@@ -113,7 +152,10 @@ class Command(BaseOptimumCLICommand):
         )
         unknown = sorted(set(map(str, values)) - known)
         if unknown:
-            raise ValueError(f"{path} has unknown settings {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+            near = nearest(unknown[0], known)
+            raise ValueError(
+                f"{path} has unknown settings {', '.join(unknown)}; known: {', '.join(sorted(known))}{near}"
+            )
         sections = {name: values.get(name) or {} for name in SECTIONS}
         for name, section in sections.items():
             if not isinstance(section, dict):

@@ -28,7 +28,7 @@ from optimum.commands.base import CommandInfo
 from ..config import PruningConfig
 from ..files import write_text
 from .command import Command
-from .job import Job, make_job
+from .job import Job, check_job, dataset_name, make_job
 from .options import (
     DATA,
     EVALUATION,
@@ -75,26 +75,42 @@ gets comparison.json, comparison.md and, with matplotlib, comparison.png.
             ),
             Option("sparsities", "Fractions of the budget to remove.", [0.3, 0.5, 0.7], float, many=True),
             Option("seeds", "Draw the scoring samples. Default: a config file's seed, else 0.", [0], int, many=True),
-            Option("rebuild", "Rebuild by least squares after a cut of units; nothing is trained.", True, bool),
+            Option(
+                "recovery",
+                "What follows the cut; nothing is trained here. Default: reconstruct; none for single weights.",
+                choices=("reconstruct", "none"),
+            ),
             *own,
             REPEATS,
             *OUTPUT,
         )
 
     def adapt(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """A `seed` is the default of `--seeds`."""
-        return settings if settings.get("seed") is None else {"seeds": [settings["seed"]], **settings}
+        """A `seed` is the default of `--seeds`, and of a recovery the part counts that trains nothing."""
+        if settings.get("seed") is not None:
+            settings = {"seeds": [settings["seed"]], **settings}
+        recovery = str(settings.get("recovery")).split("+")
+        if "finetune" in recovery:
+            settings = {**settings, "recovery": "reconstruct" if "reconstruct" in recovery else None}
+            logger.info("of the recovery %s in the file, nothing is trained to compare", "+".join(recovery))
+        return settings
 
     def execute(self, arguments: argparse.Namespace) -> None:
         output = check_output(arguments.output, arguments.overwrite)
+        names = [name for name in PRUNING_FIELDS if name not in (*self.FIXED, *TRAINING_FIELDS)]
+        settings = {name: arguments.given[name] for name in names if name in arguments.given}
+        configs = [PruningConfig(**settings, sparsity=0.5, recovery="none", seed=seed) for seed in arguments.seeds]
+        for method in arguments.methods:
+            for sparsity in arguments.sparsities:
+                dataclasses.replace(configs[0], method=method, sparsity=sparsity)  # fails at what is unknown
+        weights = "weights" in configs[0].granularity
+        recovery = arguments.recovery or ("none" if weights else "reconstruct")
+        dataclasses.replace(configs[0], recovery=recovery)
+        check_job(arguments, evaluates=True)
         quiet(arguments.verbose)
 
         from ..comparison import Comparison, compare
 
-        names = [name for name in PRUNING_FIELDS if name not in (*self.FIXED, *TRAINING_FIELDS)]
-        settings = {name: arguments.given[name] for name in names if name in arguments.given}
-        configs = [PruningConfig(**settings, sparsity=0.5, recovery="none", seed=seed) for seed in arguments.seeds]
-        rebuild = arguments.rebuild and "weights" not in configs[0].granularity
         comparisons = []
         with tempfile.TemporaryDirectory() as folder:
             job = make_job(arguments, configs[0], folder, evaluates=True)
@@ -107,7 +123,7 @@ gets comparison.json, comparison.md and, with matplotlib, comparison.png.
                     config,
                     methods=arguments.methods,
                     sparsities=arguments.sparsities,
-                    recovery="reconstruct" if rebuild else "none",
+                    recovery=recovery,
                     repeats=arguments.repeats,
                     disable_tqdm=job.trainer.args.disable_tqdm,
                 )
@@ -116,7 +132,7 @@ gets comparison.json, comparison.md and, with matplotlib, comparison.png.
                 result = dataclasses.replace(Comparison.average(comparisons), larger_is_better=better)
                 result.settings.update(
                     model=arguments.model,
-                    dataset=arguments.dataset,
+                    dataset=dataset_name(arguments),
                     metric=job.task.headline,
                     seeds=arguments.seeds[: len(comparisons)],
                 )

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import PruningConfig
+from ..files import nearest
 from .output import quiet
 
 
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer
 
     from ..tasks import Task
+
+logger = logging.getLogger(__name__)
 
 
 def training_arguments(arguments: argparse.Namespace, folder: str | Path, config: PruningConfig) -> Any:
@@ -46,9 +50,10 @@ def training_arguments(arguments: argparse.Namespace, folder: str | Path, config
     section = arguments.training
     known = {field.name for field in dataclasses.fields(TrainingArguments)} - {"output_dir"}
     if set(section) - known:
+        unknown = sorted(set(section) - known)
         raise ValueError(
-            f"the training section has unknown settings {', '.join(sorted(set(section) - known))}; it takes those of "
-            "TrainingArguments, but for output_dir, which is --output"
+            f"the training section has unknown settings {', '.join(unknown)}; it takes those of TrainingArguments, "
+            f"except output_dir, which is --output{nearest(unknown[0], known)}"
         )
     values = {
         "per_device_train_batch_size": arguments.batch_size,
@@ -89,7 +94,71 @@ class Job:
         measured = self.trainer.evaluate()
         found = {name.removeprefix("eval_"): float(v) for name, v in measured.items() if not name.endswith(SPEED)}
         found["loss"] = found.pop("loss")  # last
+        if not self.task.warned:  # of the dense model, which comes first
+            self.task.warn_of_constants(found)
         return {name: found[name] for name in dict.fromkeys((self.task.headline, *found))}
+
+
+def check_model(name: str, revision: str | None = None) -> None:
+    """Finds out whether there is a model, before libraries are imported that take seconds.
+
+    Raises:
+        `OSError`: there is no such folder, and nothing of the name on the Hub.
+        `ValueError`: the folder holds no model.
+    """
+    path = Path(name)
+    if path.is_dir():
+        if not (path / "config.json").exists() and not (path / "adapter_config.json").exists():
+            found = ", ".join(sorted(each.name for each in path.iterdir())[:20]) or "nothing"
+            raise ValueError(f"the folder {name} holds no model, which has a config.json; it holds {found}")
+    elif path.exists() or path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise FileNotFoundError(f"there is no folder {name} to load from (it cannot be the id of a Hub repository)")
+    else:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+        try:
+            hf_hub_download(name, "config.json", revision=revision)
+        except (OSError, ValueError) as error:
+            if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+                return  # what it holds in its place is told later
+            raise OSError(f"{name} is no folder, and cannot be fetched from the Hub: {error}") from error
+
+
+def dataset_name(arguments: argparse.Namespace) -> str:
+    """What to call the data."""
+    return arguments.dataset or arguments.train_file
+
+
+def data_files(arguments: argparse.Namespace) -> tuple[str | None, ...]:
+    return arguments.dataset, arguments.train_file, arguments.validation_file
+
+
+def check_job(arguments: argparse.Namespace, *, evaluates: bool) -> None:
+    """Finds out what is wrong with the flags that name the task, the data and the model, before libraries are imported
+    that take seconds; before `make_job`, which finds out the rest.
+
+    Raises:
+        `ValueError`, `OSError`: see `make_job`.
+    """
+    from ..tasks import get_task
+    from ..tasks.data import choose_split, evaluation_split, splits_and_columns
+
+    task = get_task(arguments.task)
+    if arguments.dataset is not None and arguments.train_file is not None:
+        raise ValueError("give the data by --dataset, or by --train_file (and --validation_file), not by both")
+    if arguments.validation_file is not None and arguments.train_file is None:
+        raise ValueError("--validation_file goes with --train_file; --dataset has all splits")
+    splits = splits_and_columns(*data_files(arguments))
+    if splits:
+        train = choose_split(splits, arguments.train_split, (), "score")
+        own = [train]
+        if evaluates:
+            own.append(evaluation_split(splits, arguments.eval_split, train) or train)
+        for split in own:
+            if splits[split] is not None:
+                task.choose_columns(splits[split], arguments.text_columns, arguments.label_column)
+    check_model(arguments.model, arguments.revision)
 
 
 def make_job(
@@ -100,35 +169,51 @@ def make_job(
     evaluates: bool,
     callbacks: Sequence = (),
 ) -> Job:
-    """Loads the model and the data, in all processes."""
+    """Loads the model and the data, in all processes, and says what it takes for what.
+
+    Raises:
+        `ValueError`: the flags, the data and the model do not fit each other.
+        `OSError`: the data or the model are not there.
+    """
     quiet(arguments.verbose)
 
     import torch
     from transformers import PrinterCallback, set_seed
 
     from ..tasks import get_task
-    from ..tasks.data import EVALUATION_SPLITS, choose_split, load_data
+    from ..tasks.data import HELD_OUT, SEED, choose_split, evaluation_split, hold_out, load_data
     from ..tasks.models import load_model, load_tokenizer
     from ..trainer import CamCutTrainer
 
-    task_class = get_task(arguments.task)  # before anything is loaded
     training = training_arguments(arguments, folder, config)
     # The other processes then find in the cache what the first has made.
     with training.main_process_first(desc="reading the data"):
-        data = load_data(arguments.dataset, arguments.dataset_config)
-    train = data[choose_split(data, arguments.train_split, (), "score")]
-    task = task_class(train, arguments.text_columns, arguments.label_column)
-    held_out = None
-    if evaluates:
-        held_out = data[choose_split(data, arguments.eval_split, EVALUATION_SPLITS, "evaluate")]
+        name, train_file, validation_file = data_files(arguments)
+        data = load_data(name, arguments.dataset_config, train_file, validation_file)
+        train_split = choose_split(data, arguments.train_split, (), "score")
+        train = data[train_split]
+        eval_split = evaluation_split(data, getattr(arguments, "eval_split", None), train_split)
+        # Of what is held out nothing is scored either, so that scores from a file are by the same rows.
+        train, held_out = (train, data[eval_split]) if eval_split is not None else hold_out(train)
+    task = get_task(arguments.task)(train, arguments.text_columns, arguments.label_column, arguments.label_names)
     set_seed(config.seed)  # a new head is the same in every process
     dtype = getattr(torch, arguments.dtype)
+    if evaluates and arguments.metric:
+        task.use_metric(arguments.metric)
     model = load_model(arguments.model, task, dtype=dtype, revision=arguments.revision)
     revision = None if arguments.tokenizer else arguments.revision
     tokenizer = load_tokenizer(arguments.tokenizer or arguments.model, model, revision)
     task.fit_to(model, tokenizer, arguments.max_length)
-    if evaluates and arguments.metric:
-        task.use_metric(arguments.metric)
+    columns = [*task.text_columns, *([task.label_column] if task.label_column else [])]
+    told = f"reading {', '.join(columns)} of {train_split} ({len(train)} rows)"
+    if eval_split is None:
+        others = f"{len(held_out)} others of its rows ({HELD_OUT:.0%}, drawn by seed {SEED}: there is no other split)"
+        told += f"; {'evaluating on' if evaluates else 'left out, to evaluate on:'} {others}"
+    elif evaluates:
+        told += f"; evaluating on {eval_split} ({len(held_out)} rows)"
+    if evaluates:
+        told += f"; comparing by {task.headline} ({'more' if task.larger_is_better else 'less'} is better)"
+    logger.info(told)
     with training.main_process_first(desc="tokenizing the data"):
         encoded = task.prepare(train, arguments.max_train_samples)
         eval_encoded = task.prepare(held_out, arguments.max_eval_samples) if evaluates else None
@@ -139,7 +224,7 @@ def make_job(
         eval_dataset=eval_encoded,
         processing_class=tokenizer,
         data_collator=task.collator,
-        compute_metrics=(lambda prediction: task.metrics(prediction, eval_encoded, held_out)) if evaluates else None,
+        compute_metrics=(lambda each: task.compute_metrics(each, eval_encoded, held_out)) if evaluates else None,
         preprocess_logits_for_metrics=task.preprocess_logits,
         pruning_config=config,
         callbacks=list(callbacks),

@@ -18,9 +18,36 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-from typing import Any, get_args, get_type_hints
+import types
+from collections.abc import Collection, Mapping
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from ..config import CHOICES, PruningConfig
+from ..files import nearest
+
+
+UNIONS = (Union, types.UnionType)
+
+
+class _ByName(argparse.Action):
+    """One value, or several by name: `2`, or `heads=2 neurons=64`."""
+
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: list[str], option_string: Any = None
+    ) -> None:
+        kind, pairs = self.metavar.lower(), [value.partition("=") for value in values]
+        convert = int if kind == "int" else float if kind == "float" else str
+        try:
+            if len(pairs) == 1 and not pairs[0][1]:
+                found: Any = convert(values[0])
+            elif all(equals for _, equals, _ in pairs):
+                found = {name: convert(value) for name, _, value in pairs}
+            else:
+                raise ValueError
+        except ValueError:
+            told = f"expected one {kind}, or NAME={kind.upper()} for each of several names; got {' '.join(values)}"
+            raise argparse.ArgumentError(self, told) from None
+        setattr(namespace, self.dest, found)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,27 +61,42 @@ class Option:
     many: bool = False
     choices: tuple[str, ...] | None = None
     required: bool = False
+    unless: str = ""  # an option that can stand in for a required one
     least: int | None = None  # of a number
+    by_name: bool = False  # one value, or one for each of several names
 
     def add_to(self, parser: argparse.ArgumentParser) -> None:
         keywords: dict[str, Any] = {"dest": self.name, "default": argparse.SUPPRESS}
         if self.kind is bool:
             keywords["action"] = argparse.BooleanOptionalAction
+        elif self.by_name:
+            keywords |= {"action": _ByName, "nargs": "+", "metavar": self.kind.__name__.upper()}
         else:
-            keywords |= {"type": self.kind, "choices": self.choices, "nargs": "+" if self.many else None}
-        default = self.default not in (None, False) and "Default:" not in self.help
+            keywords |= {"type": self._choice if self.choices else self.kind, "nargs": "+" if self.many else None}
+            if self.choices:
+                keywords["metavar"] = f"{{{','.join(self.choices)}}}"
+        default = self.default not in (None, False, [], {}) and "Default:" not in self.help
         shown = " ".join(map(str, self.default)) if self.many and default else self.default
         text = self.help + (f" Default: {shown}." if default else "")
         parser.add_argument(f"--{self.name}", help=text.replace("%", "%%"), **keywords)
         if "_" in self.name:  # --dry-run is --dry_run
             parser.add_argument(f"--{self.name.replace('_', '-')}", help=argparse.SUPPRESS, **keywords)
 
+    def _choice(self, value: str) -> str:
+        """One of the choices; argparse would not suggest any."""
+        if value not in self.choices:
+            known = ", ".join(self.choices)
+            raise argparse.ArgumentTypeError(f"unknown {value!r}; known: {known}{nearest(value, self.choices)}")
+        return value
+
     def tokens(self, value: Any) -> list[str]:
         """A value from a file, as it would stand on the command line."""
         if self.kind is bool and isinstance(value, bool):
             return [f"--{self.name}" if value else f"--no-{self.name}"]
         if self.many and isinstance(value, list):
-            return [f"--{self.name}", *map(str, value)]
+            return [f"--{self.name}", *map(str, value)] if value else []
+        if self.by_name and isinstance(value, dict):
+            return [f"--{self.name}", *(f"{name}={each}" for name, each in value.items())] if value else []
         if isinstance(value, list | dict | bool):
             raise ValueError(
                 f"{self.name!r} should be {'a list' if self.many else f'one {self.kind.__name__}'}, got {value!r}"
@@ -71,13 +113,25 @@ class Option:
 @functools.cache
 def pruning_options() -> tuple[Option, ...]:
     """The fields of `PruningConfig`."""
-    hints, found = get_type_hints(PruningConfig), []
-    for field in dataclasses.fields(PruningConfig):
-        kind = next((each for each in get_args(hints[field.name]) if each is not type(None)), hints[field.name])
-        many = field.name == "granularity"
+    return options_of(PruningConfig)
+
+
+def options_of(cls: type) -> tuple[Option, ...]:
+    """The fields of a dataclass of values, of lists and tuples of them, and of values by name."""
+    hints, found = get_type_hints(cls), []
+    for field in dataclasses.fields(cls):
+        hint = hints[field.name]
+        # `X | None` and `X | list[X]` are unions, `list[X]` is not.
+        kinds = [each for each in get_args(hint) if each is not type(None)] if get_origin(hint) in UNIONS else [hint]
+        origins = {each: get_origin(each) or each for each in kinds}
+        containers = [each for each in kinds if issubclass(origins[each], Collection) and origins[each] is not str]
+        by_name = any(issubclass(origins[each], Mapping) for each in containers)
+        plain = next((each for each in kinds if each not in containers), None)
+        if plain is None:
+            plain = next((each for each in reversed(get_args(containers[0])) if each is not ...), str)
         default = field.default if field.default is not dataclasses.MISSING else field.default_factory()
-        choices = CHOICES.get(field.name)
-        found.append(Option(field.name, field.metadata["help"], default, kind, many, choices))
+        many, choices = bool(containers) and not by_name, CHOICES.get(field.name)
+        found.append(Option(field.name, field.metadata["help"], default, plain, many, choices, by_name=by_name))
     return tuple(found)
 
 
@@ -110,9 +164,13 @@ DATA = (
     Option(
         "dataset",
         "Folder with files named by split (train.parquet, validation.csv, ...), or that save_to_disk of datasets "
-        "wrote; or a Hub id, with its configuration after a colon (nyu-mll/glue:sst2).",
+        "wrote; one such file, to train on; or a Hub id, with its configuration after a colon (nyu-mll/glue:sst2). "
+        "Where there is nothing to evaluate on, a tenth of the training rows is held out for that.",
         required=True,
+        unless="train_file",
     ),
+    Option("train_file", "File to train on (.parquet, .csv, .json or .jsonl), in place of --dataset."),
+    Option("validation_file", "Another of its kind, to evaluate on."),
     Option("dataset_config", "Configuration of the data set on the Hub."),
     Option(
         "task",
@@ -122,6 +180,12 @@ DATA = (
     ),
     Option("text_columns", "Columns to read, in order. Default: those of a usual name.", many=True),
     Option("label_column", "Column of the labels. Default: that of a usual name."),
+    Option(
+        "label_names",
+        "The classes of the data (numbers, if these are all there is) in the order of the model's numbers. Default: "
+        "by the model's own names for them.",
+        many=True,
+    ),
     Option("train_split", "Split to score on, to rebuild on and to train on.", "train"),
     Option(
         "max_length",

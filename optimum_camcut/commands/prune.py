@@ -17,22 +17,31 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
+import logging
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from optimum.commands.base import CommandInfo
 
-from ..config import PruningConfig
-from ..files import write_json
+from ..config import PruningConfig, differences
+from ..files import read_json, write_json
 from .command import Command
-from .job import Job, make_job
+from .job import Job, check_job, dataset_name, make_job
 from .options import DATA, EVALUATION, MODEL, OUTPUT, REPEATS, SCORES, Option, pruning_config, pruning_options
 from .output import check_output
 from .results import DENSE, PRUNED, RESULTS_NAME, measure_both, results_table, weights_on_disk
 from .saved_scores import SavedScores, identify
+
+
+logger = logging.getLogger(__name__)
+
+RUN_NAME = "_run.json"  # a run that has not ended: its flags, and the dense model's metrics
+NOT_OF_THE_RUN = ("given", "config", "output", "overwrite", "resume", "dry_run", "verbose", "repeats")
 
 
 class PruneCommand(Command):
@@ -54,6 +63,7 @@ TrainingArguments, for the recovery by fine-tuning:
     learning_rate: 3e-5
 """
     TOGETHER = True
+    output: Path | None = None  # once something is written
 
     @classmethod
     def options(cls) -> tuple[Option, ...]:
@@ -61,14 +71,20 @@ TrainingArguments, for the recovery by fine-tuning:
             Option("epochs", "Epochs of fine-tuning, where the recovery has any. Default: 3.", kind=float),
             Option("learning_rate", "Of fine-tuning. Default: 5e-5.", kind=float),
         )
+        default = "Default: reconstruct, which takes seconds (in Python finetune); none for single weights."
         pruning = [
-            dataclasses.replace(option, help=f"{option.help} Default: reconstruct; none for single weights.")
-            if option.name == "recovery"
-            else option
+            dataclasses.replace(option, help=f"{option.help} {default}") if option.name == "recovery" else option
             for option in pruning_options()
         ]
         dry = Option("dry_run", "Print the plan and what it would save; cut and write nothing.", False, bool)
-        return (*MODEL, *DATA, *EVALUATION, *pruning, *training, SCORES, REPEATS, dry, *OUTPUT)
+        resume = Option(
+            "resume",
+            "Go on with the run that was interrupted in --output, with the same flags: with its scores so far, and "
+            "from its last checkpoint if the section `training` of the file has, say, save_strategy: epoch.",
+            False,
+            bool,
+        )
+        return (*MODEL, *DATA, *EVALUATION, *pruning, *training, SCORES, REPEATS, dry, resume, *OUTPUT)
 
     def read(self) -> argparse.Namespace:
         arguments = super().read()
@@ -87,26 +103,39 @@ TrainingArguments, for the recovery by fine-tuning:
         config = pruning_config(arguments, **{"recovery": "none" if weights else "reconstruct", **settings})
         if scores is not None and (config.rounds > 1 or config.dense_epochs > 0):
             raise ValueError("rounds and dense_epochs score the model as it then is, so they take no --scores")
-        output = check_output(arguments.output, arguments.overwrite or arguments.dry_run, arguments.model)
-        if arguments.dry_run:
-            with tempfile.TemporaryDirectory() as folder:
-                self._dry_run(arguments, config, scores, folder)
-        else:
-            self._prune(arguments, config, scores, output)
+        before = interrupted_run(arguments) if arguments.resume else None
+        overwrite = arguments.overwrite or before is not None
+        output = check_output(arguments.output, overwrite, arguments.model, RUN_NAME)
+        if arguments.resume and before is None:
+            logger.warning("no run was interrupted in %s: starting from the beginning", output)
+        check_job(arguments, evaluates=True)
+        with tempfile.TemporaryDirectory() if arguments.dry_run else nullcontext(output) as folder:
+            job = make_job(arguments, config, folder, evaluates=True)
+            if scores is not None:
+                if job.trainer.is_world_process_zero():  # the weights of the others may not be there yet
+                    scores.check(job, arguments)
+                job.trainer.scores = scores.values
+            if arguments.dry_run:
+                self._dry_run(arguments, config, job)
+            else:
+                self._prune(arguments, config, job, output, before)
 
-    def _dry_run(
-        self, arguments: argparse.Namespace, config: PruningConfig, scores: SavedScores | None, folder: str
-    ) -> None:
+    def _dry_run(self, arguments: argparse.Namespace, config: PruningConfig, job: Job) -> None:
         import copy
 
         from ..plan import PruningPlan
 
-        config = dataclasses.replace(
+        job.trainer._prepare()  # as training does at first
+        if config.dense_epochs or config.rounds > 1:
+            logger.warning(
+                "the plan is for one cut of the model as it is; the run itself would cut it in %d rounds%s",
+                config.rounds,
+                " after its dense epochs" if config.dense_epochs else "",
+            )
+        job.trainer.pruning_config = dataclasses.replace(
             config, recovery="none", rounds=1, dense_epochs=0.0, rewind=False, distill_weight=0.0
         )
-        job = make_job(arguments, config, folder, evaluates=False)
         dense = copy.deepcopy(job.model)
-        self._use(scores, job, arguments)
         before = getattr(dense, "pruning_plan", None) or PruningPlan({})
         plan = job.trainer.prune()
         if job.trainer.is_world_process_zero():
@@ -117,25 +146,35 @@ TrainingArguments, for the recovery by fine-tuning:
             print("Nothing was written (dry run).")
 
     def _prune(
-        self, arguments: argparse.Namespace, config: PruningConfig, scores: SavedScores | None, output: Path
+        self,
+        arguments: argparse.Namespace,
+        config: PruningConfig,
+        job: Job,
+        output: Path,
+        before: Mapping[str, Any] | None,
     ) -> None:
         from ..tasks.models import load_model
 
+        is_main = job.trainer.is_world_process_zero()
         measured: dict[str, dict[str, float]] = {}
-        job = make_job(arguments, config, output, evaluates=True)
-        self._use(scores, job, arguments)
         identity = None  # of the model that is scored; after dense epochs it is not the one that was given
-        if job.trainer.is_world_process_zero() and not config.dense_epochs:
+        if is_main and not config.dense_epochs:
             identity = identify(job.model, arguments.model)
-        with dense_measured_after_training(job, measured) if config.dense_epochs else nullcontext():
-            if not config.dense_epochs:
+        if is_main and before is None:
+            begin_run(arguments, output)
+        self.output = output
+        if before is not None and before.get(DENSE):
+            measured[DENSE], job.task.warned = before[DENSE], True
+        with dense_measured_after_training(job, measured, output) if config.dense_epochs else nullcontext():
+            if not config.dense_epochs and not measured:
                 measured[DENSE] = job.evaluate()
-            job.trainer.train()
+                keep_dense_metrics(job, measured, output)
+            job.trainer.train(resume_from_checkpoint=True if before is not None else None)
         measured[PRUNED] = job.evaluate()
-        if job.trainer.is_world_process_zero():
+        if is_main:
             (output / RESULTS_NAME).unlink(missing_ok=True)  # those of a model that is overwritten
         job.trainer.save_model()
-        if not job.trainer.is_world_process_zero():
+        if not is_main:
             return
         pruned = job.model
         dense = load_model(arguments.model, job.task, dtype=pruned.dtype, revision=arguments.revision)
@@ -143,24 +182,59 @@ TrainingArguments, for the recovery by fine-tuning:
         results[PRUNED]["bytes"] = weights_on_disk(output)
         for name in (DENSE, PRUNED):
             results[name]["metrics"] = measured.get(name, {})
-        told = {"model": arguments.model, "dataset": arguments.dataset, "identity": identity}
+        told = {"model": arguments.model, "dataset": dataset_name(arguments), "identity": identity}
         write_json(output / RESULTS_NAME, {**told, **results})
+        (output / RUN_NAME).unlink(missing_ok=True)
         print(pruned.pruning_plan)
         print(f"\n{results_table(results)}")
         print(f"Saved in {output}.")
 
-    @staticmethod
-    def _use(scores: SavedScores | None, job: Job, arguments: argparse.Namespace) -> None:
-        """Hands over scores from a file, if they are those that the job would compute."""
-        if scores is None:
-            return
-        if job.trainer.is_world_process_zero():  # the weights of the others may not be there yet
-            scores.check(job, arguments)
-        job.trainer.scores = scores.values
+    def interrupted(self) -> str:
+        begun = self.output is not None and (self.output / RUN_NAME).exists()
+        return "interrupted; go on with --resume" if begun else "interrupted before anything was written"
+
+
+def _flags(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What decides how a run goes."""
+    return {name: value for name, value in vars(arguments).items() if name not in NOT_OF_THE_RUN}
+
+
+def interrupted_run(arguments: argparse.Namespace) -> dict[str, Any] | None:
+    """What a run that was interrupted has left in the output folder; None if there is nothing to go on from.
+
+    Raises:
+        `ValueError`: it had other flags; or the folder holds something else.
+    """
+    path = Path(arguments.output) / RUN_NAME
+    if not path.exists():
+        return None
+    found = read_json(path)
+    different = differences(found.get("flags") or {}, json.loads(json.dumps(_flags(arguments))))
+    if different:
+        raise ValueError(
+            f"the run that was interrupted in {arguments.output} had other flags: {different}. Resume it with the "
+            "same, or start anew with --overwrite and without --resume"
+        )
+    return found
+
+
+def begin_run(arguments: argparse.Namespace, output: Path) -> None:
+    """Marks a folder as that of a run that has not ended. Checkpoints of earlier ones would be taken for its own."""
+    output.mkdir(parents=True, exist_ok=True)
+    for state in (*output.glob("checkpoint-*/trainer_state.json"), *output.glob("_*/checkpoint-*/trainer_state.json")):
+        logger.warning("removing the checkpoint %s of an earlier run", state.parent)
+        shutil.rmtree(state.parent)
+    write_json(output / RUN_NAME, {"flags": _flags(arguments), DENSE: {}})
+
+
+def keep_dense_metrics(job: Job, measured: Mapping[str, dict[str, float]], output: Path) -> None:
+    """For a run that is resumed when there is no dense model any more."""
+    if job.trainer.is_world_process_zero():
+        write_json(output / RUN_NAME, {**read_json(output / RUN_NAME), DENSE: measured[DENSE]})
 
 
 @contextmanager
-def dense_measured_after_training(job: Job, measured: dict[str, dict[str, float]]) -> Iterator[None]:
+def dense_measured_after_training(job: Job, measured: dict[str, dict[str, float]], output: Path) -> Iterator[None]:
     """The dense model counts as it is after its epochs, just before the cut."""
     from transformers import TrainerCallback
 
@@ -168,6 +242,7 @@ def dense_measured_after_training(job: Job, measured: dict[str, dict[str, float]
         def on_train_end(self, *args: Any, **kwargs: Any) -> None:
             if job.trainer.pruning_plan is None:
                 measured[DENSE] = job.evaluate()
+                keep_dense_metrics(job, measured, output)
 
     callback = Measure()
     job.trainer.add_callback(callback)

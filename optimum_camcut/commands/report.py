@@ -23,6 +23,7 @@ from optimum.commands.base import CommandInfo
 from ..config import PruningConfig
 from ..files import read_json
 from .command import Command
+from .job import check_model
 from .options import MODEL, REPEATS, SCORES, Option
 from .output import check_file, quiet
 from .results import DENSE, PRUNED, RESULTS_NAME, measure_both
@@ -57,6 +58,9 @@ Writes a report on a pruned checkpoint, or on a plan for a model. What `prune` h
     def execute(self, arguments: argparse.Namespace) -> None:
         output = Path(arguments.output)
         check_file(output / "report.html" if output.is_dir() else output, arguments.overwrite)
+        check_model(arguments.model, arguments.revision)
+        if arguments.dense:
+            check_model(arguments.dense)
         quiet(arguments.verbose)
 
         import copy

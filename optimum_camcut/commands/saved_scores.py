@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from ..config import NOISE, PruningConfig, differences
 from ..files import replacing
 from ..scoring import get_scorer
-from .job import Job
+from .job import Job, dataset_name
 from .options import DATA, SCORING_FIELDS
 
 
@@ -162,7 +162,7 @@ class SavedScores:
         self.check_model(job.model, arguments.model)
         made, now = self.origin, Origin.of(job, arguments)
         if made.examples != now.examples:
-            different = differences(made.data, now.data) or f"the rows of {arguments.dataset} have changed"
+            different = differences(made.data, now.data) or f"the rows of {dataset_name(arguments)} have changed"
             raise ValueError(
                 f"the scores in {self.path} are by other examples: {different}. Give the same data, or {ADVICE}"
             )

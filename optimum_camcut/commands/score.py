@@ -23,7 +23,7 @@ from optimum.commands.base import CommandInfo
 from ..files import write_text
 from ..tables import as_markdown, as_text
 from .command import Command
-from .job import make_job
+from .job import check_job, make_job
 from .options import DATA, MODEL, OUTPUT, SCORING_FIELDS, Option, pruning_config, pruning_options
 from .output import check_output
 from .saved_scores import SCORES_NAME, SUMMARY_NAME, Origin, SavedScores, scores_table
@@ -45,6 +45,7 @@ Scores what may be removed from a fine-tuned model, on training examples, and wr
     def execute(self, arguments: argparse.Namespace) -> None:
         config = pruning_config(arguments, sparsity=0.5)  # which scores do not depend on
         output = check_output(arguments.output, arguments.overwrite, arguments.model)
+        check_job(arguments, evaluates=False)
         with tempfile.TemporaryDirectory() as folder:
             job = make_job(arguments, config, folder, evaluates=False)
             is_main = job.trainer.is_world_process_zero()

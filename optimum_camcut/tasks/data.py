@@ -15,71 +15,154 @@
 
 from __future__ import annotations
 
+import csv
+import json
 from collections.abc import Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
+
+from ..files import nearest, read_json
 
 
 EVALUATION_SPLITS = ("validation", "validation_matched", "dev", "valid", "val", "eval", "test")
 FORMATS = {"parquet": "parquet", "csv": "csv", "json": "json", "jsonl": "json"}
+HELD_OUT, SEED = 0.1, 0  # of the training rows, where there are no others to evaluate on
 
 
-def load_data(name: str, config: str | None = None) -> Any:
+def find_files(name: str | None, train: str | None = None, validation: str | None = None) -> dict[str, list[str]]:
+    """The files of a data set, by their splits; none if it is to be read otherwise: what `save_to_disk` wrote, or a
+    data set on the Hub.
+
+    Args:
+        name: see `load_data`.
+        train, validation: files, in place of a name.
+
+    Raises:
+        `ValueError`: the folder holds nothing of the kind, or a file is of another kind.
+        `FileNotFoundError`: there is no such folder or file.
+    """
+    if name is None:
+        given = {"train": train, "validation": validation}
+        return _of_one_kind({split: [path] for split, path in given.items() if path is not None})
+    path = Path(name)
+    if path.is_file():
+        return _of_one_kind({"train": [name]})
+    if not path.is_dir():
+        if path.suffix.lstrip(".") in FORMATS:
+            raise FileNotFoundError(f"there is no file {name}")
+        if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+            raise FileNotFoundError(f"there is no folder {name} to read data from (and it cannot be a Hub id)")
+        return {}
+    if _is_saved(path):
+        return {}
+    files: dict[str, list[str]] = {}
+    for each in sorted(path.iterdir()):
+        if each.suffix.lstrip(".") in FORMATS:
+            files.setdefault(each.stem.partition("-")[0], []).append(str(each))
+    if len({FORMATS[Path(file).suffix.lstrip(".")] for found in files.values() for file in found}) != 1:
+        found = ", ".join(sorted(each.name for each in path.iterdir())[:20]) or "nothing"
+        raise ValueError(
+            f"{path} should hold files of one kind, named by split, such as train.parquet and validation.parquet "
+            f"(or .csv, .json, .jsonl), or what save_to_disk wrote; found {found}"
+        )
+    return files
+
+
+def _of_one_kind(files: dict[str, list[str]]) -> dict[str, list[str]]:
+    for (path,) in files.values():
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"there is no file {path}")
+        if Path(path).suffix.lstrip(".") not in FORMATS:
+            raise ValueError(f"{path} is no file of data: it should end with .{', .'.join(FORMATS)}")
+    if len({FORMATS[Path(path).suffix.lstrip(".")] for (path,) in files.values()}) != 1:
+        raise ValueError(f"the files should be of one kind; got {' and '.join(path for (path,) in files.values())}")
+    return files
+
+
+def _is_saved(folder: Path) -> bool:
+    return (folder / "dataset_dict.json").exists() or (folder / "state.json").exists()
+
+
+def splits_and_columns(name: str | None, train: str | None = None, validation: str | None = None) -> dict[str, Any]:
+    """The splits of a data set and the columns of each, from the heads of its files: without a library that takes
+    seconds to import. No columns where they are not told at the head; no splits of a data set on the Hub.
+
+    Raises:
+        `ValueError`, `FileNotFoundError`: see `find_files`; or a file cannot be read.
+    """
+    files = find_files(name, train, validation)
+    if files or name is None or not Path(name).is_dir():
+        return {split: _columns(paths[0]) for split, paths in files.items()}
+    saved = Path(name)
+    parts = {"train": saved}
+    if (saved / "dataset_dict.json").exists():
+        parts = {split: saved / split for split in read_json(saved / "dataset_dict.json").get("splits", ())}
+    infos = {split: folder / "dataset_info.json" for split, folder in parts.items()}
+    known = {split: read_json(info).get("features") if info.exists() else None for split, info in infos.items()}
+    return {split: list(features) if features else None for split, features in known.items()}
+
+
+def _columns(path: str) -> list[str] | None:
+    kind = Path(path).suffix.lstrip(".")
+    if not Path(path).stat().st_size:
+        raise ValueError(f"{path} is empty")
+    if kind == "parquet":
+        from pyarrow import ArrowInvalid, parquet
+
+        try:
+            return parquet.read_schema(path).names
+        except ArrowInvalid as error:
+            raise ValueError(f"{path} is no parquet file: {error}") from error
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        try:
+            if kind == "csv":
+                return next(csv.reader(file), [])
+            rows = [json.loads(line) for line in islice(file, 100)]
+        except ValueError:  # not a row a line: it takes the whole file to know
+            return None
+    return list(dict.fromkeys(chain.from_iterable(rows))) if all(isinstance(row, dict) for row in rows) else None
+
+
+def load_data(
+    name: str | None, config: str | None = None, train: str | None = None, validation: str | None = None
+) -> Any:
     """Reads a data set, with its splits.
 
     Args:
         name: a folder with files named by split (`train.parquet`, `validation-00000-of-00002.csv`, `test.jsonl`), or
-            one that `save_to_disk` of `datasets` wrote; or a Hub id, also with its configuration
-            (`"nyu-mll/glue:sst2"`).
+            one that `save_to_disk` of `datasets` wrote; a file, of which all is for training; or a Hub id, also with
+            its configuration (`"nyu-mll/glue:sst2"`).
         config: the configuration on the Hub.
+        train, validation: files, in place of a name.
 
     Returns:
         `datasets.DatasetDict`.
 
     Raises:
         `ValueError`: the folder holds nothing of the kind, or a file cannot be read.
-        `FileNotFoundError`: there is no such folder, or nothing of that name on the Hub.
+        `FileNotFoundError`: there is no such folder or file, or nothing of that name on the Hub.
         `ConnectionError`: there is no such folder, and no way to the Hub.
     """
+    files = find_files(name, train, validation)
+
     import datasets
     from datasets.exceptions import DatasetsError
 
     try:
+        if files:
+            kind = FORMATS[Path(next(iter(files.values()))[0]).suffix.lstrip(".")]
+            return datasets.load_dataset(kind, data_files=files)
         if Path(name).is_dir():
-            return _load_folder(Path(name))
-        if Path(name).is_file():
-            raise ValueError(f"{name} is a file; name the folder that it is in, whose files are named by split")
-        if Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-            raise FileNotFoundError(f"there is no folder {name} to read data from (and it cannot be a Hub id)")
+            saved = datasets.load_from_disk(name)
+            return saved if isinstance(saved, datasets.DatasetDict) else datasets.DatasetDict(train=saved)
         name, _, own = name.partition(":")
         return datasets.load_dataset(name, config or own or None)
     except ConnectionError as error:
         raise ConnectionError(f"{name} is no folder, and cannot be fetched from the Hub: {error}") from error
     except DatasetsError as error:
         reason = error.__cause__ or error
-        raise ValueError(f"the data of {name} cannot be read: {reason}") from error
-
-
-def _load_folder(folder: Path) -> Any:
-    import datasets
-
-    if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
-        saved = datasets.load_from_disk(str(folder))
-        return saved if isinstance(saved, datasets.DatasetDict) else datasets.DatasetDict(train=saved)
-    files: dict[str, list[str]] = {}
-    extensions = set()
-    for path in sorted(folder.iterdir()):
-        extension = path.suffix.lstrip(".")
-        if extension in FORMATS:
-            files.setdefault(path.stem.partition("-")[0], []).append(str(path))
-            extensions.add(FORMATS[extension])
-    if len(extensions) != 1:
-        found = ", ".join(sorted(path.name for path in folder.iterdir())[:20]) or "nothing"
-        raise ValueError(
-            f"{folder} should hold files of one kind, named by split, such as train.parquet and validation.parquet "
-            f"(or .csv, .json, .jsonl), or what save_to_disk wrote; found {found}"
-        )
-    return datasets.load_dataset(extensions.pop(), data_files=files)
+        raise ValueError(f"the data of {name or train} cannot be read: {reason}") from error
 
 
 def choose_split(data: Mapping[str, Any], name: str | None, guesses: Sequence[str], purpose: str) -> str:
@@ -92,4 +175,30 @@ def choose_split(data: Mapping[str, Any], name: str | None, guesses: Sequence[st
         if guess in data:
             return guess
     wanted = f"no split {name!r}" if name else f"no split such as {guesses[0]!r}"
-    raise ValueError(f"there is {wanted} to {purpose} on; the data have {', '.join(data)}")
+    near = nearest(name, data) if name else ""
+    raise ValueError(f"there is {wanted} to {purpose} on; the data have {', '.join(data)}{near}")
+
+
+def evaluation_split(data: Mapping[str, Any], name: str | None, train: str) -> str | None:
+    """The name of the split to evaluate on; None if there is none but that to train on, of which a part is then to be
+    held out.
+
+    Raises:
+        `ValueError`: there is none of the name that was given.
+    """
+    others = [split for split in EVALUATION_SPLITS if split != train]
+    if name is None and not any(split in data for split in others):
+        return None
+    return choose_split(data, name, others, "evaluate")
+
+
+def hold_out(rows: Any) -> tuple[Any, Any]:
+    """Rows to train and to evaluate on: the same ones in every process and every run.
+
+    Raises:
+        `ValueError`: there are too few.
+    """
+    if len(rows) < 2:
+        raise ValueError(f"there is no split to evaluate on, and {len(rows)} rows are too few to hold some out")
+    parts = rows.train_test_split(max(1, round(HELD_OUT * len(rows))), seed=SEED)
+    return parts["train"], parts["test"]

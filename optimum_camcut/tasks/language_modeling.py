@@ -15,15 +15,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import torch
-from torch import Tensor
-from transformers import DataCollatorForTokenClassification, EvalPrediction
 
 from .task import IGNORED, Task, first_output, register
+
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import EvalPrediction
 
 
 class LanguageModel(Task):
@@ -33,22 +35,28 @@ class LanguageModel(Task):
     measured = ("accuracy", "perplexity")
     shift: ClassVar[int] = 0  # tokens between a position and the one that it predicts
 
-    def __init__(self, rows: Any, text_columns: Sequence[str] | None = None, label_column: str | None = None) -> None:
-        if label_column:
-            raise ValueError(f"{self.name} has no label column: the text itself is predicted; got {label_column!r}")
-        super().__init__(rows, text_columns)
-
-    def _choose(self, what: str, given: tuple[str, ...], guesses: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
-        return super()._choose(what, given, guesses) if what == "text" else ()
+    @classmethod
+    def _choose(
+        cls, columns: Sequence[str], what: str, given: tuple[str, ...], guesses: Iterable[tuple[str, ...]]
+    ) -> tuple[str, ...]:
+        if what == "text":
+            return super()._choose(columns, what, given, guesses)
+        if given:
+            raise ValueError(f"{cls.name} has no label column: the text itself is predicted; got {given[0]!r}")
+        return ()
 
     @property
     def collator(self) -> Callable[[list], dict[str, Tensor]]:
+        from transformers import DataCollatorForTokenClassification
+
         return DataCollatorForTokenClassification(self.tokenizer)
 
     @classmethod
     def preprocess_logits(cls, logits: Any, labels: Tensor) -> Tensor:
         """Of every token that counts, whether it was predicted and its negative log-likelihood, so that logits of the
         whole vocabulary are not kept: `(batch, tokens, 2)`."""
+        import torch
+
         logits = first_output(logits)[:, : labels.shape[1] - cls.shift].float()
         labels = labels[:, cls.shift :]
         loss = torch.nn.functional.cross_entropy(
@@ -60,6 +68,12 @@ class LanguageModel(Task):
         counted = prediction.label_ids[:, self.shift :] != IGNORED
         hits, loss = prediction.predictions[:, : counted.shape[1]][counted].mean(0, dtype=np.float64)
         return {"accuracy": float(hits), "perplexity": float(np.exp(min(loss, 700)))}
+
+    def measure_constants(self, prediction: EvalPrediction, features: Any, rows: Any) -> Iterator[dict[str, float]]:
+        """The commonest token for every one; and all tokens alike."""
+        labels = prediction.label_ids[:, self.shift :]
+        counts = np.unique(labels[labels != IGNORED], return_counts=True)[1]
+        yield {"accuracy": float(counts.max() / counts.sum()), "perplexity": float(len(self.tokenizer))}
 
 
 @register("fill-mask")

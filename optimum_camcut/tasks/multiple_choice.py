@@ -16,15 +16,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
-from transformers import DataCollatorForMultipleChoice, EvalPrediction
 
 from .task import Task, first_output, register
+
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import EvalPrediction
 
 
 @register("multiple-choice")
@@ -38,15 +41,16 @@ class MultipleChoice(Task):
     takes_metrics = True
     choices = 0  # of every row, once one was read
 
-    def choose_texts(self, given: tuple[str, ...]) -> tuple[str, ...]:
-        endings = sorted(name for name in self.rows.column_names if re.fullmatch(r"(ending|choice|option)_?\d", name))
+    @classmethod
+    def choose_texts(cls, columns: Sequence[str], given: tuple[str, ...]) -> tuple[str, ...]:
+        endings = sorted(name for name in columns if re.fullmatch(r"(ending|choice|option)_?\d", name))
         if not given and len(endings) > 1:
             for before in (("sent1", "sent2"), ("ctx",), ("context",), ("question",), ("sentence",), ("text",)):
-                if set(before) <= set(self.rows.column_names):
+                if set(before) <= set(columns):
                     return (*before, *endings)
-        chosen = super().choose_texts(given)
+        chosen = super().choose_texts(columns, given)
         if len(chosen) < 2:
-            raise ValueError(f"{self.name} reads a context and its choices, not {', '.join(chosen)} alone")
+            raise ValueError(f"{cls.name} reads a context and its choices, not {', '.join(chosen)} alone")
         return chosen
 
     def encode(self, rows: Mapping[str, list], numbers: list[int]) -> dict[str, list]:
@@ -90,10 +94,15 @@ class MultipleChoice(Task):
 
     @property
     def collator(self) -> Callable[[list], dict[str, Tensor]]:
+        from transformers import DataCollatorForMultipleChoice
+
         return DataCollatorForMultipleChoice(self.tokenizer)
 
     def metrics(self, prediction: EvalPrediction, features: Any, rows: Any) -> dict[str, float]:
         return self.measure(first_output(prediction.predictions).argmax(-1), prediction.label_ids)
+
+    def measure_constants(self, prediction: EvalPrediction, features: Any, rows: Any) -> Iterator[dict[str, float]]:
+        yield from self.measure_classes(prediction.label_ids, self.measure)
 
     def measure(self, predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:
         return {"accuracy": float((predicted == true).mean())}

@@ -19,14 +19,17 @@ import copy
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
-from transformers import DataCollatorWithPadding, EvalPrediction
 
 from .task import Task, register
+
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import EvalPrediction
 
 
 @register("question-answering")
@@ -44,6 +47,8 @@ class QuestionAnswering(Task):
     @property
     def collator(self) -> Callable[[list], dict[str, Tensor]]:
         """Pads at the end, whatever the tokenizer does by itself: answers are told by their place in the window."""
+        from transformers import DataCollatorWithPadding
+
         tokenizer = copy.deepcopy(self.tokenizer)
         tokenizer.padding_side = "right"
         return DataCollatorWithPadding(tokenizer)
@@ -94,12 +99,13 @@ class QuestionAnswering(Task):
                 score, text = nothing - 1e4, ""  # another window may have it
             if row not in best or score > best[row][0]:
                 best[row] = score, text
-        exact, f1 = [], []
-        for row, (_, text) in best.items():
-            expected = answers[row]["text"] or [""]
-            exact.append(max(_words(text) == _words(each) for each in expected))
-            f1.append(max(_overlap(_words(text), _words(each)) for each in expected))
-        return {"f1": float(np.mean(f1)), "exact_match": float(np.mean(exact))}
+        return _measure({row: text for row, (_, text) in best.items()}, answers)
+
+    def measure_constants(self, prediction: EvalPrediction, features: Any, rows: Any) -> Iterator[dict[str, float]]:
+        """Of no answer, and of the words that the context begins with."""
+        contexts, answers = rows[self.text_columns[1]], list(map(_answers, rows[self.label_column]))
+        for count in (0, 1, 3, 10):
+            yield _measure({row: " ".join(contexts[row].split()[:count]) for row in set(features["row"])}, answers)
 
     def _best_span(self, start: np.ndarray, end: np.ndarray, spans: list, context: str) -> tuple[float, str]:
         """The likeliest span of a window that is no longer than `LONGEST`, as its score and its text."""
@@ -109,6 +115,16 @@ class QuestionAnswering(Task):
         scores = np.where(allowed, start[:, None] + end, -np.inf)
         first, last = np.unravel_index(scores.argmax(), scores.shape)
         return float(scores[first, last]), context[spans[first][0] : spans[last][1]]
+
+
+def _measure(texts: Mapping[int, str], answers: list[Mapping[str, list]]) -> dict[str, float]:
+    """F1 and exact match of answers by their row, as SQuAD has them."""
+    exact, f1 = [], []
+    for row, text in texts.items():
+        expected = answers[row]["text"] or [""]
+        exact.append(max(_words(text) == _words(each) for each in expected))
+        f1.append(max(_overlap(_words(text), _words(each)) for each in expected))
+    return {"f1": float(np.mean(f1)), "exact_match": float(np.mean(exact))}
 
 
 def _answers(value: Any) -> Mapping[str, list]:

@@ -15,26 +15,26 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from torch import Tensor
-from transformers import (
-    DataCollatorWithPadding,
-    EvalPrediction,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
 
-from ..files import shown
-from ..measure import longest_input
+from ..files import nearest, shown
+from .classes import classes_of, match_names, meaningless
 from .metrics import classification_metrics, larger_is_better
 
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import EvalPrediction, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 IGNORED = -100  # the label of tokens that no loss counts
 TASKS: dict[str, type[Task]] = {}
@@ -59,23 +59,26 @@ def get_task(name: str) -> type[Task]:
         `ValueError`: an unknown name; the message lists the known.
     """
     if name not in TASKS:
-        raise ValueError(f"unknown task {name!r}; known tasks: {', '.join(TASKS)}")
+        raise ValueError(f"unknown task {name!r}; known tasks: {', '.join(TASKS)}{nearest(name, TASKS)}")
     return TASKS[name]
 
 
 class Task(ABC):
-    """What to do with the rows of a data set.
+    """What to do with the rows of a data set. Neither torch nor transformers is imported before a model is there, so
+    that a wrong column is told at once.
 
     Args:
         rows (`datasets.Dataset`): the training rows, whose columns and classes count.
         text_columns (`Sequence[str]`, *optional*): the columns to read. Default: those of a usual name.
         label_column (`str`, *optional*): likewise.
+        label_names (`Sequence[str]`, *optional*): the classes of the data in the order of the model's numbers.
 
     Raises:
-        `ValueError`: no such columns; the message lists those there are.
+        `ValueError`: no such columns; the message lists those there are. Or `label_names` are not the data's.
 
     Attributes:
-        names (`list[str]`): the classes of the data, in their order there; empty if there are none.
+        names (`list[str]`): the classes of the data, in their order there, or else in the model's; empty if there are
+            none.
         headline (`str`): the metric to compare models by.
     """
 
@@ -92,31 +95,60 @@ class Task(ABC):
     sums_tokens: ClassVar[bool] = False
     preprocess_logits: ClassVar[Callable[[Any, Tensor], Any] | None] = None
 
-    def __init__(self, rows: Any, text_columns: Sequence[str] | None = None, label_column: str | None = None) -> None:
-        self.rows, self.numbered = rows, False
+    def __init__(
+        self,
+        rows: Any,
+        text_columns: Sequence[str] | None = None,
+        label_column: str | None = None,
+        label_names: Sequence[str] | None = None,
+    ) -> None:
+        self.rows, self.numbered, self.ordered = rows, False, False
         self.split = str(rows.split) if rows.split else None
-        self.text_columns = self.choose_texts(tuple(text_columns or ()))
-        self.label_column = self._choose("label", (label_column,) if label_column else (), [(n,) for n in self.labels])
-        self.label_column = self.label_column[0] if self.label_column else None
+        self.text_columns, self.label_column = self.choose_columns(rows.column_names, text_columns, label_column)
+        self.label_names = list(label_names or ())
         self.find_classes()
+        if self.label_names and not self.names:
+            raise ValueError(
+                f"--label_names are for classes, and {self.name} has none in {self.label_column or self.text_columns}"
+            )
+        self.of_model = self.of_data = np.arange(len(self.names))  # class of the data -> class of the model; reverse
+        self.fits = False  # it is known which class is which
         self.headline, self.metric_module = self.metric_names[0], ""
+        self.constant: dict[str, float] = {}  # what predicting the same for every row would give, once it was measured
+        self.warned = False  # a first model has been compared with that
 
-    def choose_texts(self, given: tuple[str, ...]) -> tuple[str, ...]:
+    @classmethod
+    def choose_columns(
+        cls, columns: Sequence[str], text_columns: Sequence[str] | None = None, label_column: str | None = None
+    ) -> tuple[tuple[str, ...], str | None]:
+        """The columns to read and that of the labels, among those there are: the given, or those of a usual name.
+
+        Raises:
+            `ValueError`: no such columns; the message lists those there are.
+        """
+        texts = cls.choose_texts(columns, tuple(text_columns or ()))
+        labels = cls._choose(columns, "label", (label_column,) if label_column else (), [(n,) for n in cls.labels])
+        return texts, labels[0] if labels else None
+
+    @classmethod
+    def choose_texts(cls, columns: Sequence[str], given: tuple[str, ...]) -> tuple[str, ...]:
         """The columns to read."""
-        return self._choose("text", given, self.texts)
+        return cls._choose(columns, "text", given, cls.texts)
 
-    def _choose(self, what: str, given: tuple[str, ...], guesses: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
-        columns = self.rows.column_names
+    @classmethod
+    def _choose(
+        cls, columns: Sequence[str], what: str, given: tuple[str, ...], guesses: Iterable[tuple[str, ...]]
+    ) -> tuple[str, ...]:
         for names in [given] if given else guesses:
             if set(names) <= set(columns):
                 return names
+        unknown = sorted(set(given) - set(columns))
         problem = (
-            f"there is no column {', '.join(sorted(set(given) - set(columns)))}"
-            if given
-            else (f"no {what} column of a usual name was found")
+            f"there is no column {', '.join(unknown)}" if given else (f"no {what} column of a usual name was found")
         )
         raise ValueError(
             f"{problem}; the columns are {', '.join(columns)}; choose by --{what}_column{'s' * (what == 'text')}"
+            f"{nearest(unknown[0], columns) if unknown else ''}"
         )
 
     def find_classes(self) -> None:
@@ -125,49 +157,95 @@ class Task(ABC):
 
     def _set_classes(self, feature: Any, values: Iterable[Any]) -> None:
         """Names of the classes as the data have them: of a `ClassLabel`, as texts, or mere numbers."""
-        if getattr(feature, "names", None):
-            self.names = list(feature.names)
-            return
-        found = set(values) - {None}  # which `encode` tells, with its row
-        if not found:
-            raise ValueError(f"the column {self.label_column!r} has no labels")
-        self.numbered = all(isinstance(value, int) for value in found)
-        if self.numbered:
-            if min(found) < 0:
-                raise ValueError(f"the labels in {self.label_column!r} should be 0 or more; found {min(found)}")
-            self.names = [f"LABEL_{number}" for number in range(max(found) + 1)]
-        elif all(isinstance(value, str) for value in found):
-            self.names = sorted(found)
-        else:
-            raise ValueError(f"the labels in {self.label_column!r} should be numbers or names; found {shown(found)}")
+        found = classes_of(feature, values, self.label_column, self.label_names)
+        self.names, self.classes = found.names, found.values
+        self.numbered, self.ordered = found.numbered, found.ordered
 
     def set_head(self, config: PretrainedConfig) -> None:
         """Tells a model that gets a new head what it is to tell apart."""
         if self.names:
-            config.id2label = dict(enumerate(self.names))
-            config.label2id = {name: number for number, name in enumerate(self.names)}
+            names = self.label_names or self.names
+            config.id2label = dict(enumerate(names))
+            config.label2id = {name: number for number, name in enumerate(names)}
+            self._number_classes([names.index(name) for name in self.names])
 
     def check_head(self, config: PretrainedConfig) -> None:
-        """Raises `ValueError` if a model's head does not fit the data."""
-        if self.names and self.numbered and len(self.names) < config.num_labels:
-            self.names = [f"LABEL_{number}" for number in range(config.num_labels)]
-        if self.names and len(self.names) != config.num_labels:
+        """Finds out which class of the data is which of a model: classes keep the model's own numbers if they have
+        its names, in whatever case. What is assumed is said.
+
+        Raises:
+            `ValueError`: the model's head does not fit the data, or has other names.
+        """
+        if not self.names or self.fits:
+            return
+        own = [str(config.id2label[number]) for number in range(config.num_labels)]
+        if self.numbered and len(self.names) < len(own):  # the largest number is not in these rows
+            known = len(self.names)
+            self.names += [f"LABEL_{number}" for number in range(known, len(own))]
+            self.classes |= {number: number for number in range(known, len(own))}
+        if len(self.names) != len(own) and (len(self.names) > len(own) or self.label_names or meaningless(own)):
             raise ValueError(
-                f"the model tells {config.num_labels} classes apart ({', '.join(config.id2label.values())}), and the "
-                f"data have {len(self.names)} in {self.label_column!r} ({', '.join(self.names)})"
+                f"the model tells {len(own)} classes apart ({', '.join(own)}), and the data have {len(self.names)} in "
+                f"{self.label_column!r} ({', '.join(self.names)})"
             )
+        if self.label_names:
+            order = [self.label_names.index(name) for name in self.names]
+            logger.info("classes, as --label_names says: %s", self._told(order, own))
+        elif meaningless(self.names):
+            order = list(range(len(self.names)))
+            if not meaningless(own):
+                logger.info("classes, by their number: %s", self._told(order, own))
+        elif meaningless(own):
+            order = list(range(len(self.names)))
+            told = ", ".join(f"{name} is {number}" for number, name in enumerate(self.names[:20]))
+            if self.ordered:
+                logger.info("classes, by their number in the data, as the model has no names for them: %s", told)
+            else:
+                logger.warning(
+                    "the model has no names for its classes, so those of %r are numbered by the alphabet: %s. If it "
+                    "has learned them in another order, give that: --label_names %s",
+                    self.label_column,
+                    told,
+                    " ".join(reversed(self.names)) if len(self.names) == 2 else "NAME0 NAME1 ...",
+                )
+        else:
+            order = match_names(self.names, own)
+            if order is None:
+                raise ValueError(
+                    f"the model tells apart {', '.join(own)}, and the data have {', '.join(self.names)} in "
+                    f"{self.label_column!r}: say which is which by --label_names, the data's names in the order of "
+                    f"the model's ({' '.join(own)})"
+                )
+            missing = [number for number in range(len(own)) if number not in order]
+            self.classes |= {own[number]: len(self.names) + place for place, number in enumerate(missing)}
+            self.names, order = [*self.names, *(own[number] for number in missing)], [*order, *missing]
+        self._number_classes(order)
+
+    def _told(self, order: Sequence[int], own: Sequence[str]) -> str:
+        told = [f"{name} is {own[number]}" for name, number in zip(self.names[:20], order)]
+        return ", ".join(told) + (", ..." if len(self.names) > 20 else "")
+
+    def _number_classes(self, order: Sequence[int]) -> None:
+        """Takes the model's number of every class. Where the data have no order of their own, that is taken, too."""
+        if not self.ordered:
+            rank = np.argsort(order)
+            self.names = [self.names[place] for place in rank]
+            self.classes = {value: order[place] for value, place in self.classes.items()}
+            order = range(len(self.names))
+        self.of_model = np.array(order)
+        self.of_data, self.fits = np.argsort(self.of_model), True
 
     def fit_to(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> None:
-        """Reads the rows as a model and its tokenizer want them. Classes keep the model's own numbers if they have
-        its names.
+        """Reads the rows as a model and its tokenizer want them.
 
         Raises:
             `ValueError`: the tokenizer does not know where a token is in the text, which the task needs; or so few
                 tokens that no text fits.
         """
+        from ..measure import longest_input
+
         if self.by_place and not tokenizer.is_fast:
             raise ValueError(f"{self.name} needs a fast tokenizer, which tells where a token is in the text")
-        config = model.config
         model.accepts_loss_kwargs = self.sums_tokens
         self.tokenizer = tokenizer
         self.length = longest_input(model, min(max_length or self.max_length, tokenizer.model_max_length))
@@ -176,13 +254,6 @@ class Task(ABC):
             raise ValueError(
                 f"an input of {self.length} tokens (--max_length) has no room beside {special} special ones"
             )
-        self.of_model = np.arange(len(self.names))  # class of the data -> class of the model
-        if self.names:
-            own = [config.id2label[number].lower() for number in range(config.num_labels)]
-            names = [name.lower() for name in self.names]
-            if sorted(own) == sorted(names):
-                self.of_model = np.array([own.index(name) for name in names])
-        self.of_data = np.argsort(self.of_model)
 
     def to_class(self, value: Any, row: int) -> int:
         """The model's number of a class of the data, in a row.
@@ -192,14 +263,12 @@ class Task(ABC):
         """
         if value is None:
             raise ValueError(f"{self.place(row, self.label_column)} has no label")
-        known = range(len(self.names)) if isinstance(value, int) else self.names
-        if value not in known:
-            classes = f"0 to {len(known) - 1}" if isinstance(value, int) else ", ".join(known)
+        if value not in self.classes:
             raise ValueError(
                 f"{self.place(row, self.label_column)} has the label {value!r}; the classes of the training rows are "
-                f"{classes}"
+                f"{f'0 to {len(self.names) - 1}' if self.numbered else ', '.join(self.names)}"
             )
-        return int(self.of_model[known.index(value)])  # True is 1
+        return int(self.of_model[self.classes[value]])  # True is 1
 
     def place(self, row: int, column: str) -> str:
         """A cell of the split that is read, to be told of."""
@@ -232,6 +301,8 @@ class Task(ABC):
     @property
     def collator(self) -> Callable[[list], dict[str, Tensor]]:
         """Makes batches of examples."""
+        from transformers import DataCollatorWithPadding
+
         return DataCollatorWithPadding(self.tokenizer)
 
     @property
@@ -254,7 +325,8 @@ class Task(ABC):
             self.headline = name
             return
         if not self.takes_metrics:
-            raise ValueError(f"{self.name} measures {', '.join((*self.metric_names, 'loss'))}; got {name!r}")
+            known = (*self.metric_names, "loss")
+            raise ValueError(f"{self.name} measures {', '.join(known)}; got {name!r}{nearest(name, known)}")
         import evaluate
 
         path, _, config = name.partition(":")
@@ -263,9 +335,9 @@ class Task(ABC):
         except FileNotFoundError as error:
             raise ValueError(
                 f"the metric {name!r} is none of {', '.join((*self.metric_names, 'loss'))}, nor one that evaluate "
-                f"finds: {error}"
+                f"finds{nearest(name, self.metric_names)} ({error})"
             ) from error
-        self.metric_module = Path(path).stem
+        self.metric_module = self.headline = Path(path).stem  # until it is known what it gives
 
         def measure(predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:
             found = module.compute(predictions=predicted, references=true)
@@ -282,7 +354,11 @@ class Task(ABC):
     def larger_is_better(self) -> bool:
         """Whether more of `headline` is better. What a metric of `evaluate` gives may have a name that says less than
         its own (`score`, of TER)."""
-        return larger_is_better(self.headline) and larger_is_better(self.metric_module)
+        return self.prefers_more(self.headline)
+
+    def prefers_more(self, name: str) -> bool:
+        """Whether more of a metric is better."""
+        return larger_is_better(name) and larger_is_better(self.metric_module)
 
     def measure(self, predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:
         """Metrics of the data's class numbers, or of values, of shape `(examples,)`."""
@@ -297,6 +373,52 @@ class Task(ABC):
             features: what `prepare` gave for `rows`, in the same order.
             rows: as they were read.
         """
+
+    def compute_metrics(self, prediction: EvalPrediction, features: Any, rows: Any) -> dict[str, float]:
+        """`metrics`; what the best constant prediction would give is kept as `constant`."""
+        found = self.metrics(prediction, features, rows)
+        if not self.constant:
+            for each in self.measure_constants(prediction, features, rows):
+                for name, value in each.items():
+                    best = max if self.prefers_more(name) else min
+                    self.constant[name] = best(self.constant.get(name, value), value)
+        return found
+
+    @abstractmethod
+    def measure_constants(self, prediction: EvalPrediction, features: Any, rows: Any) -> Iterator[dict[str, float]]:
+        """Metrics of predictions that do not look at the example; the arguments are those of `metrics`."""
+
+    def measure_classes(
+        self, true: np.ndarray, measure: Callable[..., dict[str, float]]
+    ) -> Iterator[dict[str, float]]:
+        """Metrics of predicting the same class everywhere, of the ten that are there the most."""
+        for number, _ in Counter(true.tolist()).most_common(10):
+            yield measure(np.full_like(true, number), true)
+
+    def warn_of_constants(self, found: Mapping[str, float]) -> None:
+        """Warns if a model is no better than a constant prediction: by the metric to compare by, or by an error."""
+        self.warned = True
+        names = {self.metric_names[0] if self.headline == "loss" else self.headline}
+        names |= {name for name in self.constant if not self.prefers_more(name)}
+        worse = []
+        for name in sorted(names & set(self.constant)):
+            model, constant = found[name], self.constant[name]
+            if not (model > constant if self.prefers_more(name) else model < constant):
+                worse.append(f"{name} {model:.4g}, and it gets {constant:.4g}")
+        if not worse:
+            return
+        reasons = "its head may be untrained (--dense_epochs), or have been trained on other columns"
+        if self.names:
+            reasons = (
+                "the classes may have other numbers in the model than in the data (--label_names), or its head is "
+                "untrained (--dense_epochs)"
+            )
+        logger.warning(
+            "the dense model is no better than one that gives the same answer for every row: %s. What is pruned by it "
+            "means little: %s",
+            ", ".join(worse),
+            reasons,
+        )
 
 
 def first_output(outputs: Any) -> Any:

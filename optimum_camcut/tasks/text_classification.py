@@ -15,14 +15,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from transformers import EvalPrediction, PretrainedConfig
 
 from .metrics import CLASSIFICATION, REGRESSION, regression_metrics
 from .task import Task, first_output, register
+
+
+if TYPE_CHECKING:
+    from transformers import EvalPrediction, PretrainedConfig
 
 
 @register("text-classification")
@@ -45,10 +48,11 @@ class TextClassification(Task):
     measured = CLASSIFICATION
     takes_metrics = True
 
-    def choose_texts(self, given: tuple[str, ...]) -> tuple[str, ...]:
+    @classmethod
+    def choose_texts(cls, columns: Sequence[str], given: tuple[str, ...]) -> tuple[str, ...]:
         if len(given) > 2:
-            raise ValueError(f"{self.name} reads one text or two, not {', '.join(given)}")
-        return super().choose_texts(given)
+            raise ValueError(f"{cls.name} reads one text or two, not {', '.join(given)}")
+        return super().choose_texts(columns, given)
 
     def find_classes(self) -> None:
         feature = self.rows.features[self.label_column]
@@ -70,7 +74,9 @@ class TextClassification(Task):
             config.num_labels, config.problem_type = 1, "regression"
 
     def check_head(self, config: PretrainedConfig) -> None:
-        if config.num_labels == 1 and self.numbered:  # numbers to predict that happen to be whole
+        if (
+            config.num_labels == 1 and self.numbered and not self.label_names
+        ):  # numbers to predict that happen to be whole
             self.regression, self.names = True, []
             self.headline = self.metric_names[0]
         if self.regression and config.num_labels != 1:
@@ -95,9 +101,18 @@ class TextClassification(Task):
 
     def metrics(self, prediction: EvalPrediction, features: Any, rows: Any) -> dict[str, float]:
         logits = first_output(prediction.predictions)
+        predicted = logits.reshape(-1) if self.regression else self.of_data[logits.argmax(-1)]
+        return self.measure(predicted, self._true(prediction))
+
+    def measure_constants(self, prediction: EvalPrediction, features: Any, rows: Any) -> Iterator[dict[str, float]]:
+        true = self._true(prediction)
         if self.regression:
-            return self.measure(logits.reshape(-1), prediction.label_ids.reshape(-1))
-        return self.measure(self.of_data[logits.argmax(-1)], self.of_data[prediction.label_ids])
+            yield self.measure(np.full_like(true, true.mean()), true)
+        else:
+            yield from self.measure_classes(true, self.measure)
+
+    def _true(self, prediction: EvalPrediction) -> np.ndarray:
+        return prediction.label_ids.reshape(-1) if self.regression else self.of_data[prediction.label_ids]
 
     def measure(self, predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:
         return regression_metrics(predicted, true) if self.regression else super().measure(predicted, true)

@@ -15,15 +15,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
-from typing import Any
-
-from torch import Tensor
-from transformers import DataCollatorForTokenClassification, EvalPrediction
+from typing import TYPE_CHECKING, Any
 
 from .metrics import CLASSIFICATION, classification_metrics
 from .task import IGNORED, Task, first_output, register
+
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import EvalPrediction
 
 
 @register("token-classification")
@@ -65,6 +67,8 @@ class TokenClassification(Task):
 
     @property
     def collator(self) -> Callable[[list], dict[str, Tensor]]:
+        from transformers import DataCollatorForTokenClassification
+
         return DataCollatorForTokenClassification(self.tokenizer)
 
     @staticmethod
@@ -75,3 +79,7 @@ class TokenClassification(Task):
         counted = prediction.label_ids != IGNORED
         predicted, true = prediction.predictions[counted], prediction.label_ids[counted]
         return classification_metrics(self.of_data[predicted], self.of_data[true])
+
+    def measure_constants(self, prediction: EvalPrediction, features: Any, rows: Any) -> Iterator[dict[str, float]]:
+        true = self.of_data[prediction.label_ids[prediction.label_ids != IGNORED]]
+        yield from self.measure_classes(true, classification_metrics)
