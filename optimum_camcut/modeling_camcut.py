@@ -202,6 +202,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
 }
 
+SHIPPED_ARCHITECTURES = dict(ARCHITECTURES)  # as this file has them: other entries travel with the checkpoints
+
 
 @dataclass(frozen=True)
 class Slice:

@@ -35,7 +35,7 @@ from .card import CARD_NAME, write_card
 from .files import sync, write_errors, write_text
 from .hub import fetch, make_repo, push
 from .masking import true_plan
-from .modeling_camcut import ARCHITECTURES, is_cut
+from .modeling_camcut import ARCHITECTURES, SHIPPED_ARCHITECTURES, is_cut
 from .plan import PLAN_NAME, PruningPlan
 from .stored import add_variant
 
@@ -44,7 +44,6 @@ logger = logging.getLogger(__name__)
 
 MODELING_NAME = "modeling_camcut.py"
 SAVING = "_saving-"  # a folder for what is being written, by machine and process; hubs do not get it
-SHIPPED_ARCHITECTURES = frozenset(ARCHITECTURES)
 KINDS_OF_CHECKPOINT = {
     False: "a plain checkpoint, which from_pretrained loads with no extra code",
     True: "a pruned checkpoint, whose layers are smaller than its config's own fields can say; load it with "
@@ -156,9 +155,9 @@ def auto_map(config: PretrainedConfig) -> dict[str, str]:
 
 
 def modeling_source(model_type: str) -> str:
-    """The stand-alone modeling file, with the architecture's entry added if it was registered by the user."""
+    """The stand-alone modeling file, with the architecture's entry added if it is not the one that the file has."""
     source = Path(modeling_camcut.__file__).read_text(encoding="utf-8")
-    if model_type not in SHIPPED_ARCHITECTURES:
+    if ARCHITECTURES[model_type] != SHIPPED_ARCHITECTURES.get(model_type):
         source += f"\n\nARCHITECTURES[{model_type!r}] = {ARCHITECTURES[model_type]!r}\n"
     return source
 

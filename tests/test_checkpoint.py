@@ -22,6 +22,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -40,6 +41,7 @@ from optimum_camcut import (
     find_groups,
     load_pruned,
     make_plan,
+    modeling_camcut,
     prune_heads,
     score_groups,
 )
@@ -244,6 +246,37 @@ def test_an_architecture_of_the_users_own_travels_with_its_checkpoint(python_wit
     run = subprocess.run([python_without_package, "-c", script], cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
     assert torch.equal(torch.load(tmp_path / "logits.pt"), expected)
+
+
+def test_an_architecture_travels_whenever_it_was_registered(tmp_path):
+    """Before all else in a script, as in README, or after the package was used: every checkpoint has the entry."""
+    script = """
+        import dataclasses, sys, torch, transformers
+        import optimum_camcut
+        if sys.argv[1] == "late":
+            import optimum_camcut.saving, optimum_camcut.surgery
+        from optimum_camcut.modeling_camcut import ARCHITECTURES, Architecture, Cut
+        torch.set_num_threads(1)
+        ARCHITECTURES["bert"] = dataclasses.replace(ARCHITECTURES["bert"], bypass=None)
+        ARCHITECTURES["ernie"] = ARCHITECTURES["bert"]
+        for name in ("bert", "ernie", "roberta"):
+            config = transformers.AutoConfig.for_model(
+                name, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=8, vocab_size=9
+            )
+            model = transformers.AutoModel.from_config(config)
+            optimum_camcut.prune_heads(model, {0: [1]}).save_pretrained(f"{sys.argv[1]}-{name}")
+    """
+    for order in ("early", "late"):
+        run = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(script), order], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert run.returncode == 0, run.stderr[-3000:]
+    shipped = Path(modeling_camcut.__file__).read_text()
+    for name in ("bert", "ernie", "roberta"):
+        sources = {(tmp_path / f"{order}-{name}" / "modeling_camcut.py").read_text() for order in ("early", "late")}
+        assert len(sources) == 1
+        added = sources.pop().removeprefix(shipped)
+        assert (f"ARCHITECTURES[{name!r}] = Architecture(" in added) == (name != "roberta"), added
 
 
 @pytest.mark.parametrize(
