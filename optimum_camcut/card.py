@@ -25,6 +25,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import transformers
 from huggingface_hub import ModelCard, ModelCardData, constants, hf_hub_download
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers import PreTrainedModel
@@ -34,6 +35,7 @@ from .config import PruningConfig
 from .files import write_bytes, write_text
 from .groups import WEIGHTS, find_groups
 from .masking import count_zeros
+from .measure import longest_input
 from .modeling_camcut import ARCHITECTURES, RECORD, is_cut
 from .plan import PruningPlan, is_weight, layer_of
 from .plots import plot_head_importance, plot_kept
@@ -49,7 +51,7 @@ TAGS = ["optimum-camcut", "pruned"]
 LICENSE = ("license", "license_name", "license_link")
 WIDEST = 32  # characters of a figure
 SIZE = "size of the weights (MB)"
-TOKENS = 128  # of the sequence that FLOPs are counted for
+TOKENS = 128  # of the sequence that FLOPs are counted for, where no config says how many
 PICTURES = {HEADS_NAME: "The heads that every layer kept", KEPT_NAME: "The units that every layer kept"}
 SPEED = ("_runtime", "_per_second", "_time", "epoch")  # what a trainer gives beside the metrics
 
@@ -100,13 +102,13 @@ def write_card(
         card.text = f"\n# Pruned {name_of(model)}\n"
     location = location or Path(folder).resolve().name
     _complete(card.data, model, location, metrics.get("pruned", {}))
-    arguments = load_arguments(location, revision)
+    place = place_of(location, revision)
     pictures = draw_pictures(model.pruning_plan)
     for name, picture in pictures.items():
         beside = path.with_name(name)
         if not beside.exists() or beside.read_bytes() != picture:  # a plan is drawn alike every time
             write_bytes(beside, picture)
-    section = f"{BEGIN}\n{pruning_section(model, arguments, metrics, pictures)}\n{END}"
+    section = f"{BEGIN}\n{pruning_section(model, place, metrics, pictures)}\n{END}"
     pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
     if pattern.search(card.text):
         card.text = pattern.sub(lambda _: section, card.text)
@@ -190,11 +192,11 @@ def _png(figure: Any) -> bytes:
     return stream.getvalue()
 
 
-def pruning_section(model: PreTrainedModel, arguments: str, metrics: Metrics, pictures: Collection[str] = ()) -> str:
+def pruning_section(model: PreTrainedModel, place: Place, metrics: Metrics, pictures: Collection[str] = ()) -> str:
     """Markdown: method and size, dense against pruned, how to load it, and what is kept, with these pictures."""
     plan, lines = model.pruning_plan, ["## Pruning", ""]
     if plan is not None and plan.config is not None:
-        lines += [recipe(plan.config), ""]
+        lines += [recipe(plan), ""]
     rows = compare_costs(model) + compare_metrics(metrics)
     if rows:
         lines += ["| | dense | pruned | pruned / dense |", "|---|---:|---:|---:|"]
@@ -203,20 +205,29 @@ def pruning_section(model: PreTrainedModel, arguments: str, metrics: Metrics, pi
     zeros = count_zeros(model)
     if zeros:
         lines += _masks(model, zeros)
-    lines += [*_loading(model, arguments), "", TOKENIZER]
+    lines += [*_loading(model, place), "", TOKENIZER]
     lines += [line for name in pictures for line in ("", f"![{PICTURES[name]}]({name})")]
     return "\n".join([*lines, *_kept(model)])
 
 
-def recipe(config: PruningConfig) -> str:
-    """A sentence of Markdown on how a model was pruned."""
+def recipe(plan: PruningPlan) -> str:
+    """A sentence of Markdown on how a model was pruned, by a plan with a config."""
+    config = plan.config
     kinds, how = " and ".join(config.granularity), f"`{config.amount}`, `allocation={config.allocation!r}`"
+    if config.compression is None and WEIGHTS not in config.granularity:
+        how += f" of the budget {_budget(config)}"
+    how += f", left `exclude={list(config.exclude)}` whole" if getattr(config, "exclude", None) else ""
     how += f", `rounds={config.rounds}`" if config.rounds > 1 else ""
     how += f", `dense_epochs={config.dense_epochs}`, `rewind=True`" if config.rewind else ""
-    return (
-        f"{kinds.capitalize()} were scored with `{config.method}` and removed at {how}, of what earlier cuts, "
-        "if any, had left."
-    )
+    how += ", of what earlier cuts had left" if plan.cut_before else ""
+    return f"{kinds.capitalize()} were scored with `{config.method}` and removed at {how}."
+
+
+def _budget(config: PruningConfig) -> str:
+    """What `sparsity` is a fraction of, with all that this was counted or measured at."""
+    counted = f"{config.sequence_length} tokens"
+    measured = {"flops": f", at {counted}", "latency": f", at {config.latency_batch_size} x {counted}"}
+    return f"`{config.budget}`{measured.get(config.budget, '')}"
 
 
 def compare_metrics(metrics: Metrics) -> list[Row]:
@@ -247,16 +258,18 @@ def compare_costs(model: PreTrainedModel, dense: PreTrainedModel | None = None) 
         return rows
     layers = {layer_of(group.name) for group in find_groups(dense)}
     if len(layers) == dense.config.num_hidden_layers:  # none runs repeatedly
-        flops = (_flops(each) / 1e9 for each in (dense, model))
-        rows.append(Row(f"FLOPs of the layers, 1 x {TOKENS} tokens (G)", *flops, "{:.3g}"))
+        config = model.pruning_plan.config if model.pruning_plan is not None else None
+        tokens = longest_input(model, config.sequence_length if config is not None else TOKENS)
+        flops = (_flops(each, tokens) / 1e9 for each in (dense, model))
+        rows.append(Row(f"FLOPs of the layers, 1 x {tokens} tokens (G)", *flops, "{:.3g}"))
     return [*rows, Row(SIZE, megabytes * before / parameters, megabytes, "{:,.1f}")]
 
 
-def _flops(model: PreTrainedModel) -> int:
+def _flops(model: PreTrainedModel, tokens: int) -> int:
     """Of the matrix products in attention and feed-forward layers, for one sequence; a multiplication and an addition
     are two."""
     groups = find_groups(model)
-    return sum(g.size * (g.unit_flops + g.unit_flops_per_position * TOKENS) for g in groups) * TOKENS
+    return sum(g.size * (g.unit_flops + g.unit_flops_per_position * tokens) for g in groups) * tokens
 
 
 def _results(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -283,20 +296,49 @@ def _masks(model: PreTrainedModel, zeros: dict[str, int]) -> list[str]:
     ]
 
 
-def _loading(model: PreTrainedModel, arguments: str) -> list[str]:
+class Place(NamedTuple):
+    """Where a checkpoint is.
+
+    Args:
+        arguments (`str`): what to write between the parentheses of a call that loads it: `'"user/name"'`, say.
+        note (`str`): a sentence on where that call runs, if not everywhere.
+    """
+
+    arguments: str
+    note: str = ""
+
+
+def place_of(location: str, revision: str | None = None) -> Place:
+    """The place of a checkpoint on the Hub, or in a folder of this name."""
+    if "/" in location:
+        return Place(load_arguments(location, revision))
+    return Place(load_arguments(location), f"Run this in the folder that holds `{location}`, or give the path to it.")
+
+
+def _loading(model: PreTrainedModel, place: Place) -> list[str]:
     name, remote = name_of(model), is_cut(model.config)
-    lines = ["```python", *loading_code(model, arguments, getattr(model.config, "auto_map", None) or {}), "```"]
+    code = loading_code(model, place.arguments, getattr(model.config, "auto_map", None) or {})
+    lines = ["```python", *code, "```", *(["", place.note] if place.note else [])]
     if not remote:
         return [*(_plain(model) if _is_cut(model) else []), *lines]
+    beyond = "Its sizes are not those that the config's own fields can say, so this checkpoint loads"
+    if not is_of_transformers(model):
+        return [f"{beyond} in this way:", "", *lines, "", "Never pass `ignore_mismatched_sizes`."]
     plain = f"lain `{name}.from_pretrained` fails with a size mismatch"
     only = "In transformers 5 a p" + plain + "; 4.57 reads `pruned_heads`" if _is_native(model) else "A p" + plain
     return [
-        "Its sizes are not those that the config's own fields can say, so this checkpoint loads in one of two ways:",
+        f"{beyond} in one of two ways:",
         "",
         *lines,
         "",
         f"The second runs `modeling_camcut.py` of this repository. {only}; never pass `ignore_mismatched_sizes`.",
     ]
+
+
+def is_of_transformers(model: PreTrainedModel) -> bool:
+    """Whether the model's class is one of transformers, which others find by its name."""
+    known = getattr(transformers, name_of(model), None)
+    return isinstance(known, type) and isinstance(model, known)
 
 
 def load_arguments(location: str, revision: str | None = None) -> str:
@@ -305,16 +347,27 @@ def load_arguments(location: str, revision: str | None = None) -> str:
 
 
 def loading_code(model: PreTrainedModel, arguments: str, auto_map: Mapping[str, str]) -> list[str]:
-    """Python that loads a checkpoint of the model in the two ways there are.
+    """Python that loads a checkpoint of the model in the ways there are: two, or one for a class of the user's own
+    that was cut, which needs the class and this package.
 
     Args:
         auto_map: of the config; see `saving.auto_map`.
     """
-    remote = is_cut(model.config)
-    auto, option = (_auto_class(model, auto_map), ", trust_remote_code=True") if remote else (name_of(model), "")
+    name, remote = name_of(model), is_cut(model.config)
+    lines = ["# with optimum-camcut", "from optimum_camcut import load_pruned"]
+    if not is_of_transformers(model):
+        lines += [f"model = load_pruned({arguments}, model_class={name})  # the class that it was saved as"]
+        if remote:
+            return lines
+        return [
+            *lines,
+            "",
+            "# with nothing but torch and transformers",
+            f"model = {name}.from_pretrained({arguments})",
+        ]
+    auto, option = (_auto_class(model, auto_map), ", trust_remote_code=True") if remote else (name, "")
     return [
-        "# with optimum-camcut",
-        "from optimum_camcut import load_pruned",
+        *lines,
         f"model = load_pruned({arguments})",
         "",
         "# with nothing but torch and transformers",

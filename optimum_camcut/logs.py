@@ -26,6 +26,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
 from .allocation import remaining_budget
+from .card import SPEED
 from .config import PruningConfig
 from .groups import PrunableGroup
 from .latency import LatencyTable
@@ -88,7 +89,7 @@ def cut_figures(
         "parameters": now[0].model_parameters,
         "sparsity": 1 - remaining_budget(before, now, config, latency),
         **plan.counts(),
-        **{f"dense_{name}": value for name, value in dense_metrics.items()},
+        **{f"dense_{name}": value for name, value in dense_metrics.items() if not name.endswith(SPEED)},
     }
     return {f"pruning/{name}": value for name, value in figures.items()}
 

@@ -54,6 +54,7 @@ class PruningPlan:
         model_type (`str`, *optional*): the architecture the plan was made for.
         config (`PruningConfig`, *optional*): how the plan was made.
         num_layers (`int`, *optional*): blocks of the model that the plan was made for.
+        cut_before (`bool`): of a model's plan, whether earlier cuts than those of `config` are in it.
 
     Raises:
         `ValueError`: an index that is negative, repeated, no integer, or not below the group's size.
@@ -64,6 +65,7 @@ class PruningPlan:
     model_type: str | None = None
     config: PruningConfig | None = None
     num_layers: int | None = None
+    cut_before: bool = False
 
     def __post_init__(self):
         for part, values in (("keep", "lists of indices"), ("sizes", "numbers of units")):
@@ -91,6 +93,8 @@ class PruningPlan:
         layers = self.num_layers
         if layers is not None and (type(layers) is not int or not 0 <= layers < 2**63):
             raise ValueError(f"a plan's num_layers should be an integer of at least 0 or None; got {shown(layers)}")
+        if not isinstance(self.cut_before, bool):
+            raise ValueError(f"a plan's cut_before should be True or False; got {shown(self.cut_before)}")
 
     def mask(self, name: str) -> np.ndarray:
         """Bool of shape `(sizes[name],)`: True at the units of a group that are kept.
@@ -114,6 +118,7 @@ class PruningPlan:
         return {
             "model_type": self.model_type,
             "num_layers": self.num_layers,
+            "cut_before": self.cut_before,
             "sizes": dict(self.sizes),
             "keep": {n: u.to_dict() if isinstance(u, IndexSet) else list(u) for n, u in self.keep.items()},
             "config": self.config.to_dict() if self.config else None,

@@ -31,7 +31,7 @@ from huggingface_hub import try_to_load_from_cache
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .card import SIZE, Metrics, Row, compare_costs, compare_metrics, load_arguments, loading_code, name_of, recipe
+from .card import SIZE, Metrics, Place, Row, compare_costs, compare_metrics, loading_code, name_of, place_of, recipe
 from .files import write_text
 from .groups import PrunableGroup
 from .masking import count_zeros
@@ -106,7 +106,7 @@ def write_report(
     path = path / REPORT_NAME if path.is_dir() else path
     page = render_report(
         model,
-        load_arguments(_location(path.resolve().parent, model)),
+        _place(path.resolve().parent, model),
         dense_model=dense_model,
         scores=scores,
         metrics=metrics,
@@ -121,7 +121,7 @@ def write_report(
 
 def render_report(
     model: PreTrainedModel,
-    arguments: str,
+    place: Place | None,
     *,
     dense_model: PreTrainedModel | None = None,
     scores: Mapping[str, Tensor] | None = None,
@@ -133,7 +133,7 @@ def render_report(
     """The page that `write_report` writes, as text.
 
     Args:
-        arguments (`str`): those of `load_pruned` that load the model: `'"user/name"'`, say.
+        place (`Place`): where the model is saved; None if it is not, and the page says so.
         model, dense_model, scores, metrics, latency, latency_conditions, plans: see `write_report`.
 
     Returns:
@@ -154,7 +154,7 @@ def render_report(
     return template.render(
         title=f"Pruned {name_of(model)}",
         base=model.config._name_or_path,
-        recipe=_as_html(recipe(plan.config)) if plan.config is not None else None,
+        recipe=_as_html(recipe(plan)) if plan.config is not None else None,
         settings=json.dumps(plan.config.to_dict(), indent=2) if plan.config is not None else None,
         tiles=_tiles(costs, results),
         rows=costs + results,
@@ -162,7 +162,8 @@ def render_report(
         latency_conditions=latency_conditions,
         dense_evaluated=not results or any(row.dense is not None for row in results),
         pictures=list(_pictures(plan, scores or {}, plans or {})),
-        code="\n".join(loading_code(model, arguments, auto_map(model.config))),
+        code="\n".join(loading_code(model, place.arguments, auto_map(model))) if place is not None else None,
+        note=_as_html(place.note) if place is not None else None,
         kept=plan.table(),
         zeros=count_zeros(model),
     )
@@ -218,17 +219,16 @@ def _template() -> Any:
     return environment.get_template("report.html")
 
 
-def _location(folder: Path, model: PreTrainedModel) -> str:
-    """Where to load the model from: the folder of the report, unless only the place it came from holds its plan, or
-    the page is written to the current folder, where nothing else says that the model will be."""
+def _place(folder: Path, model: PreTrainedModel) -> Place | None:
+    """Where the model is saved: in the folder of the report, or else where it came from, if its plan is there."""
     name = str(model.config._name_or_path)
-    if name and not (folder / PLAN_NAME).exists():
-        stored = Path(name) / PLAN_NAME if Path(name).is_dir() else _cached(name)
-        if stored is not None and stored.exists() and PruningPlan.load(stored) == model.pruning_plan:
-            return name
-        if folder == Path.cwd().resolve():
-            return "path-or-hub-id"
-    return folder.name
+    stored = {folder.name: folder / PLAN_NAME}
+    if name:
+        stored[name] = Path(name) / PLAN_NAME if Path(name).is_dir() else _cached(name)
+    for location, path in stored.items():
+        if path is not None and path.exists() and PruningPlan.load(path).keep == model.pruning_plan.keep:
+            return place_of(location)
+    return None
 
 
 def _cached(repo_id: str) -> Path | None:

@@ -26,7 +26,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .allocation import make_plan
-from .card import Metrics
+from .card import Metrics, Place
 from .config import PruningConfig
 from .files import write_text
 from .groups import WEIGHTS, PrunableGroup
@@ -59,6 +59,7 @@ class RunReport:
         self._latency: dict[str, LatencyResult] = {}
         self._conditions = ""  # that the latency was measured in
         self._page: bytes | None = None
+        self._path: Path | None = None  # of the page
 
     def plan_by_baselines(
         self,
@@ -114,17 +115,17 @@ class RunReport:
             if wrapped is not None:
                 model.__dict__["forward"] = wrapped
 
-    def write(self, folder: str | Path, model: PreTrainedModel, arguments: str, metrics: Metrics) -> None:
+    def write(self, folder: str | Path, model: PreTrainedModel, place: Place | None, metrics: Metrics) -> None:
         """Writes `report.html` into a folder.
 
         Args:
-            arguments, metrics: see `render_report`.
+            place, metrics: see `render_report`.
         """
-        path = Path(folder) / REPORT_NAME
+        path = self._path = Path(folder) / REPORT_NAME
         try:
             page = render_report(
                 model,
-                arguments,
+                place,
                 scores=self.scores,
                 metrics=metrics,
                 latency=self._latency,
@@ -141,11 +142,10 @@ class RunReport:
         else:
             logger.info("wrote %s", path)
 
-    def update(self, folder: str | Path, model: PreTrainedModel, arguments: str, metrics: Metrics) -> None:
+    def update(self, model: PreTrainedModel, place: Place | None, metrics: Metrics) -> None:
         """Writes it anew where it is, but not over one that somebody else wrote there with more in it."""
-        path = Path(folder) / REPORT_NAME
-        if self._page is not None and path.is_file() and path.read_bytes() == self._page:
-            self.write(folder, model, arguments, metrics)
+        if self._page is not None and self._path.is_file() and self._path.read_bytes() == self._page:
+            self.write(self._path.parent, model, place, metrics)
 
 
 def can_report() -> bool:

@@ -147,6 +147,7 @@ def apply_plan(model: ModelOrModule, plan: PruningPlan) -> ModelOrModule:
         model.config.model_type,
         plan.config or (before.config if before else None),
         layers,
+        before is not None and (before.cut_before or not _same_run(before, plan)),
     )
 
     before_cut = list(model.parameters())
@@ -159,6 +160,11 @@ def apply_plan(model: ModelOrModule, plan: PruningPlan) -> ModelOrModule:
     model.__class__ = checkpoint_class(type(model))
     logger.info("pruned %s:\n%s", type(model).__name__, model.pruning_plan)
     return given
+
+
+def _same_run(before: PruningPlan, plan: PruningPlan) -> bool:
+    """Whether a plan is of a later round of the run that a model was cut in before."""
+    return plan.config is not None and plan.config.rounds > 1 and plan.config == before.config
 
 
 def record(model: PreTrainedModel) -> None:

@@ -43,7 +43,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, Hu
 from transformers.utils import is_datasets_available
 
 from .allocation import check_budget, make_plan
-from .card import load_arguments, write_card
+from .card import Place, load_arguments, write_card
 from .checkpoint import PrunedCheckpoint
 from .checks import check_masks, check_model, check_overrides, check_trainer, overrides, warn_of_float16
 from .config import CONFIG_NAME, PruningConfig
@@ -69,6 +69,7 @@ from .rebuild import reconstruct
 from .report import uncut_scores
 from .resume import (
     UNFINISHED,
+    checkpoints,
     marked_unfinished,
     phase_to_resume,
     remove_old_checkpoints,
@@ -161,6 +162,7 @@ class CamCutTrainer(Trainer):
         self._half_cut = False  # while something of the last cut is still to come
         self._unfinished = False  # from the start of a run to its report
         self._report = RunReport()
+        self._saved: str | None = None  # where the user saved last
         self._root = Path(self.args.output_dir)
         if pruning_config is None:
             return
@@ -508,6 +510,8 @@ class CamCutTrainer(Trainer):
             whole_checkpoints(self.accelerator) if whole else nullcontext(),
         ):
             super().save_model(output_dir, _internal_call)
+            if not _internal_call:
+                self._saved = output_dir or self.args.output_dir
             self._write_card(output_dir or self.args.output_dir)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -655,13 +659,24 @@ class CamCutTrainer(Trainer):
             self.pruning_config.save_pretrained(folder)
         if self.is_world_process_zero() and isinstance(model, PrunedCheckpoint):
             write_card(folder, model, self.hub_model_id, self.args.hub_revision, self._metrics())
-            self._report.update(folder, *self._to_report(folder))
+            self._report.update(*self._to_report(self._root))
 
-    def _to_report(self, folder: str) -> tuple[PreTrainedModel, str, dict[str, dict[str, float]]]:
-        """The model, how to load it from a folder or the Hub, and what was measured."""
-        location = self.hub_model_id or Path(folder).resolve().name
+    def _to_report(self, folder: str | Path) -> tuple[PreTrainedModel, Place | None, dict[str, dict[str, float]]]:
+        """The model, where it can be loaded from, and what was measured."""
         model = self.accelerator.unwrap_model(self.model)
-        return model, load_arguments(location, self.args.hub_revision), self._metrics()
+        if self.hub_model_id is not None:
+            return model, Place(load_arguments(self.hub_model_id, self.args.hub_revision)), self._metrics()
+        saved = [self._saved, folder, *reversed(checkpoints(Path(folder)))]
+        holding = (str(path) for path in saved if path is not None and self._holds(Path(path), model))
+        location = next(holding, None)
+        if location is None:
+            return model, None, self._metrics()
+        note = "" if Path(location).is_absolute() else "The path begins at the folder that the training ran in."
+        return model, Place(load_arguments(Path(location).as_posix()), note), self._metrics()
+
+    def _holds(self, folder: Path, model: PreTrainedModel) -> bool:
+        """Whether a folder holds a checkpoint of a model that is cut like this one."""
+        return (folder / PLAN_NAME).is_file() and PruningPlan.load(folder).keep == model.pruning_plan.keep
 
     def _metrics(self) -> dict[str, dict[str, float]]:
         return {"dense": self._evaluations.dense, "pruned": self._evaluations.current(self.state)}

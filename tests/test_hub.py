@@ -16,6 +16,7 @@
 `huggingface_hub` reads its settings when it is imported, so what talks to the local Hub runs in another process: the
 functions that are given to `client`."""
 
+import dataclasses
 import os
 import re
 import subprocess
@@ -45,6 +46,7 @@ from optimum_camcut import (
     prune_heads,
     score_groups,
 )
+from optimum_camcut.card import recipe
 from optimum_camcut.modeling_camcut import RECORD
 
 
@@ -404,7 +406,18 @@ def test_the_card_says_what_holds_for_its_kind_of_cut(tmp_path):
     model = prune_heads(tiny_model("bert"), {0: [1, 2]})
     groups = find_groups(model)
     apply_plan(model, make_plan(score_groups(model, groups, None, config), groups, config)).save_pretrained(tmp_path)
-    assert "of what earlier cuts, if any, had left" in (tmp_path / "README.md").read_text()
+    assert (
+        "`sparsity=0.5`, `allocation='per_kind'` of the budget `params`, of what earlier cuts had left."
+        in (tmp_path / "README.md").read_text()
+    )
+    model = tiny_model("bert")
+    groups = find_groups(model)
+    apply_plan(model, make_plan(score_groups(model, groups, None, config), groups, config))
+    assert "earlier cuts" not in recipe(model.pruning_plan)
+    budget = dataclasses.replace(config, budget="latency", sequence_length=32)
+    assert "of the budget `latency`, at 8 x 32 tokens." in recipe(
+        dataclasses.replace(model.pruning_plan, config=budget)
+    )
 
 
 def test_heads_that_transformers_4_has_pruned_are_no_plain_checkpoint(tmp_path):

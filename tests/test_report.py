@@ -14,6 +14,8 @@
 """The report, read in a real browser, and its figures."""
 
 import dataclasses
+import html
+import json
 import logging
 import os
 import re
@@ -21,17 +23,18 @@ import shutil
 import struct
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import pytest
 import torch
-from models import tiny_model
+from models import tiny_batch, tiny_model
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
-from test_trainer import make_trainer, pruning, sizes
+from test_trainer import Minimal, make_trainer, pruning, sizes
 
 from optimum_camcut import (
     PruningConfig,
@@ -140,6 +143,7 @@ def test_a_report_with_everything(browser, tmp_path):
         for name, allocation in (("<b>one</b>", "uniform"), ("$a_b$", "per_kind"))
     }
     model = apply_plan(tiny_model("bert"), PruningPlan(KEEP, config=PruningConfig(method="cam_cut", sparsity=0.25)))
+    model.save_pretrained(tmp_path)
     path = write_report(
         tmp_path,
         model,
@@ -156,9 +160,9 @@ def test_a_report_with_everything(browser, tmp_path):
     read(browser, path)
     before, after = count_parameters(dense), count_parameters(model)
     rows = table(browser)
-    flops = 3 * (2 * 4 * 32 * 32 + 4 * 32 * 128) + 2 * 2 * 32 * 3 * 37  # of a token
-    left = flops - 2 * (2 * 4 * 8 * 32 + 4 * 8 * 128) - 2 * 2 * 32 * (37 + 30)
-    assert rows.pop("FLOPs of the layers, 1 x 128 tokens (G)")[2] == f"{left / flops:.2f}"
+    flops = 3 * (2 * 4 * 32 * 32 + 4 * 32 * 64) + 2 * 2 * 32 * 3 * 37  # of a token; the model takes 64
+    left = flops - 2 * (2 * 4 * 8 * 32 + 4 * 8 * 64) - 2 * 2 * 32 * (37 + 30)
+    assert rows.pop("FLOPs of the layers, 1 x 64 tokens (G)")[2] == f"{left / flops:.2f}"
     assert rows == {
         "parameters": [f"{before:,}", f"{after:,}", f"{after / before:.2f}"],
         "size of the weights (MB)": ["0.1", "0.1", f"{after / before:.2f}"],
@@ -215,6 +219,7 @@ def test_masked_weights(browser, tmp_path):
     total = count_parameters(model)
     apply_plan(model, make_plan(scores, groups, config))
     masked = (32 * 37 + 32) // 2
+    model.save_pretrained(tmp_path)
     read(browser, write_report(tmp_path, model, scores=scores, latency={"pruned": LatencyResult(0.01, 0.01, 0.01)}))
     assert table(browser) == {
         "parameters not masked": [f"{total:,}", f"{total - masked:,}", f"{(total - masked) / total:.2f}"],
@@ -227,7 +232,7 @@ def test_masked_weights(browser, tmp_path):
     assert "BertForSequenceClassification.from_pretrained" in text and "trust_remote_code" not in text
 
 
-def test_where_to_load_from(tmp_path, monkeypatch):
+def test_where_to_load_from(tmp_path):
     """A report in a checkpoint's folder names that; one elsewhere, where the model came from, if that holds it."""
     prune_heads(tiny_model("bert"), {0: [1]}).save_pretrained(tmp_path / "stored")
     model = load_pruned(tmp_path / "stored")
@@ -235,13 +240,13 @@ def test_where_to_load_from(tmp_path, monkeypatch):
     place = f'load_pruned("{tmp_path / "stored"}")'.replace('"', "&#34;")
     assert place in write_report(tmp_path / "elsewhere", model).read_text()
     model.save_pretrained(tmp_path / "copy")
-    assert "load_pruned(&#34;copy&#34;)" in write_report(tmp_path / "copy", model).read_text()
-    prune_heads(model, {1: [1]})
-    assert "load_pruned(&#34;new&#34;)" in write_report(tmp_path / "new" / "page.html", model).read_text()
-    model.config._name_or_path = "user/not-in-the-cache"
-    assert "load_pruned(&#34;elsewhere&#34;)" in write_report(tmp_path / "elsewhere", model).read_text()
-    monkeypatch.chdir(tmp_path)
-    assert "load_pruned(&#34;path-or-hub-id&#34;)" in write_report("page.html", model).read_text()
+    page = write_report(tmp_path / "copy", model).read_text()
+    assert "load_pruned(&#34;copy&#34;)" in page and "Run this in the folder that holds <code>copy</code>" in page
+    prune_heads(model, {1: [1]})  # which no folder holds
+    for name in (str(tmp_path / "stored"), "user/not-in-the-cache"):
+        model.config._name_or_path = name
+        page = write_report(tmp_path / "copy", model).read_text()
+        assert "load_pruned(" not in page and "the model was not saved where it could be loaded from" in page
 
 
 def test_a_dense_model_that_was_not_evaluated_is_told(tmp_path):
@@ -377,6 +382,70 @@ def accuracy(prediction):
     return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
 
 
+def shown_in(path):
+    """The ways to load a model that a page or a card shows."""
+    text = html.unescape(path.read_text())
+    pattern = r"Load it</h2>\s*<pre[^>]*><code>(.*?)</code>" if path.suffix == ".html" else r"```python\n(.*?)```"
+    return re.search(pattern, text, re.DOTALL)[1].split("\n\n")
+
+
+def test_the_lines_that_are_shown_load_the_model(tmp_path, monkeypatch):
+    """In a new process, in the folder that the page or the card names, as they stand there."""
+    monkeypatch.chdir(tmp_path)
+    ways, expected = [], {}
+    trainer = make_trainer("run", pruning(method="magnitude"), save_strategy="epoch")
+    trainer.train()
+    page = tmp_path / "run" / "report.html"
+    assert (
+        'load_pruned("run/checkpoint-6")' in shown_in(page)[0]
+        and "the folder that the training ran in" in page.read_text()
+    )
+    ways += [(".", code, "bert") for code in shown_in(page)]
+    trainer.save_model("else/where")
+    assert 'load_pruned("else/where")' in shown_in(page)[0]
+    ways += [(".", code, "bert") for code in shown_in(page)]
+    ways += [("else", code, "bert") for code in shown_in(tmp_path / "else" / "where" / "README.md")]
+    expected["bert"] = trainer.model.eval()
+    for kind, plan in {
+        "cut": PruningPlan({"layer.0.heads": [1, 2]}),
+        "masked": PruningPlan({"bert.encoder.layer.0.output.dense.weight": range(9)}),
+    }.items():
+        model = apply_plan(Minimal(tiny_model("bert").config), plan).eval()
+        model.save_pretrained(kind)
+        assert not {"auto_map"} & set(json.loads((tmp_path / kind / "config.json").read_text()))
+        ways += [
+            (".", f"from test_trainer import Minimal\n{code}", kind)
+            for code in shown_in(tmp_path / kind / "README.md")
+        ]
+        expected[kind] = model
+    assert [kind for _, _, kind in ways] == ["bert"] * 6 + ["cut"] + ["masked"] * 2
+    torch.save(tiny_batch(labels=False), "batch.pt")
+    script = """
+        import json, os, sys, torch
+        torch.set_num_threads(1)
+        batch, root, found = torch.load("batch.pt"), os.getcwd(), []
+        for folder, code, _ in json.load(open("ways.json")):
+            os.chdir(os.path.join(root, folder))
+            names = {}
+            exec(code, names)
+            with torch.no_grad():
+                found.append(names["model"](**batch).logits)
+        torch.save(found, os.path.join(root, "logits.pt"))
+    """
+    (tmp_path / "ways.json").write_text(json.dumps(ways))
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    with torch.no_grad():
+        for (_, code, kind), logits in zip(ways, torch.load("logits.pt"), strict=True):
+            assert torch.equal(logits, expected[kind](**tiny_batch(labels=False)).logits), code
+
+
 @pytest.mark.parametrize("rounds", [1, 2])
 def test_the_trainer_writes_it(rounds, browser, tmp_path):
     """At the end of training, with scores; what is measured later comes with the model that is saved."""
@@ -390,11 +459,12 @@ def test_the_trainer_writes_it(rounds, browser, tmp_path):
     assert before > 0 and after > 0 and ratio == pytest.approx(after / before, abs=0.1) and "as fast" in tiles(browser)
     text = browser.find_element(By.TAG_NAME, "main").text
     assert "each of 8 x 64 tokens in float32 on" in text  # the model has no more positions
-    assert f'load_pruned("{tmp_path.name}")' in text and "coloured by its importance" in text
+    assert "the model was not saved where it could be loaded from" in text and "coloured by its importance" in text
     assert ("Grey: removed before the last scoring" in text) == (rounds == 2)
     pruned = f"{trainer.evaluate()['eval_accuracy']:.4g}"
     trainer.save_model()
     read(browser, tmp_path / "report.html")
+    assert f'load_pruned("{tmp_path}")' in browser.find_element(By.TAG_NAME, "main").text
     assert table(browser)["accuracy"][:2] == [dense, pruned]
 
 
