@@ -23,7 +23,7 @@ import functools
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -447,6 +447,7 @@ def cut_groups(model: PreTrainedModel, keep: Sequence[tuple[Group, Sequence[int]
             new.append(
                 (module, weight, _take(piece, group.size, positions, module.bias, 0) if cut_bias else module.bias)
             )
+    places = _cache_places(model, bypasses) if bypasses else {}
     for module, weight, bias in new:
         module._parameters.update(weight=weight, bias=bias)
         features = ("nx", "nf") if isinstance(module, Conv1D) else ("out_features", "in_features")
@@ -458,8 +459,8 @@ def cut_groups(model: PreTrainedModel, keep: Sequence[tuple[Group, Sequence[int]
     for path, module in bypasses.items():
         owner, _, name = path.rpartition(".")
         setattr(model.get_submodule(owner), name, module)
-    if bypasses:
-        _number_caches(model)
+    for module, place in places.items():
+        module.layer_idx = place
 
 
 def _take(piece: Slice, size: int, keep: Sequence[int], tensor: nn.Parameter, dimension: int) -> nn.Parameter:
@@ -490,15 +491,41 @@ def _stand_ins(model: PreTrainedModel, group: Group) -> dict[str, Bypass]:
     return found
 
 
-def _number_caches(model: PreTrainedModel) -> None:
-    """Numbers the attention modules that are left from 0, without gaps: a key-value cache takes its length from the
-    first."""
-    count: dict[str, int] = {}
-    for block in list_blocks(model):
+def _cache_places(model: PreTrainedModel, gone: Collection[str]) -> dict[nn.Module, int]:
+    """The place in a key-value cache of every attention module that is left, in the order of the blocks: the first
+    free one of its kind. `config.layer_types` lays out a cache by the blocks of the uncut model, and transformers
+    takes its length and its masks from the first place, and from the first of each kind.
+
+    Args:
+        model: before or after a cut.
+        gone: paths of modules that are about to go.
+
+    Raises:
+        `ValueError`: the first place, or layers that share a cache, would be left without the layer that fills it.
+    """
+    config, blocks = model.config.get_text_config(decoder=True), list_blocks(model)
+    kinds = getattr(config, "layer_types", None) or ()
+    if len(kinds) != len(blocks):
+        kinds = ["full_attention"] * len(blocks)
+    free: dict[tuple[str, str], Iterator[int]] = {}
+    places, removed, shared = {}, tuple(f"{path}." for path in gone), None
+    for kind, block in zip(kinds, blocks):
         for path, module in model.get_submodule(block).named_modules():
-            if isinstance(getattr(module, "layer_idx", None), int):
-                module.layer_idx = count.get(path, 0)
-                count[path] = module.layer_idx + 1
+            if not isinstance(getattr(module, "layer_idx", None), int):
+                continue
+            if f"{block}.{path}.".startswith(removed):
+                shared = getattr(config, "num_kv_shared_layers", None) or getattr(config, "kv_sharing_modes", None)
+                continue
+            of_kind = iter([place for place, other in enumerate(kinds) if other == kind])
+            places[module] = next(free.setdefault((path, kind), of_kind))
+    if shared:
+        raise ValueError("layers of this model share a key-value cache by their numbers, so none of them can go")
+    if places and kinds[0] not in {kind for _, kind in free}:
+        raise ValueError(
+            f"no attention layer of the type {kinds[0]!r} would be left, which config.layer_types gives to the first "
+            "layer: transformers takes the length of a key-value cache from one; keep at least one of them"
+        )
+    return places
 
 
 def bind_position_bias(model: PreTrainedModel, kept_heads: Mapping[str, Sequence[int]]) -> None:
