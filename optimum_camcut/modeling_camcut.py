@@ -254,9 +254,36 @@ class Group:
         return self.slices[-1]
 
 
-def is_cut(config: PretrainedConfig) -> bool:
-    """Whether the config is of a model that is physically smaller than its class builds it."""
+def has_record(config: PretrainedConfig) -> bool:
+    """Whether the config itself says that its model is physically smaller than its class builds it."""
     return getattr(config, RECORD, None) is not None or bool(getattr(config, "pruned_heads", None))
+
+
+def sub_configs(config: PretrainedConfig) -> dict[str, PretrainedConfig]:
+    """Configs of the parts of a composite model (encoder and decoder, text and vision), by their attributes."""
+    return {name: value for name, value in vars(config).items() if isinstance(value, PretrainedConfig)}
+
+
+def cut_configs(config: PretrainedConfig) -> list[PretrainedConfig]:
+    """Those with a record: the config itself, and those of the parts of a composite model."""
+    own = [config] if has_record(config) else []
+    return own + [found for part in sub_configs(config).values() for found in cut_configs(part)]
+
+
+def is_cut(config: PretrainedConfig) -> bool:
+    """Whether the config is of a model that is physically smaller than its class builds it, or a part of it is."""
+    return bool(cut_configs(config))
+
+
+def parts_of(model: PreTrainedModel) -> dict[str, PreTrainedModel]:
+    """Path -> model, of the parts of a composite model that are models of another type, with a config of their own."""
+    found: dict[str, PreTrainedModel] = {}
+    for name, module in model.named_modules():
+        if not isinstance(module, PreTrainedModel) or any(f"{name}.".startswith(f"{path}.") for path in found):
+            continue
+        if module.config.model_type != model.config.model_type:
+            found[name] = module
+    return found
 
 
 def sublayer_of(name: str) -> str:
@@ -312,7 +339,9 @@ def unsupported_architecture(model_type: str) -> ValueError:
 def find_architecture(model: PreTrainedModel) -> Architecture:
     """Raises `ValueError`, listing the known ones, if the model's is not in the table."""
     if model.config.model_type not in ARCHITECTURES:
-        raise unsupported_architecture(model.config.model_type)
+        parts = [path for path, part in parts_of(model).items() if part.config.model_type in ARCHITECTURES]
+        hint = f" Its parts can be cut one by one: {', '.join(f'model.{path}' for path in parts)}." if parts else ""
+        raise ValueError(f"{unsupported_architecture(model.config.model_type)}{hint}")
     return ARCHITECTURES[model.config.model_type]
 
 
@@ -621,8 +650,11 @@ def _distinct(indices: Any, total: int) -> bool:
 
 
 def shrink(model: PreTrainedModel) -> None:
-    """Shrinks a freshly built model to the sizes its config records. Does nothing to what is that small already."""
-    if not is_cut(model.config):
+    """Shrinks a freshly built model, and the parts of a composite one, to the sizes that their configs record. Does
+    nothing to what is that small already."""
+    for part in parts_of(model).values() if sub_configs(model.config) else ():
+        shrink(part)
+    if not has_record(model.config):
         return
     groups = {group.name: group for group in list_groups(model)}
     sizes = recorded_sizes(model.config, list(groups.values()))
@@ -661,8 +693,14 @@ class PrunedModel:
     """Mixed in before a transformers class: builds the model, then shrinks it to the sizes in its config."""
 
     def __init__(self, config: PretrainedConfig, *args: Any, **kwargs: Any):
+        # Of the parts of a composite model: transformers 4 would cut by itself, by the strings that JSON has made.
+        parts = [(each, getattr(each, "pruned_heads", {})) for each in cut_configs(config) if each is not config]
+        for part, _ in parts:
+            part.pruned_heads = {}
         with DrawsNothing() if torch.empty(0).is_meta else nullcontext():  # as in from_pretrained
             super().__init__(config, *args, **kwargs)
+        for part, removed in parts:
+            part.pruned_heads = removed
         with torch._C.DisableTorchFunction():  # a device context makes every step five times slower; devices are known
             shrink(self)
 
@@ -673,7 +711,7 @@ class PrunedModel:
         if is_main_process:
             if is_cut(self.config):
                 shutil.copy(__file__, save_directory)
-            for name in ("pruning_plan.json", "pruning_config.json"):
+            for name in ("pruning_plan.json", "pruning_plans.json", "pruning_config.json"):
                 source = os.path.join(self.name_or_path, name)
                 if os.path.isfile(source) and not os.path.exists(os.path.join(save_directory, name)):
                     shutil.copy(source, save_directory)
