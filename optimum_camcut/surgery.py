@@ -28,7 +28,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from .checkpoint import checkpoint_class
-from .groups import KINDS, WEIGHTS, find_groups, inner_model
+from .groups import WEIGHTS, find_groups, inner_model, possible_kinds
 from .masking import list_masks, zero_weights
 from .modeling_camcut import (
     ARCHITECTURES,
@@ -93,7 +93,7 @@ def apply_plan(model: ModelOrModule, plan: PruningPlan) -> ModelOrModule:
         )
     masks = {name: units for name, units in plan.keep.items() if is_weight(name)}
     cuts_units = len(masks) < len(plan.keep) or not masks
-    kinds = [*(KINDS if cuts_units else ()), *([WEIGHTS] if masks else ())]
+    kinds = [*(possible_kinds(model) if cuts_units else ()), *([WEIGHTS] if masks else ())]
     groups = {group.name: group for group in find_groups(model, kinds)}
     removed = {group.name for group in list_groups(model)} - set(groups) if cuts_units else set()
     if plan.model_type is not None and plan.model_type != model.config.model_type:
