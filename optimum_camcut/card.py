@@ -202,7 +202,7 @@ def pruning_section(model: PreTrainedModel, place: Place, metrics: Metrics, pict
         lines += ["| | dense | pruned | pruned / dense |", "|---|---:|---:|---:|"]
         lines += [f"| {' | '.join([row.name, *row.cells()])} |" for row in rows]
         lines.append("")
-    zeros = count_zeros(model)
+    zeros = count_zeros(model) if plan is not None else {}  # parts of a composite model have plans of their own
     if zeros:
         lines += _masks(model, zeros)
     lines += [*_loading(model, place), "", TOKENIZER]
@@ -380,7 +380,8 @@ def _is_native(model: PreTrainedModel) -> bool:
     """Whether nothing but heads is gone, and transformers 4 builds the model without them by itself."""
     record = getattr(model.config, RECORD, None) or {"sizes": {}}
     heads = all(name.endswith(".heads") and size for name, size in record["sizes"].items())
-    return heads and ARCHITECTURES[model.config.model_type].native_pruned_heads
+    entry = ARCHITECTURES.get(model.config.model_type)  # None of a composite model, whose parts are cut
+    return heads and entry is not None and entry.native_pruned_heads
 
 
 def _kept(model: PreTrainedModel) -> list[str]:

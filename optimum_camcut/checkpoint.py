@@ -25,8 +25,8 @@ import transformers
 from transformers import PretrainedConfig, PreTrainedModel
 
 from . import modeling_camcut
-from .modeling_camcut import ARCHITECTURES, RECORD, is_cut, pruned_class
-from .plan import PLAN_NAME
+from .modeling_camcut import ARCHITECTURES, RECORD, cut_configs, has_record, pruned_class, sub_configs
+from .plan import PLAN_NAME, PLANS_NAME
 from .saving import SavesWhole
 from .stored import (
     HUB_ARGUMENTS,
@@ -36,7 +36,9 @@ from .stored import (
     find,
     load_config,
     load_plan,
+    load_plans,
     plain_class,
+    skeleton,
 )
 
 
@@ -61,7 +63,7 @@ class PrunedCheckpoint(SavesWhole):
         _loading.set(None)  # this model alone is filled, not what it may build inside
         if loading and not loading.quantize and getattr(config, "quantization_config", None) is not None:
             loading = None
-        if loading and is_cut(config) and transformers.__version__.startswith("4."):
+        if loading and has_record(config) and transformers.__version__.startswith("4."):
             loading.weights.check_groups(type(self), config)
         super().__init__(config, *args, **kwargs)
         if loading:
@@ -102,6 +104,9 @@ class PrunedCheckpoint(SavesWhole):
         check_complete(name_or_path, model, info["missing_keys"])
         model._unread = str(name_or_path)
         model.pruning_plan = load_plan(name_or_path, model, hub)
+        for path, plan in load_plans(name_or_path, model, hub).items():
+            part = model.get_submodule(path)
+            part.pruning_plan, part.__class__ = plan, checkpoint_class(type(part))
         return (model, info) if with_info else model
 
 
@@ -119,6 +124,36 @@ def checkpoint_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
 def _empty(base: type[PreTrainedModel]) -> PreTrainedModel:
     cls = checkpoint_class(base)
     return cls.__new__(cls)
+
+
+def _saved_class(config: PretrainedConfig) -> type[PreTrainedModel]:
+    """The transformers class that a config says its model was saved from."""
+    names = config.architectures if isinstance(config.architectures, list) else []
+    name = names[0] if names else "missing"
+    found = getattr(transformers, str(name), None)
+    known = isinstance(found, type) and issubclass(found, PreTrainedModel)
+    if not known or not isinstance(config, found.config_class or ()):
+        raise ValueError(
+            f"transformers has no class {name!r} for a {config.model_type!r} model; pass model_class= to say what to "
+            "load it as"
+        )
+    return found
+
+
+def _check_record(
+    name_or_path: str | Path, config: PretrainedConfig, model_class: type[PreTrainedModel] | None, hub: dict[str, Any]
+) -> None:
+    """Raises `ValueError` if a composite model has no record, but weights that are smaller than its config says."""
+    model_class = model_class or _saved_class(config)
+    try:
+        stored = StoredWeights(name_or_path, model_class.base_model_prefix, hub)
+        stored.check_fit(skeleton(model_class, config))
+    except ValueError as error:
+        raise ValueError(
+            f"{error}. If a part of the model was cut, config.json has lost the record of it. Where the part is still "
+            "in memory or was saved on its own, cut the part of a whole model by its plan, "
+            "`apply_plan(model.encoder, PruningPlan.load(...))`, load these weights into that, and save it anew"
+        ) from error
 
 
 def load_pruned(
@@ -144,25 +179,19 @@ def load_pruned(
     """
     hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
     config = kwargs.get("config") or load_config(name_or_path, hub)
-    cut = is_cut(config)
-    plan = None if cut else find(name_or_path, PLAN_NAME, hub)
-    if not cut and plan is None:
+    cut = cut_configs(config)
+    planned = cut or any(find(name_or_path, name, hub) is not None for name in (PLAN_NAME, PLANS_NAME))
+    if not planned:
+        if sub_configs(config):
+            _check_record(name_or_path, config, model_class, hub)
         raise ValueError(
             f"{name_or_path} is no pruned checkpoint: its config.json has neither {RECORD!r} nor 'pruned_heads', and "
             f"there is no {PLAN_NAME}. Load it with the from_pretrained of its transformers class."
         )
-    if cut and config.model_type not in ARCHITECTURES:
-        raise modeling_camcut.unsupported_architecture(config.model_type)
-    if model_class is None:
-        names = config.architectures if isinstance(config.architectures, list) else []
-        name = names[0] if names else "missing"
-        model_class = getattr(transformers, str(name), None)
-        known = isinstance(model_class, type) and issubclass(model_class, PreTrainedModel)
-        if not known or not isinstance(config, model_class.config_class or ()):
-            raise ValueError(
-                f"transformers has no class {name!r} for a {config.model_type!r} model; pass model_class= to say what "
-                "to load it as"
-            )
+    for part in cut:
+        if part.model_type not in ARCHITECTURES:
+            raise modeling_camcut.unsupported_architecture(part.model_type)
+    model_class = model_class or _saved_class(config)
     own = isinstance(config, model_class.config_class or ())
     if own and set(kwargs) <= {*HUB_ARGUMENTS, "dtype", "device_map"}:  # nothing that changes it
         kwargs["config"] = config

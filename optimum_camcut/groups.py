@@ -47,6 +47,7 @@ __all__ = [
     "find_groups",
     "inner_model",
     "linear_parameters",
+    "possible_kinds",
     "transformers_models",
 ]
 
@@ -190,7 +191,8 @@ def find_groups(model: nn.Module, kinds: Sequence[str] = ("heads", "neurons")) -
 
     Raises:
         `TypeError`: `model` neither is a transformers model nor holds exactly one, or it carries an adapter.
-        `ValueError`: an unknown kind, an unsupported architecture, or a pruned model that has lost its plan.
+        `ValueError`: an unknown kind, `"layers"` of an architecture whose entry has no `bypass`, an unsupported
+            architecture, or a pruned model that has lost its plan.
     """
     if isinstance(kinds, str):
         kinds = (kinds,)
@@ -198,6 +200,11 @@ def find_groups(model: nn.Module, kinds: Sequence[str] = ("heads", "neurons")) -
     if unknown or not kinds:
         raise ValueError(f"unknown kinds {sorted(unknown)}; expected one or more of {', '.join((*KINDS, WEIGHTS))}")
     model = inner_model(model, adapters=False)
+    if "layers" in kinds and find_architecture(model).bypass is None:
+        raise ValueError(
+            f"whole sub-layers of {model.config.model_type!r} cannot go: its entry of ARCHITECTURES has no `bypass`, "
+            "which says what stands in for them; add that, or leave 'layers' out"
+        )
     groups = _unit_groups(model) if set(kinds) - {WEIGHTS} else []
     plan = getattr(model, "pruning_plan", None)
     if plan is None and getattr(model.config, RECORD, None) is not None:
@@ -217,6 +224,12 @@ def find_groups(model: nn.Module, kinds: Sequence[str] = ("heads", "neurons")) -
     ]
     groups = [group for group in groups if group.kind in kinds]
     return groups + _weight_groups(model, plan) if WEIGHTS in kinds else groups
+
+
+def possible_kinds(model: nn.Module) -> tuple[str, ...]:
+    """Kinds of units that can go in a model: whole sub-layers only where its architecture says how."""
+    bypass = find_architecture(inner_model(model)).bypass
+    return tuple(kind for kind in KINDS if kind != "layers" or bypass is not None)
 
 
 def _unit_groups(model: PreTrainedModel) -> list[PrunableGroup]:

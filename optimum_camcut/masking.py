@@ -184,9 +184,13 @@ def true_plan(model: nn.Module, weights: Mapping[str, Tensor] | None = None) -> 
 
 
 def count_zeros(model: nn.Module) -> dict[str, int]:
-    """Weights that are exactly zero, of those that a plan masks some of: layer -> number."""
+    """Weights that are exactly zero, of those that a plan masks some of: layer -> number. Of a model with a plan, by
+    its own: a part of it may have the same masks under other names."""
     counts: dict[str, int] = {}
+    plan = getattr(model, "pruning_plan", None)
     for mask in list_masks(model):
+        if plan is not None and plan.keep.get(mask.name) is not mask.kept:
+            continue
         zeros = sum(int((parameter == 0).sum()) for parameter in list(mask.parameters.values())[:1])
         counts[layer_of(mask.name)] = counts.get(layer_of(mask.name), 0) + zeros
     return counts

@@ -19,11 +19,13 @@ transformers model, shrinks its linear maps to the sizes recorded in `config.jso
 config it reads integers only, each checked against the model.
 """
 
+import difflib
 import functools
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections import UserDict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -39,6 +41,8 @@ from transformers.pytorch_utils import Conv1D
 RECORD = "camcut_pruning"  # the key of config.json that holds the kept sizes
 
 UNIT, HEAD, QUERIES = "unit", "head", "queries"  # symbolic widths, see `Architecture`
+
+STAND_INS = tuple(f"{what}{pair}" for what in ("input", "residual", "zeros") for pair in ("", " pair"))  # see `Bypass`
 
 SUBLAYERS = {"heads": "attention", "neurons": "feed_forward"}  # kind of unit -> the sub-layer it is part of
 
@@ -112,8 +116,81 @@ _BERT = Architecture(
     config_fields={"neurons": ("intermediate_size",)},
 )
 
-# One entry per `model_type`. To add an architecture, add an entry (README, "Adding an architecture").
-ARCHITECTURES: dict[str, Architecture] = {
+
+class Table(UserDict):
+    """`model_type` -> `Architecture`, whose fields are checked when an entry is added. What they say of a model is
+    checked by `optimum_camcut.check_architecture`."""
+
+    def __setitem__(self, model_type: str, entry: Architecture) -> None:
+        """Raises `ValueError`: names the entry and the field that cannot be right."""
+
+        def need(valid: bool, where: str, expected: str, got: Any, known: Sequence[str] = ()) -> None:
+            if not valid:
+                near = difflib.get_close_matches(str(got), known, n=1, cutoff=0.5)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise ValueError(
+                    f"the entry {model_type!r} of ARCHITECTURES: {where} should be {expected}; got {got!r:.200}{hint}"
+                )
+
+        def choice(value: Any, where: str, known: Sequence[str]) -> None:
+            expected = "one of " + ", ".join(map(repr, known))
+            need(isinstance(value, str) and value in known, where, expected, value, known)
+
+        def path(value: Any, where: str) -> None:
+            valid = isinstance(value, str) and re.fullmatch(r"\w+(\.\w+)*", value) is not None
+            need(valid, where, "a path of names with dots between them", value)
+
+        need(isinstance(model_type, str), "its key", "the model_type of a config, a string", model_type)
+        need(isinstance(entry, Architecture), "the entry", "an Architecture", entry)
+        valid = isinstance(entry.layers, str) and re.fullmatch(r"\w+(\.(\w+|\{\}))*", entry.layers) is not None
+        valid = valid and ".{}" in entry.layers
+        need(valid, "layers", "a path with {} in the place of each index, such as 'encoder.layer.{}'", entry.layers)
+        for kind in SUBLAYERS:
+            cuts, fields = getattr(entry, kind), f"{kind}[%d].%s"
+            valid = isinstance(cuts, tuple) and len(cuts) > 1 and all(isinstance(cut, Cut) for cut in cuts)
+            need(valid, kind, "a tuple of two or more Cut, the output projection last", cuts)
+            for number, cut in enumerate(cuts):
+                path(cut.module, fields % (number, "module"))
+                choice(cut.axis, fields % (number, "axis"), ("out", "in"))
+                choice(cut.width, fields % (number, "width"), (UNIT, HEAD, QUERIES))
+                valid = type(cut.blocks) is int and cut.blocks > 0
+                need(valid, fields % (number, "blocks"), "an integer of at least 1", cut.blocks)
+            last = cuts[-1]
+            need(last.axis == "in", fields % (len(cuts) - 1, "axis"), "'in', of the output projection", last.axis)
+        valid = isinstance(entry.residual, tuple) and len(entry.residual) == 2
+        need(valid, "residual", "two paths: of attention, of feed-forward", entry.residual)
+        for number, module in enumerate(entry.residual):
+            path(module, f"residual[{number}]")
+        for name in ("attributes", "neuron_attributes"):
+            values = getattr(entry, name)
+            need(isinstance(values, Mapping), name, "a dict of attribute -> width", values)
+            for attribute, width in values.items():
+                path(attribute, f"a key of {name}")
+                choice(width, f"{name}[{attribute!r}]", (UNIT, HEAD, QUERIES))
+        if entry.bypass is not None:
+            valid = isinstance(entry.bypass, tuple) and len(entry.bypass) == 2
+            valid = valid and all(isinstance(modules, Mapping) for modules in entry.bypass)
+            need(valid, "bypass", "a pair of dicts of module -> what stands in for it, or None", entry.bypass)
+            for number, (modules, kind) in enumerate(zip(entry.bypass, SUBLAYERS)):
+                where, output = f"bypass[{number}]", getattr(entry, kind)[-1].module
+                for module, gives in modules.items():
+                    path(module, f"a key of {where}")
+                    choice(gives, f"{where}[{module!r}]", STAND_INS)
+                covered = any(f"{output}.".startswith(f"{module}.") for module in modules)
+                need(covered, where, f"of modules one of which is or holds the output projection {output!r}", modules)
+        if entry.position_bias is not None:
+            path(entry.position_bias, "position_bias")
+        valid = type(entry.native_pruned_heads) is bool
+        need(valid, "native_pruned_heads", "True or False", entry.native_pruned_heads)
+        need(isinstance(entry.config_fields, Mapping), "config_fields", "a dict of kind -> names", entry.config_fields)
+        for kind, names in entry.config_fields.items():
+            choice(kind, "a key of config_fields", tuple(SUBLAYERS))
+            valid = isinstance(names, tuple) and names and all(isinstance(name, str) for name in names)
+            need(bool(valid), f"config_fields[{kind!r}]", "a tuple of names of the config's fields", names)
+        super().__setitem__(model_type, entry)
+
+
+_SHIPPED: dict[str, Architecture] = {
     "bert": _BERT,
     "roberta": _BERT,
     "xlm-roberta": _BERT,
@@ -202,6 +279,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
 }
 
+# One entry per `model_type`. To add an architecture, add an entry (README, "Adding an architecture").
+ARCHITECTURES = Table(_SHIPPED)
 SHIPPED_ARCHITECTURES = dict(ARCHITECTURES)  # as this file has them: other entries travel with the checkpoints
 
 
@@ -254,9 +333,36 @@ class Group:
         return self.slices[-1]
 
 
-def is_cut(config: PretrainedConfig) -> bool:
-    """Whether the config is of a model that is physically smaller than its class builds it."""
+def has_record(config: PretrainedConfig) -> bool:
+    """Whether the config itself says that its model is physically smaller than its class builds it."""
     return getattr(config, RECORD, None) is not None or bool(getattr(config, "pruned_heads", None))
+
+
+def sub_configs(config: PretrainedConfig) -> dict[str, PretrainedConfig]:
+    """Configs of the parts of a composite model (encoder and decoder, text and vision), by their attributes."""
+    return {name: value for name, value in vars(config).items() if isinstance(value, PretrainedConfig)}
+
+
+def cut_configs(config: PretrainedConfig) -> list[PretrainedConfig]:
+    """Those with a record: the config itself, and those of the parts of a composite model."""
+    own = [config] if has_record(config) else []
+    return own + [found for part in sub_configs(config).values() for found in cut_configs(part)]
+
+
+def is_cut(config: PretrainedConfig) -> bool:
+    """Whether the config is of a model that is physically smaller than its class builds it, or a part of it is."""
+    return bool(cut_configs(config))
+
+
+def parts_of(model: PreTrainedModel) -> dict[str, PreTrainedModel]:
+    """Path -> model, of the parts of a composite model that are models of another type, with a config of their own."""
+    found: dict[str, PreTrainedModel] = {}
+    for name, module in model.named_modules():
+        if not isinstance(module, PreTrainedModel) or any(f"{name}.".startswith(f"{path}.") for path in found):
+            continue
+        if module.config.model_type != model.config.model_type:
+            found[name] = module
+    return found
 
 
 def sublayer_of(name: str) -> str:
@@ -312,7 +418,9 @@ def unsupported_architecture(model_type: str) -> ValueError:
 def find_architecture(model: PreTrainedModel) -> Architecture:
     """Raises `ValueError`, listing the known ones, if the model's is not in the table."""
     if model.config.model_type not in ARCHITECTURES:
-        raise unsupported_architecture(model.config.model_type)
+        parts = [path for path, part in parts_of(model).items() if part.config.model_type in ARCHITECTURES]
+        hint = f" Its parts can be cut one by one: {', '.join(f'model.{path}' for path in parts)}." if parts else ""
+        raise ValueError(f"{unsupported_architecture(model.config.model_type)}{hint}")
     return ARCHITECTURES[model.config.model_type]
 
 
@@ -447,6 +555,7 @@ def cut_groups(model: PreTrainedModel, keep: Sequence[tuple[Group, Sequence[int]
             new.append(
                 (module, weight, _take(piece, group.size, positions, module.bias, 0) if cut_bias else module.bias)
             )
+    places = _cache_places(model, bypasses) if bypasses else {}
     for module, weight, bias in new:
         module._parameters.update(weight=weight, bias=bias)
         features = ("nx", "nf") if isinstance(module, Conv1D) else ("out_features", "in_features")
@@ -458,8 +567,8 @@ def cut_groups(model: PreTrainedModel, keep: Sequence[tuple[Group, Sequence[int]
     for path, module in bypasses.items():
         owner, _, name = path.rpartition(".")
         setattr(model.get_submodule(owner), name, module)
-    if bypasses:
-        _number_caches(model)
+    for module, place in places.items():
+        module.layer_idx = place
 
 
 def _take(piece: Slice, size: int, keep: Sequence[int], tensor: nn.Parameter, dimension: int) -> nn.Parameter:
@@ -490,15 +599,41 @@ def _stand_ins(model: PreTrainedModel, group: Group) -> dict[str, Bypass]:
     return found
 
 
-def _number_caches(model: PreTrainedModel) -> None:
-    """Numbers the attention modules that are left from 0, without gaps: a key-value cache takes its length from the
-    first."""
-    count: dict[str, int] = {}
-    for block in list_blocks(model):
+def _cache_places(model: PreTrainedModel, gone: Collection[str]) -> dict[nn.Module, int]:
+    """The place in a key-value cache of every attention module that is left, in the order of the blocks: the first
+    free one of its kind. `config.layer_types` lays out a cache by the blocks of the uncut model, and transformers
+    takes its length and its masks from the first place, and from the first of each kind.
+
+    Args:
+        model: before or after a cut.
+        gone: paths of modules that are about to go.
+
+    Raises:
+        `ValueError`: the first place, or layers that share a cache, would be left without the layer that fills it.
+    """
+    config, blocks = model.config.get_text_config(decoder=True), list_blocks(model)
+    kinds = getattr(config, "layer_types", None) or ()
+    if len(kinds) != len(blocks):
+        kinds = ["full_attention"] * len(blocks)
+    free: dict[tuple[str, str], Iterator[int]] = {}
+    places, removed, shared = {}, tuple(f"{path}." for path in gone), None
+    for kind, block in zip(kinds, blocks):
         for path, module in model.get_submodule(block).named_modules():
-            if isinstance(getattr(module, "layer_idx", None), int):
-                module.layer_idx = count.get(path, 0)
-                count[path] = module.layer_idx + 1
+            if not isinstance(getattr(module, "layer_idx", None), int):
+                continue
+            if f"{block}.{path}.".startswith(removed):
+                shared = getattr(config, "num_kv_shared_layers", None) or getattr(config, "kv_sharing_modes", None)
+                continue
+            of_kind = iter([place for place, other in enumerate(kinds) if other == kind])
+            places[module] = next(free.setdefault((path, kind), of_kind))
+    if shared:
+        raise ValueError("layers of this model share a key-value cache by their numbers, so none of them can go")
+    if places and kinds[0] not in {kind for _, kind in free}:
+        raise ValueError(
+            f"no attention layer of the type {kinds[0]!r} would be left, which config.layer_types gives to the first "
+            "layer: transformers takes the length of a key-value cache from one; keep at least one of them"
+        )
+    return places
 
 
 def bind_position_bias(model: PreTrainedModel, kept_heads: Mapping[str, Sequence[int]]) -> None:
@@ -594,8 +729,11 @@ def _distinct(indices: Any, total: int) -> bool:
 
 
 def shrink(model: PreTrainedModel) -> None:
-    """Shrinks a freshly built model to the sizes its config records. Does nothing to what is that small already."""
-    if not is_cut(model.config):
+    """Shrinks a freshly built model, and the parts of a composite one, to the sizes that their configs record. Does
+    nothing to what is that small already."""
+    for part in parts_of(model).values() if sub_configs(model.config) else ():
+        shrink(part)
+    if not has_record(model.config):
         return
     groups = {group.name: group for group in list_groups(model)}
     sizes = recorded_sizes(model.config, list(groups.values()))
@@ -634,8 +772,14 @@ class PrunedModel:
     """Mixed in before a transformers class: builds the model, then shrinks it to the sizes in its config."""
 
     def __init__(self, config: PretrainedConfig, *args: Any, **kwargs: Any):
+        # Of the parts of a composite model: transformers 4 would cut by itself, by the strings that JSON has made.
+        parts = [(each, getattr(each, "pruned_heads", {})) for each in cut_configs(config) if each is not config]
+        for part, _ in parts:
+            part.pruned_heads = {}
         with DrawsNothing() if torch.empty(0).is_meta else nullcontext():  # as in from_pretrained
             super().__init__(config, *args, **kwargs)
+        for part, removed in parts:
+            part.pruned_heads = removed
         with torch._C.DisableTorchFunction():  # a device context makes every step five times slower; devices are known
             shrink(self)
 
@@ -646,7 +790,7 @@ class PrunedModel:
         if is_main_process:
             if is_cut(self.config):
                 shutil.copy(__file__, save_directory)
-            for name in ("pruning_plan.json", "pruning_config.json"):
+            for name in ("pruning_plan.json", "pruning_plans.json", "pruning_config.json"):
                 source = os.path.join(self.name_or_path, name)
                 if os.path.isfile(source) and not os.path.exists(os.path.join(save_directory, name)):
                     shutil.copy(source, save_directory)

@@ -36,6 +36,7 @@ from .units import IndexSet, mask_of
 
 
 PLAN_NAME = "pruning_plan.json"
+PLANS_NAME = "pruning_plans.json"  # of the parts of a composite model: path -> plan
 
 
 @dataclass(frozen=True)

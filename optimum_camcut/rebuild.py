@@ -29,7 +29,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import find_labels
 
-from .groups import KINDS, PrunableGroup, check_bare, find_groups
+from .groups import PrunableGroup, check_bare, find_groups, possible_kinds
 from .modeling_camcut import list_blocks, list_groups, sublayer_of
 from .plan import PruningPlan, is_weight, without_removed
 from .scoring.batches import Batch, count_examples, limit
@@ -121,7 +121,7 @@ def reconstruct_all(
     for model in (dense_model, *models):
         check_bare(model, "reconstruct")
     check_whole(dense_model, "reconstruct")
-    dense_groups = {group.name: group for group in find_groups(dense_model, KINDS)}
+    dense_groups = {group.name: group for group in find_groups(dense_model, possible_kinds(dense_model))}
     jobs = [_Job(model, _to_solve(model, plan, dense_model, dense_groups)) for model, plan in zip(models, plans)]
     jobs = [job for job in jobs if job.groups]
     if not jobs:
@@ -181,7 +181,7 @@ def _to_solve(
 ) -> dict[str, PrunableGroup]:
     """The groups of a pruned model whose projections are to be solved, by name."""
     check_whole(model, "reconstruct")
-    present = {group.name: group for group in find_groups(model, KINDS)}
+    present = {group.name: group for group in find_groups(model, possible_kinds(model))}
     _check(model, dense_model, present, dense_groups, plan)
     names = list(dense_groups)
     cut = [i for i, n in enumerate(names) if n not in present or present[n].size < dense_groups[n].size]

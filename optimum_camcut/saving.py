@@ -32,11 +32,11 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from . import modeling_camcut
 from .card import CARD_NAME, is_of_transformers, write_card
-from .files import sync, write_errors, write_text
+from .files import sync, write_errors, write_json, write_text
 from .hub import fetch, make_repo, push
 from .masking import true_plan
-from .modeling_camcut import ARCHITECTURES, SHIPPED_ARCHITECTURES, is_cut
-from .plan import PLAN_NAME, PruningPlan
+from .modeling_camcut import ARCHITECTURES, SHIPPED_ARCHITECTURES, cut_configs, is_cut, parts_of
+from .plan import PLAN_NAME, PLANS_NAME, PruningPlan
 from .stored import add_variant
 
 
@@ -91,6 +91,7 @@ class SavesWhole:
                     changed,
                 )
         cut = is_cut(self.config)
+        plans = {path: part.pruning_plan.to_dict() for path, part in planned_parts(self).items()}
         found = auto_map(self) if cut else {}
         if found:
             self.config.auto_map = found
@@ -101,17 +102,22 @@ class SavesWhole:
         with _replacing_checkpoint(save_directory, kwargs.get("variant")) as folder:
             super().save_pretrained(folder, **kwargs)
             if cut:
-                write_text(folder / MODELING_NAME, modeling_source(self.config.model_type))
+                types = dict.fromkeys(config.model_type for config in cut_configs(self.config))
+                write_text(folder / MODELING_NAME, modeling_source(*types))
             logger.info("writing %s: %s", save_directory, KINDS_OF_CHECKPOINT[cut])
             if self.pruning_plan is not None:
                 self.pruning_plan.save(folder / PLAN_NAME)
                 if self.pruning_plan.config is not None:
                     self.pruning_plan.config.save_pretrained(folder)
+            if plans:
+                write_json(folder / PLANS_NAME, plans)
             if (save_directory / CARD_NAME).exists():
                 shutil.copyfile(save_directory / CARD_NAME, folder / CARD_NAME)
             write_card(folder, self, location=save_directory.name)
         if not cut:
             (save_directory / MODELING_NAME).unlink(missing_ok=True)  # of an earlier save, which needed it
+        if not plans:
+            (save_directory / PLANS_NAME).unlink(missing_ok=True)
         if push_to_hub:
             _upload(self, save_directory, kwargs.get("variant"), **({"repo_id": save_directory.name} | hub))
 
@@ -158,11 +164,26 @@ def auto_map(model: PreTrainedModel) -> dict[str, str]:
     return classes
 
 
-def modeling_source(model_type: str) -> str:
-    """The stand-alone modeling file, with the architecture's entry added if it is not the one that the file has."""
+def planned_parts(model: PreTrainedModel) -> dict[str, PreTrainedModel]:
+    """Path -> part of a composite model that has a plan; of one that is masked, the plan tells the truth."""
+    found = {}
+    for path, part in parts_of(model).items():
+        if getattr(part, "pruning_plan", None) is not None:
+            part.pruning_plan, changed = true_plan(part, None)
+            if changed:
+                logger.warning(
+                    "%d masked weights of %r are no longer zero; its plan no longer masks them", changed, path
+                )
+            found[path] = part
+    return found
+
+
+def modeling_source(*model_types: str) -> str:
+    """The stand-alone modeling file, with the architectures' entries added that are not the ones that the file has."""
     source = Path(modeling_camcut.__file__).read_text(encoding="utf-8")
-    if ARCHITECTURES[model_type] != SHIPPED_ARCHITECTURES.get(model_type):
-        source += f"\n\nARCHITECTURES[{model_type!r}] = {ARCHITECTURES[model_type]!r}\n"
+    for model_type in model_types:
+        if ARCHITECTURES[model_type] != SHIPPED_ARCHITECTURES.get(model_type):
+            source += f"\n\nARCHITECTURES[{model_type!r}] = {ARCHITECTURES[model_type]!r}\n"
     return source
 
 

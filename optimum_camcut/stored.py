@@ -35,14 +35,16 @@ from .modeling_camcut import (
     ARCHITECTURES,
     DrawsNothing,
     PrunedModel,
-    is_cut,
+    cut_configs,
+    has_record,
     kept_heads,
     list_blocks,
     list_groups,
+    parts_of,
     recorded_sizes,
     sublayer_of,
 )
-from .plan import PLAN_NAME, PruningPlan, is_weight, plain_shape, plan_of
+from .plan import PLAN_NAME, PLANS_NAME, PruningPlan, is_weight, plain_shape, plan_of
 from .scoring import scorers_of
 from .units import mask_of
 
@@ -155,7 +157,7 @@ class StoredWeights:
         Raises:
             `ValueError`: names the group whose recorded size is not that of the weights, or the tensor.
         """
-        blocks = tuple(f"{block}." for block in list_blocks(model)) if is_cut(model.config) else ()
+        blocks = tuple(f"{block}." for block in list_blocks(model)) if has_record(model.config) else ()
         wrong, suspect = None, other_shapes
         for key, tensor in model.state_dict().items():
             if self._short(key) not in self.tensors:
@@ -203,7 +205,8 @@ class StoredWeights:
 def skeleton(model_class: type[PreTrainedModel], config: PretrainedConfig) -> PreTrainedModel:
     """The model without storage, and uncut unless the class cuts."""
     uncut = copy.deepcopy(config)
-    uncut.pruned_heads = {}  # transformers 4 would cut by itself, which fails without storage
+    for each in (uncut, *cut_configs(uncut)):
+        each.pruned_heads = {}  # transformers 4 would cut by itself, which fails without storage
     with torch.device("meta"), DrawsNothing():
         return model_class(uncut)
 
@@ -250,51 +253,74 @@ def is_quantized(model: PreTrainedModel) -> bool:
 
 def load_plan(name_or_path: str | Path, model: PreTrainedModel, hub: Mapping[str, Any]) -> PruningPlan | None:
     path = find(name_or_path, PLAN_NAME, hub)
-    if path is not None:
-        values = read_json(path)
-        config = values.get("config") if isinstance(values.get("config"), dict) else {}
-        method, kinds = config.get("method"), config.get("granularity")
-        if isinstance(method, str) and method not in scorers_of(kinds if isinstance(kinds, list) else ()):
-            logger.warning("the method %r is not registered here; the plan loads without it", method)
-            values["config"] = None
-        try:
-            plan = PruningPlan.from_dict(values)
-        except ValueError as error:
-            raise ValueError(f"{PLAN_NAME} of {name_or_path} holds no plan: {error}") from error
-        if plan.model_type not in (None, model.config.model_type):
+    return plan_of(model) if path is None else read_plan(name_or_path, model, read_json(path))
+
+
+def load_plans(name_or_path: str | Path, model: PreTrainedModel, hub: Mapping[str, Any]) -> dict[str, PruningPlan]:
+    """Path -> plan, of the parts of a composite model.
+
+    Raises:
+        `ValueError`: the file names a part that the model lacks, or its plan does not fit.
+    """
+    path, parts = find(name_or_path, PLANS_NAME, hub), parts_of(model)
+    plans = {} if path is None else read_json(path)
+    for name, values in plans.items():
+        if name not in parts or not isinstance(values, dict):
             raise ValueError(
-                f"{PLAN_NAME} of {name_or_path} is for a {plan.model_type!r} model, but config.json is of a "
-                f"{model.config.model_type!r}; the two files do not belong together"
+                f"{PLANS_NAME} of {name_or_path} holds no plan of a part of the model: {name!r}; its parts are "
+                f"{', '.join(parts)}"
             )
-        plan = _rename_masks(plan, model)
-        _check_masks(name_or_path, model, plan)
-        units_of = {name: units for name, units in plan.keep.items() if not is_weight(name)}
-        # A quantizer replaces linear maps; the groups are then those of the model as it was before.
-        listed = skeleton(type(model), model.config) if is_quantized(model) else model
-        groups = {g.name: g for g in list_groups(listed)} if units_of or is_cut(model.config) else {}
-        cut = {name for name, units in units_of.items() if len(units) < plan.sizes.get(name, -1)}
-        recorded = set(recorded_sizes(model.config, list(groups.values()))) if is_cut(model.config) else set()
-        sized = not set(plan.keep) - set(plan.sizes)
-        plain = sized and groups and not is_cut(model.config) and plain_shape(model.config, plan) is not None
-        if not sized or not (plain or cut == recorded):
+    return {name: read_plan(name_or_path, parts[name], values) for name, values in plans.items()}
+
+
+def read_plan(name_or_path: str | Path, model: PreTrainedModel, values: dict[str, Any]) -> PruningPlan:
+    """The plan in a file, if it is of this model.
+
+    Raises:
+        `ValueError`: it does not fit the model, its config or its weights.
+    """
+    config = values.get("config") if isinstance(values.get("config"), dict) else {}
+    method, kinds = config.get("method"), config.get("granularity")
+    if isinstance(method, str) and method not in scorers_of(kinds if isinstance(kinds, list) else ()):
+        logger.warning("the method %r is not registered here; the plan loads without it", method)
+        values["config"] = None
+    try:
+        plan = PruningPlan.from_dict(values)
+    except ValueError as error:
+        raise ValueError(f"{PLAN_NAME} of {name_or_path} holds no plan: {error}") from error
+    if plan.model_type not in (None, model.config.model_type):
+        raise ValueError(
+            f"{PLAN_NAME} of {name_or_path} is for a {plan.model_type!r} model, but config.json is of a "
+            f"{model.config.model_type!r}; the two files do not belong together"
+        )
+    plan = _rename_masks(plan, model)
+    _check_masks(name_or_path, model, plan)
+    units_of = {name: units for name, units in plan.keep.items() if not is_weight(name)}
+    # A quantizer replaces linear maps; the groups are then those of the model as it was before.
+    listed = skeleton(type(model), model.config) if is_quantized(model) else model
+    groups = {g.name: g for g in list_groups(listed)} if units_of or has_record(model.config) else {}
+    cut = {name for name, units in units_of.items() if len(units) < plan.sizes.get(name, -1)}
+    recorded = set(recorded_sizes(model.config, list(groups.values()))) if has_record(model.config) else set()
+    sized = not set(plan.keep) - set(plan.sizes)
+    plain = sized and groups and not has_record(model.config) and plain_shape(model.config, plan) is not None
+    if not sized or not (plain or cut == recorded):
+        raise ValueError(
+            f"{PLAN_NAME} of {name_or_path} cuts the groups {sorted(cut)}, but config.json records "
+            f"{sorted(recorded)}; the two files do not belong together"
+        )
+    for name, units in units_of.items():
+        if name not in groups or groups[name].size != len(units):
+            size = groups[name].size if name in groups else "no such group"
             raise ValueError(
-                f"{PLAN_NAME} of {name_or_path} cuts the groups {sorted(cut)}, but config.json records "
-                f"{sorted(recorded)}; the two files do not belong together"
+                f"{PLAN_NAME} of {name_or_path} keeps {len(units)} units of {name!r}, but the model has {size}"
             )
-        for name, units in units_of.items():
-            if name not in groups or groups[name].size != len(units):
-                size = groups[name].size if name in groups else "no such group"
-                raise ValueError(
-                    f"{PLAN_NAME} of {name_or_path} keeps {len(units)} units of {name!r}, but the model has {size}"
-                )
-        for name, kept in kept_heads(model.config, len(list_blocks(model))).items() if is_cut(model.config) else ():
-            if name in cut and list(plan.keep[name]) != kept:
-                raise ValueError(
-                    f"{PLAN_NAME} of {name_or_path} keeps the heads {list(plan.keep[name])} of {name!r}, but "
-                    f"config.json records {kept}; the two files do not belong together"
-                )
-        return plan
-    return plan_of(model)
+    for name, kept in kept_heads(model.config, len(list_blocks(model))).items() if has_record(model.config) else ():
+        if name in cut and list(plan.keep[name]) != kept:
+            raise ValueError(
+                f"{PLAN_NAME} of {name_or_path} keeps the heads {list(plan.keep[name])} of {name!r}, but "
+                f"config.json records {kept}; the two files do not belong together"
+            )
+    return plan
 
 
 def _rename_masks(plan: PruningPlan, model: PreTrainedModel) -> PruningPlan:

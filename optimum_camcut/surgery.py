@@ -16,17 +16,19 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import gc
 import logging
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from .checkpoint import checkpoint_class
-from .groups import KINDS, WEIGHTS, find_groups, inner_model
+from .groups import WEIGHTS, find_groups, inner_model, possible_kinds
 from .masking import list_masks, zero_weights
 from .modeling_camcut import (
     ARCHITECTURES,
@@ -36,6 +38,7 @@ from .modeling_camcut import (
     cut_groups,
     list_blocks,
     list_groups,
+    sub_configs,
     sublayer_of,
 )
 from .plan import PruningPlan, is_weight, plain_shape, plan_of, without_removed
@@ -57,6 +60,9 @@ def apply_plan(model: ModelOrModule, plan: PruningPlan) -> ModelOrModule:
     removed passes its input on unchanged, its norm included; blocks keep their numbers. The model's config becomes a
     copy of its own that records the sizes. Single weights are set to zero in place, where `CamCutTrainer` keeps them,
     and `hold_masks` around a training loop of your own.
+
+    A part of a composite model is cut on its own, `apply_plan(model.encoder, plan)`: every model that holds it gets a
+    config that records this too, and saves and loads what it takes.
 
     The model's class becomes a subclass of the same name whose `save_pretrained` also writes the plan. A cut model is
     read by `load_pruned` and by `from_pretrained(..., trust_remote_code=True)`; one with masked weights, or whose
@@ -87,7 +93,7 @@ def apply_plan(model: ModelOrModule, plan: PruningPlan) -> ModelOrModule:
         )
     masks = {name: units for name, units in plan.keep.items() if is_weight(name)}
     cuts_units = len(masks) < len(plan.keep) or not masks
-    kinds = [*(KINDS if cuts_units else ()), *([WEIGHTS] if masks else ())]
+    kinds = [*(possible_kinds(model) if cuts_units else ()), *([WEIGHTS] if masks else ())]
     groups = {group.name: group for group in find_groups(model, kinds)}
     removed = {group.name for group in list_groups(model)} - set(groups) if cuts_units else set()
     if plan.model_type is not None and plan.model_type != model.config.model_type:
@@ -155,9 +161,12 @@ def apply_plan(model: ModelOrModule, plan: PruningPlan) -> ModelOrModule:
     refuse_steps_of(before_cut, model)
     model.pruning_plan = kept
     zero_weights(mask for mask in list_masks(model) if mask.name in masks)
+    before_record = model.config
     if cuts_units:
         record(model)
     model.__class__ = checkpoint_class(type(model))
+    for owner, path in owners_of(model):
+        tell_owner(owner, path, model, before_record)
     logger.info("pruned %s:\n%s", type(model).__name__, model.pruning_plan)
     return given
 
@@ -199,6 +208,67 @@ def record(model: PreTrainedModel) -> None:
     if architecture.native_pruned_heads:
         new.pruned_heads = {int(name.split(".")[1]): list(plan.removed(name)) for name in heads}
     bind_position_bias(model, heads)
+
+
+def owners_of(model: PreTrainedModel) -> list[tuple[PreTrainedModel, str]]:
+    """The transformers models that hold this one as a part, with its path in each. A module does not know what it is
+    a part of, so all that live are asked."""
+    found = []
+    for owner in gc.get_objects():
+        if issubclass(type(owner), PreTrainedModel) and owner is not model and "_modules" in vars(owner):
+            found += [(owner, path) for path, module in owner.named_modules() if module is model]
+    return found
+
+
+def tell_owner(owner: PreTrainedModel, path: str, model: PreTrainedModel, old: PretrainedConfig) -> None:
+    """Makes a model that holds a pruned one save and load what that takes: its config becomes a copy that holds the
+    part's, as that of a part of the same config does, and it gets the part's plan.
+
+    Args:
+        path: of the part inside of the owner.
+        model: the part, as it is now.
+        old: its config from before, which the owner's config holds.
+    """
+    before = owner.config
+    if before is old:
+        new, plan = model.config, model.pruning_plan
+        keep, sizes = (
+            {f"{path}.{name}" if is_weight(name) else name: value for name, value in values.items()}
+            for values in (plan.keep, plan.sizes)
+        )
+        owner.pruning_plan = dataclasses.replace(plan, keep=keep, sizes=sizes)
+    else:
+        new = _with_part(before, old, model.config)
+    if new is None:
+        logger.warning(
+            "the config of the %s around it has no place for what was cut of %r: save that part on its own, with its "
+            "save_pretrained; what the whole model saves does not load",
+            type(owner).__name__,
+            path,
+        )
+        return
+    for module in owner.modules():
+        if module.__dict__.get("config") is before:
+            module.config = new
+    owner.__class__ = checkpoint_class(type(owner))
+
+
+def _with_part(config: PretrainedConfig, old: PretrainedConfig, new: PretrainedConfig) -> PretrainedConfig | None:
+    """A copy of a config with one of a part in it, at any depth, in the place of another; None if that is not there.
+    What some classes give to their parts is a copy of what they hold themselves."""
+    subs = sub_configs(config)
+    held = [name for name, sub in subs.items() if sub is old]
+    held = held or [name for name, sub in subs.items() if sub.to_dict() == old.to_dict()]
+    changed = {held[0]: new} if len(held) == 1 else {}
+    if not held:
+        found = {name: _with_part(sub, old, new) for name, sub in subs.items()}
+        changed = {name: sub for name, sub in found.items() if sub is not None}
+    if not changed:
+        return None
+    config = copy.copy(config)
+    for name, sub in changed.items():
+        setattr(config, name, sub)
+    return config
 
 
 def prune_heads(model: ModelOrModule, heads_to_prune: Mapping[int, Iterable[int]]) -> ModelOrModule:

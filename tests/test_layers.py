@@ -22,7 +22,7 @@ import re
 import pytest
 import torch
 import transformers
-from models import ARCHITECTURES, random_plan, tiny_batch, tiny_config, tiny_model
+from models import ARCHITECTURES, CONFIGS, random_plan, tiny_batch, tiny_config, tiny_model
 from test_surgery import check_refused, outputs, task_classes
 from test_trainer import make_trainer, pruning
 
@@ -276,6 +276,51 @@ def test_generation_with_a_cache(architecture, attention, gone, tmp_path):
         expected = bypass(copy.deepcopy(dense), gone).generate(ids, use_cache=False, num_beams=beams, **options)
         for other in (model, load_pruned(tmp_path, attn_implementation=attention)):
             assert torch.equal(other.generate(ids, use_cache=True, num_beams=beams, **options), expected)
+
+
+@pytest.fixture()
+def qwen2(monkeypatch):
+    """A model whose attention is full and in a sliding window by turns, of an architecture of the user's own."""
+    monkeypatch.setitem(TABLE, "qwen2", TABLE["llama"])
+    config = transformers.AutoConfig.for_model(
+        "qwen2",
+        **{**CONFIGS["llama"], "num_hidden_layers": 4, "eos_token_id": None},
+        use_sliding_window=True,
+        sliding_window=4,
+        layer_types=["full_attention", "sliding_attention"] * 2,
+    )
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.15)
+    return model
+
+
+@pytest.mark.parametrize("gone", [(0,), (1,), (2,), (1, 3), (0, 1, 3)])
+def test_caches_of_several_kinds_stay_in_step(qwen2, gone, tmp_path):
+    """The same tokens with every kind of cache as without one, longer than the window; also where it is loaded."""
+    apply_plan(qwen2, PruningPlan({f"layer.{layer}.attention": [] for layer in gone}))
+    qwen2.save_pretrained(tmp_path)
+    ids = torch.randint(5, 99, (2, 12))
+    expected = qwen2.generate(ids, use_cache=False, do_sample=False, max_new_tokens=8)
+    remote = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=True).eval()
+    for model in (qwen2, load_pruned(tmp_path), remote):
+        for cache in ({"use_cache": True}, {"cache_implementation": "static"}):
+            assert torch.equal(model.generate(ids, do_sample=False, max_new_tokens=8, **cache), expected)
+
+
+def test_what_a_cache_cannot_follow_is_refused(qwen2):
+    before = copy.deepcopy(qwen2.state_dict())
+    apply_plan(qwen2, PruningPlan({"layer.0.attention": []}))
+    with pytest.raises(ValueError, match="no attention layer of the type 'full_attention' would be left"):
+        apply_plan(qwen2, PruningPlan({"layer.2.attention": []}))
+    assert qwen2.pruning_plan.keep == {"layer.0.attention": ()}
+    assert torch.equal(qwen2.model.layers[2].self_attn.q_proj.weight, before["model.layers.2.self_attn.q_proj.weight"])
+    qwen2.config.num_kv_shared_layers = 1
+    apply_plan(qwen2, PruningPlan({"layer.1.feed_forward": []}))  # numbers no cache
+    with pytest.raises(ValueError, match="share a key-value cache"):
+        apply_plan(qwen2, PruningPlan({"layer.1.attention": []}))
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "bert"])
