@@ -76,7 +76,10 @@ def plot_head_importance(scores: Mapping[str, Tensor] | None, plan: PruningPlan,
     _label_rows(axes, kept)
     axes.set_xticks(range(0, shape[1], 1 + shape[1] // 24))
     axes.set(title=title or f"{count} of {total} heads kept", xlabel="head  (\N{MULTIPLICATION SIGN} removed)")
-    axes.tick_params(length=0)
+    for axis, cells in ((axes.xaxis, shape[1]), (axes.yaxis, shape[0])):  # lines between the cells
+        axis.set_ticks(np.arange(1, cells) - 0.5, minor=True)
+    axes.grid(which="minor", color="white", linewidth=1)
+    axes.tick_params(which="both", length=0)
     axes.spines[:].set_visible(False)
     if scores:
         figure.colorbar(image, label="importance", pad=0.02)
