@@ -169,6 +169,7 @@ SENSIBLE = {
     "rewind": lambda r: r.choice([True, False]),
     "shift": lambda r: r.choice([0.0, 10.0]),
     "seed": lambda r: r.randrange(2**33),
+    "exclude": lambda r: r.choice([None, [], [0], ["*.heads"], ["*.neurons"]]),
 }
 for _name in ("budget", "allocation", "layer_unit", "noise_scale", "recovery"):
     SENSIBLE[_name] = lambda r, name=_name: r.choice(CHOICES[name])

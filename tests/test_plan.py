@@ -25,7 +25,16 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from models import random_plan, tiny_batch, tiny_model
 
-from optimum_camcut import PrunableGroup, PruningConfig, PruningPlan, apply_plan, find_groups, make_plan, score_groups
+from optimum_camcut import (
+    PrunableGroup,
+    PruningConfig,
+    PruningPlan,
+    apply_plan,
+    find_groups,
+    make_plan,
+    reconstruct,
+    score_groups,
+)
 from optimum_camcut.allocation import remaining_budget, unit_cost
 from optimum_camcut.measure import count_flops, count_parameters
 from optimum_camcut.plan import layer_of
@@ -331,7 +340,6 @@ def test_compression_needs_the_size_of_the_model():
         ({"layer.1.heads": None}, "no scores for the group 'layer.1.heads'; there are scores for ['layer.0.heads', "),
         ({"layer.7.heads": [1.0]}, "scores for groups that are not there: ['layer.7.heads']"),
         ({"layer.1.heads": [1.0, float("nan"), 2.0]}, "the scores of 'layer.1.heads' are NaN or infinite"),
-        ({"layer.1.neurons": [float("inf"), 1.0]}, "the scores of 'layer.1.neurons' are NaN or infinite"),
         ({"layer.1.neurons": [-float("inf"), 1.0]}, "the scores of 'layer.1.neurons' are NaN or infinite"),
         (
             {"layer.0.heads": [0.0] * 3, "layer.1.heads": [0.0] * 3},
@@ -344,6 +352,19 @@ def test_bad_scores(change, message):
     scores = {name: values for name, values in {**SCORES, **change}.items() if values is not None}
     with pytest.raises(ValueError, match=re.escape(message)):
         plan_of(scores, 0.5, groups=groups)
+
+
+def test_a_mistyped_group_suggests_the_nearest():
+    model = tiny_model("bert")
+    scores = random_scores(find_groups(model))
+    scores["layer.1.head"] = scores.pop("layer.1.heads")
+    with pytest.raises(ValueError, match="no scores for the group .*; did you mean 'layer.1.head'\\?$"):
+        make_plan(scores, find_groups(model), PruningConfig(sparsity=0.5))
+    with pytest.raises(ValueError, match="not there: .*; did you mean 'layer.1.heads'\\?$"):
+        make_plan({**scores, "layer.1.heads": torch.ones(4)}, find_groups(model), PruningConfig(sparsity=0.5))
+    for refuse in (apply_plan, lambda model, plan: reconstruct(model, tiny_model("bert"), plan, [tiny_batch()])):
+        with pytest.raises(ValueError, match="which the model lacks; .*; did you mean 'layer.2.neurons'\\?$"):
+            refuse(model, PruningPlan({"layer.2.neuron": [0]}))
 
 
 def test_one_layer_may_score_zero():

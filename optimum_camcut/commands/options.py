@@ -18,7 +18,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-from typing import Any, get_args, get_type_hints
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from ..config import CHOICES, PruningConfig
 
@@ -35,6 +36,7 @@ class Option:
     choices: tuple[str, ...] | None = None
     required: bool = False
     least: int | None = None  # of a number
+    by_kind: bool = False  # heads=1,neurons=64, which a file may hold as a mapping
 
     def add_to(self, parser: argparse.ArgumentParser) -> None:
         keywords: dict[str, Any] = {"dest": self.name, "default": argparse.SUPPRESS}
@@ -53,6 +55,8 @@ class Option:
         """A value from a file, as it would stand on the command line."""
         if self.kind is bool and isinstance(value, bool):
             return [f"--{self.name}" if value else f"--no-{self.name}"]
+        if self.by_kind and isinstance(value, dict):
+            value = ",".join(f"{kind}={number}" for kind, number in value.items())
         if self.many and isinstance(value, list):
             return [f"--{self.name}", *map(str, value)]
         if isinstance(value, list | dict | bool):
@@ -73,12 +77,20 @@ def pruning_options() -> tuple[Option, ...]:
     """The fields of `PruningConfig`."""
     hints, found = get_type_hints(PruningConfig), []
     for field in dataclasses.fields(PruningConfig):
-        kind = next((each for each in get_args(hints[field.name]) if each is not type(None)), hints[field.name])
-        many = field.name == "granularity"
+        kind, many, by_kind = _kind_of(hints[field.name])
         default = field.default if field.default is not dataclasses.MISSING else field.default_factory()
         choices = CHOICES.get(field.name)
-        found.append(Option(field.name, field.metadata["help"], default, kind, many, choices))
+        found.append(Option(field.name, field.metadata["help"], default, kind, many, choices, by_kind=by_kind))
     return tuple(found)
+
+
+def _kind_of(hint: Any) -> tuple[type, bool, bool]:
+    """Of a field's type: that of a word on the command line, whether there may be several, and whether one can hold
+    numbers by kind."""
+    hints = [each for each in get_args(hint) if each is not type(None)] if isinstance(hint, UnionType) else [hint]
+    if str in hints:
+        return str, False, any(get_origin(each) is dict for each in hints)
+    return (get_args(hints[0])[0], True, False) if get_origin(hints[0]) is list else (hints[0], False, False)
 
 
 PRUNING_FIELDS = tuple(field.name for field in dataclasses.fields(PruningConfig))

@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from ..files import nearest
+
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -124,5 +126,7 @@ def get_scorer(name: str, granularity: Iterable[str] = ()) -> Scorer:
     scorers = scorers_of(granularity)
     if name not in scorers:
         kinds = f" for {' and '.join(granularity)}" if granularity else ""
-        raise ValueError(f"unknown method {name!r}{kinds}; known methods{kinds}: {', '.join(scorers)}")
+        raise ValueError(
+            f"unknown method {name!r}{kinds}; known methods{kinds}: {', '.join(scorers)}{nearest(name, scorers)}"
+        )
     return scorers[name]
