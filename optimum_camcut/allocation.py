@@ -99,8 +99,8 @@ def make_plan(
         keep, spent = _choose_units(scores, groups, config, latency)
         if config.budget == "latency" and abs(spent - 1) > LATENCY_TOLERANCE:
             logger.warning(
-                "the plan takes %.2f times the time that %s leaves: by the latency table, no sizes that allocation=%r, "
-                "min_units=%s and exclude=%s allow come closer",
+                "the plan takes %.2f times the time that %s leaves: by the latency table, no sizes that "
+                "allocation=%r, min_units=%s and exclude=%s allow come closer",
                 spent,
                 config.amount,
                 config.allocation,
@@ -151,17 +151,14 @@ def _excluded(groups: Sequence[PrunableGroup], config: PruningConfig) -> set[str
 def _with_kept(scores: Scores, groups: Sequence[PrunableGroup], config: PruningConfig) -> Scores:
     """The scores with infinity, "keep", for all units of excluded groups, and for sub-layers that hold a unit that is
     kept."""
-    excluded = _excluded(groups, config)
-    kept = {
-        g.name: torch.full(scores[g.name].shape, torch.inf) if g.name in excluded else scores[g.name] for g in groups
-    }
+
+    def keep(names: set[str], scores: Scores) -> Scores:
+        infinity = {name: torch.tensor(math.inf, device=scores[name].device) for name in names & set(scores)}
+        return {name: infinity[name].expand(s.shape) if name in infinity else s for name, s in scores.items()}
+
+    kept = keep(_excluded(groups, config), {g.name: scores[g.name] for g in groups})
     holding = {sublayer_of(g.name) for g in groups if g.kind in SUBLAYERS and torch.isposinf(kept[g.name]).any()}
-    return {name: torch.full(s.shape, torch.inf) if name in holding else s for name, s in kept.items()}
-
-
-def _always_kept(scores: Scores, groups: Sequence[PrunableGroup]) -> dict[str, int]:
-    """How many units of each group have a score of infinity."""
-    return {g.name: int(torch.isposinf(scores[g.name]).sum()) for g in groups}
+    return keep(holding, kept)
 
 
 def _choose_units(
@@ -173,7 +170,7 @@ def _choose_units(
     total, budget = groups[0].model_parameters, sum(price[g.name][-1] for g in layers or groups)
     fixed = latency.total_of(groups) - budget if config.budget == "latency" else 0  # what counts and always stays
     target = (budget + fixed) * (1 - _fraction_of_budget(total, budget, config)) - fixed  # the cost to keep
-    always = _always_kept(scores, groups)
+    always = {g.name: int(torch.isposinf(scores[g.name]).sum()) for g in groups}  # units, by group
     ranked = _rank_layers(scores, layers, price, config) or [[]]
     costs = [sum(price[g.name][-1] for g in candidate) for candidate in ranked]
     fewest = max(sum(any(always[g.name] for g in candidate) for candidate in ranked), 1)
@@ -210,7 +207,7 @@ def _keep_units(
         if config.budget == "latency":
             room = target - present + sum(price[g.name][-1] for g in units)
             return _search(scores, units, config, room, price, always, scale)
-        room = sum(float(_spent(price[g.name], g, fraction, always, config)) for g in units)
+        room = _room(units, fraction, price, always, config)
         return _keep_best(scores, units, config, room, price, rate, always, scale)
     keep: dict[str, list[int]] = {}
     scale = dict.fromkeys(config.granularity, 1.0)
@@ -218,7 +215,7 @@ def _keep_units(
     for kind in sorted({g.kind for g in units}):  # heads, then neurons, which are finer
         chosen = [g for g in left if g.kind == kind]
         for pool in _pools(chosen, config):
-            room = sum(float(_spent(price[g.name], g, fraction, always, config)) for g in pool)
+            room = _room(pool, fraction, price, always, config)
             keep |= _keep_best(scores, pool, config, room, price, rate, always, scale)
         left = [g for g in left if g.kind != kind]
         if left and (config.allocation == "uniform" or config.budget == "latency"):
@@ -239,25 +236,27 @@ def check_budget(groups: Sequence[PrunableGroup], config: PruningConfig, latency
 
 
 def _fraction_of_weights(groups: Sequence[PrunableGroup], always: Mapping[str, int], config: PruningConfig) -> float:
-    """What to remove of the weights that are not always kept."""
+    """The fraction of each pool to remove; for what is always kept, the other pools give more."""
     total, budget, kept = groups[0].model_parameters, sum(group.size for group in groups), sum(always.values())
-    fraction = _fraction_of_budget(total, budget, config) * (budget / (budget - kept) if kept < budget else math.inf)
-    if fraction > 1 + 1e-9:
+    amount = _fraction_of_budget(total, budget, config) * budget
+    if amount > (budget - kept) * (1 + 1e-9):
         raise _unreachable(total, budget, kept, groups, always, config)
-    return min(fraction, 1.0)
+    pools = _pools(groups, config)
+    wholes = [sum(g.size for g in pool) for pool in pools]
+    free = [whole - sum(always[g.name] for g in pool) for pool, whole in zip(pools, wholes)]
+    return min(_spread(amount, wholes, free), 1.0)
 
 
 def _choose_weights(scores: Scores, groups: Sequence[PrunableGroup], config: PruningConfig) -> dict[str, IndexSet]:
     """What to keep of single weights: by parameter, or over all of them, those with the largest scores. Their number
     is rounded."""
-    masks = {g.name: torch.from_numpy(mask_of(g.units, g.original_size)) for g in groups}
-    values = {name: scores[name].flatten()[mask] for name, mask in masks.items()}
-    always, keep = _always_kept(values, groups), {}
+    masks, keep = {g.name: torch.from_numpy(mask_of(g.units, g.original_size)) for g in groups}, {}
+    always = {g.name: int((torch.isposinf(scores[g.name]).flatten() & masks[g.name]).sum()) for g in groups}
     fraction = _fraction_of_weights(groups, always, config)
     for pool in _pools(groups, config):
-        present, kept = [masks[g.name] for g in pool], sum(always[g.name] for g in pool)
-        joined = torch.cat([values[g.name] for g in pool])
-        chosen = _largest(joined, kept + math.floor((len(joined) - kept) * (1 - fraction) + 0.5))
+        present, least = [masks[g.name] for g in pool], sum(always[g.name] for g in pool)
+        values = torch.cat([scores[group.name].flatten()[mask] for group, mask in zip(pool, present)])
+        chosen = _largest(values, max(math.floor(len(values) * (1 - fraction) + 0.5), least))
         for group, mask, part in zip(pool, present, chosen.split([int(mask.sum()) for mask in present])):
             kept = torch.zeros(group.original_size, dtype=torch.bool)
             kept[mask] = part
@@ -342,16 +341,26 @@ def _rates(units: Sequence[PrunableGroup], price: Mapping[str, np.ndarray], conf
     return {g.name: (whole[g.kind][0] or 1.0) / max(whole[g.kind][1], 1) for g in units}
 
 
-def _spent(
-    price: np.ndarray, group: PrunableGroup, fraction: Any, always: Mapping[str, int], config: PruningConfig
+def _room(
+    pool: Sequence[PrunableGroup],
+    fraction: Any,
+    price: Mapping[str, np.ndarray],
+    always: Mapping[str, int],
+    config: PruningConfig,
 ) -> Any:
-    """What a group costs without a fraction of the units that are not always kept; of latency, with at least as many
-    as it must keep."""
-    kept = always[group.name]
+    """What a pool may cost without a fraction of its units, but with those that are always kept; of latency, with
+    those that each group must keep."""
     if config.budget != "latency":
-        return price[kept] + (price[-1] - price[kept]) * (1 - fraction)
-    size = kept + (group.size - kept) * (1 - fraction)
-    return np.interp(np.maximum(size, _least(group, always, config)), np.arange(len(price)), price)
+        return max(_whole(pool, price) * (1 - fraction), _whole(pool, price, always))
+    sizes = {g.name: np.maximum(g.size * (1 - fraction), _least(g, always, config)) for g in pool}
+    return sum(np.interp(sizes[g.name], np.arange(g.size + 1), price[g.name]) for g in pool)
+
+
+def _whole(
+    pool: Sequence[PrunableGroup], price: Mapping[str, np.ndarray], counts: Mapping[str, int] | None = None
+) -> float:
+    """What a pool costs with all of its units, or with so many of each group."""
+    return sum(float(price[g.name][-1 if counts is None else counts[g.name]]) for g in pool)
 
 
 def _multiple(group: PrunableGroup, config: PruningConfig) -> int:
@@ -440,27 +449,38 @@ def _fraction_to_remove(
     always: Mapping[str, int],
     config: PruningConfig,
 ) -> tuple[float, float]:
-    """Fraction to remove of each pool's units, except those that are always kept, so that of the present cost the
-    target is left; and the least that can be left where a pool cannot give so much."""
+    """Fraction of each pool's units to remove so that of the present cost the target is left, and the least that can
+    be left where a pool cannot give so much. For what is always kept, the other pools give more."""
     if config.budget == "latency":
         fractions = np.linspace(0, 1, 4001)
-        left = present - sum(price[g.name][-1] - _spent(price[g.name], g, fractions, always, config) for g in units)
+        left = present - _whole(units, price) + _room(units, fractions, price, always, config)
         enough = np.flatnonzero(left <= target)
         least = present - sum(price[g.name][-1] - price[g.name][_least(g, always, config) :].min() for g in units)
         return float(fractions[enough[0]]) if len(enough) else 1.0, least
-    prunable = sum(price[g.name][-1] - price[g.name][always[g.name]] for g in units)
-    fraction = possible = max(present - target, 0) / prunable if prunable else 0.0
-    for pool in _pools(units, config):
-        whole, least = (
-            sum(price[g.name][-1] for g in pool),
-            sum(price[g.name][_least(g, always, config)] for g in pool),
-        )
-        free = sum(price[g.name][-1] - price[g.name][always[g.name]] for g in pool)
+    pools = _pools(units, config)
+    wholes = [_whole(pool, price) for pool in pools]
+    free = [whole - _whole(pool, price, always) for pool, whole in zip(pools, wholes)]
+    fraction = possible = _spread(max(present - target, 0), wholes, free)
+    for pool, whole in zip(pools, wholes):
+        least = _whole(pool, price, {g.name: _least(g, always, config) for g in pool})
         # Units of one kind are rounded to whole ones; a joint budget is never exceeded.
         slack = unit_cost(pool[0], config) / 2 if len({g.kind for g in pool}) == 1 else 1e-9 * whole
-        if least - (whole - free * fraction) > slack:
-            possible = min(possible, (whole - least) / free)
-    return fraction, present - possible * prunable
+        if least - _room(pool, fraction, price, always, config) > slack:
+            possible = min(possible, 1 - least / whole)
+    return fraction, present - sum(min(whole * possible, most) for whole, most in zip(wholes, free))
+
+
+def _spread(amount: float, wholes: Sequence[float], free: Sequence[float]) -> float:
+    """The fraction that takes an amount out of pools, of each of which no more than is free."""
+    fraction, left = 0.0, sum(wholes)
+    for whole, most in sorted(zip(wholes, free), key=lambda pool: pool[1] / (pool[0] or 1.0)):
+        if not left:
+            break
+        fraction = amount / left
+        if fraction * whole <= most:
+            break
+        amount, left = amount - most, left - whole
+    return fraction
 
 
 def _unreachable(
@@ -501,9 +521,9 @@ def _keep_best(
 ) -> dict[str, list[int]]:
     """Fills what a pool may cost with its best units by score per cost: positions to keep, by group.
 
-    Every group keeps its best `min_units` first, and all that are always kept. Units then enter in steps of `multiple_of`, ranked by their mean
-    score; a step of one unit is plain ranking. A joint budget of several kinds is never exceeded; the number of units
-    of one kind is rounded.
+    Every group keeps its best `min_units` first, and all that are always kept. Units then enter in steps of
+    `multiple_of`, ranked by their mean score; a step of one unit is plain ranking. A joint budget of several kinds is
+    never exceeded; the number of units of one kind is rounded.
     """
     order = {g.name: scores[g.name].argsort(descending=True, stable=True).tolist() for g in pool}
     counts = {g.name: _least(g, always, config) for g in pool}

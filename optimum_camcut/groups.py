@@ -24,6 +24,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from .files import nearest
 from .modeling_camcut import (
     RECORD,
     Group,
@@ -109,7 +110,10 @@ def find_groups(model: PreTrainedModel, kinds: Sequence[str] = ("heads", "neuron
         kinds = (kinds,)
     unknown = set(kinds) - {*KINDS, WEIGHTS}
     if unknown or not kinds:
-        raise ValueError(f"unknown kinds {sorted(unknown)}; expected one or more of {', '.join((*KINDS, WEIGHTS))}")
+        raise ValueError(
+            f"unknown kinds {sorted(unknown)}; expected one or more of {', '.join((*KINDS, WEIGHTS))}"
+            f"{nearest(min(unknown, default=''), (*KINDS, WEIGHTS))}"
+        )
     if not isinstance(model, PreTrainedModel):
         hint = "; pass the model inside it (`model.module`)" if isinstance(model, nn.Module) else ""
         if type(model).__module__.startswith("peft."):
