@@ -66,8 +66,7 @@ __all__ = ["__version__", *_MODULES]
 
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
-        from .files import nearest
-
+        nearest = importlib.import_module(".files", __name__).nearest
         raise AttributeError(
             f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}{nearest(name, __all__)}"
         )
