@@ -19,6 +19,7 @@ import dataclasses
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -26,9 +27,10 @@ import torch
 from torch import Tensor
 
 from .config import PruningConfig
+from .files import nearest
 from .groups import WEIGHTS, PrunableGroup
 from .latency import LatencyTable
-from .modeling_camcut import sublayer_of
+from .modeling_camcut import SUBLAYERS, sublayer_of
 from .plan import PruningPlan, layer_of
 from .scoring import get_scorer
 from .scoring.loop import Scores, check_scores
@@ -39,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 TICKS = 2**15  # of the time to keep, in the search for the best sizes within it
 CHOICES_PER_GROUP = 64  # sizes of a layer in that search
+NAMES_SHOWN = 24  # in an error
 LATENCY_TOLERANCE = 0.05  # of the time to keep; a plan that is farther from it says so
 
 
@@ -58,12 +61,16 @@ def make_plan(
     step (a head, or `multiple_of` neurons); with `budget="latency"`, the largest that there is among plans of at most
     about 64 sizes a layer.
 
+    What `config.exclude` names stays whole, and a unit whose score is infinity is kept, whatever the others score. A
+    sub-layer that holds such a head or neuron is not removed. The others are ranked as if these were not there, and
+    lose more: `sparsity` and `compression` count all units, also those that are always kept.
+
     Args:
-        scores (`dict[str, Tensor]`): group name -> `(units,)`, larger = keep, as `score_groups` returns; of single
-            weights, in the parameter's shape.
+        scores (`dict[str, Tensor]`): group name -> `(units,)`, larger = keep, as `score_groups` returns; infinity
+            keeps a unit. Of single weights, in the parameter's shape.
         groups (`Sequence[PrunableGroup]`): the groups that were scored; those of `config.granularity` are cut.
         config (`PruningConfig`): `sparsity` or `compression`, `budget`, `allocation`, `layer_unit`, `min_units`,
-            `multiple_of`.
+            `multiple_of`, `exclude`.
         latency (`LatencyTable`, *optional*): from `latency_table(model, config)`, for `budget="latency"`; of the model
             as it is or as it was before earlier cuts.
 
@@ -71,8 +78,8 @@ def make_plan(
         `PruningPlan`: with one entry for each group, except the heads and neurons of sub-layers that it removes.
 
     Raises:
-        `ValueError`: scores that are missing, NaN, infinite or all zero; a budget that cannot be met (the message
-            names the highest possible value).
+        `ValueError`: scores that are missing, NaN, minus infinity or all zero; an entry of `exclude` that matches
+            nothing; a budget that cannot be met (the message names the highest possible value).
     """
     if not isinstance(config, PruningConfig):
         raise TypeError(f"expected a PruningConfig, got {type(config).__name__}")
@@ -85,18 +92,20 @@ def make_plan(
         )
     wanted = {group.name for group in groups}
     check_scores({name: s for name, s in scores.items() if name in wanted or name not in names}, groups)
+    scores = _with_kept(scores, groups, config)
     if groups[0].kind == WEIGHTS:
         keep = _choose_weights(scores, groups, config)
     else:
         keep, spent = _choose_units(scores, groups, config, latency)
         if config.budget == "latency" and abs(spent - 1) > LATENCY_TOLERANCE:
             logger.warning(
-                "the plan takes %.2f times the time that %s leaves: by the latency table, no sizes that allocation=%r "
-                "and min_units=%s allow come closer",
+                "the plan takes %.2f times the time that %s leaves: by the latency table, no sizes that "
+                "allocation=%r, min_units=%s and exclude=%s allow come closer",
                 spent,
                 config.amount,
                 config.allocation,
                 config.min_units,
+                config.exclude and list(config.exclude),
             )
     if all(len(keep.get(g.name, ())) == g.size for g in groups):
         logger.warning("the plan removes nothing: %s is too little for one unit", config.amount)
@@ -110,6 +119,48 @@ def make_plan(
     )
 
 
+def _excluded(groups: Sequence[PrunableGroup], config: PruningConfig) -> set[str]:
+    """Names of the groups that `config.exclude` keeps whole.
+
+    Raises:
+        `ValueError`: an entry matches nothing.
+    """
+    units = {part: kind for kind, part in SUBLAYERS.items()}
+    found: set[str] = set()
+    for entry in config.exclude or ():
+        matched = set()
+        for g in groups:
+            # A sub-layer is one with its heads or neurons: what keeps the former keeps the latter.
+            layer, sublayer = layer_of(g.name), sublayer_of(g.name)
+            start, _, part = sublayer.rpartition(".")
+            names = {g.name, sublayer, f"{start}.{units.get(part, part)}"}
+            if entry in (layer, layer.removeprefix("decoder.")) or any(fnmatchcase(name, entry) for name in names):
+                matched.add(g.name)
+        if not matched:
+            layers, names = list(dict.fromkeys(layer_of(g.name) for g in groups)), [g.name for g in groups]
+            more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+            raise ValueError(
+                f"exclude names {entry!r}, which matches nothing that granularity {list(config.granularity)} could "
+                f"remove: there are the layers {', '.join(layers[:NAMES_SHOWN])} and the groups "
+                f"{', '.join(names[:NAMES_SHOWN])}{more}{nearest(entry, [*layers, *names])}"
+            )
+        found |= matched
+    return found
+
+
+def _with_kept(scores: Scores, groups: Sequence[PrunableGroup], config: PruningConfig) -> Scores:
+    """The scores with infinity, "keep", for all units of excluded groups, and for sub-layers that hold a unit that is
+    kept."""
+
+    def keep(names: set[str], scores: Scores) -> Scores:
+        infinity = {name: torch.tensor(math.inf, device=scores[name].device) for name in names & set(scores)}
+        return {name: infinity[name].expand(s.shape) if name in infinity else s for name, s in scores.items()}
+
+    kept = keep(_excluded(groups, config), {g.name: scores[g.name] for g in groups})
+    holding = {sublayer_of(g.name) for g in groups if g.kind in SUBLAYERS and torch.isposinf(kept[g.name]).any()}
+    return keep(holding, kept)
+
+
 def _choose_units(
     scores: Scores, groups: Sequence[PrunableGroup], config: PruningConfig, latency: LatencyTable | None
 ) -> tuple[dict[str, tuple[int, ...]], float]:
@@ -119,19 +170,21 @@ def _choose_units(
     total, budget = groups[0].model_parameters, sum(price[g.name][-1] for g in layers or groups)
     fixed = latency.total_of(groups) - budget if config.budget == "latency" else 0  # what counts and always stays
     target = (budget + fixed) * (1 - _fraction_of_budget(total, budget, config)) - fixed  # the cost to keep
+    always = {g.name: int(torch.isposinf(scores[g.name]).sum()) for g in groups}  # units, by group
     ranked = _rank_layers(scores, layers, price, config) or [[]]
     costs = [sum(price[g.name][-1] for g in candidate) for candidate in ranked]
-    for count in range(_count_layers(costs, budget, target, len(layers) < len(groups)), 0, -1):
+    fewest = max(sum(any(always[g.name] for g in candidate) for candidate in ranked), 1)
+    for count in range(_count_layers(costs, budget, target, len(layers) < len(groups), fewest), fewest - 1, -1):
         removed = {g.name for candidate in ranked[count:] for g in candidate}
         units = [g for g in groups if g.kind != "layers" and sublayer_of(g.name) not in removed]
         present = budget - sum(costs[count:])
-        fraction, least = _fraction_to_remove(units, present, target, price, config)
+        fraction, least = _fraction_to_remove(units, present, target, price, always, config)
         if least - target <= (1e-9 * budget if units else costs[count - 1] / 2):
             break  # else the units that are left cannot give what is wanted, and one more sub-layer goes
     else:
-        raise _unreachable(total, budget + fixed, least + fixed, config)
+        raise _unreachable(total, budget + fixed, least + fixed, groups, always, config)
     keep = {g.name: [] if g.name in removed else [0] for g in layers}
-    keep |= _keep_units(scores, units, config, fraction, present, target, price)
+    keep |= _keep_units(scores, units, config, fraction, present, target, price, always)
     cost = present - sum(price[g.name][-1] - price[g.name][len(keep[g.name])] for g in units)
     kept = {g.name: tuple(g.units[i] for i in keep[g.name]) for g in groups if g.name in keep}
     return kept, (cost + fixed) / ((target + fixed) or 1.0)
@@ -145,28 +198,29 @@ def _keep_units(
     present: float,
     target: float,
     price: Mapping[str, np.ndarray],
+    always: Mapping[str, int],
 ) -> dict[str, list[int]]:
     """Positions of the heads and neurons to keep, by group."""
     rate = _rates(units, price, config)
     if config.allocation == "global":
-        scale = _scale_of_kinds(scores, units, rate, config)
+        scale = _scale_of_kinds(scores, units, rate, always, config)
         if config.budget == "latency":
             room = target - present + sum(price[g.name][-1] for g in units)
-            return _search(scores, units, config, room, price, scale)
-        room = sum(price[g.name][-1] for g in units) * (1 - fraction)
-        return _keep_best(scores, units, config, room, price, rate, scale)
+            return _search(scores, units, config, room, price, always, scale)
+        room = _room(units, fraction, price, always, config)
+        return _keep_best(scores, units, config, room, price, rate, always, scale)
     keep: dict[str, list[int]] = {}
     scale = dict.fromkeys(config.granularity, 1.0)
     left = list(units)
     for kind in sorted({g.kind for g in units}):  # heads, then neurons, which are finer
         chosen = [g for g in left if g.kind == kind]
         for pool in _pools(chosen, config):
-            room = sum(float(_spent(price[g.name], g, fraction, config)) for g in pool)
-            keep |= _keep_best(scores, pool, config, room, price, rate, scale)
+            room = _room(pool, fraction, price, always, config)
+            keep |= _keep_best(scores, pool, config, room, price, rate, always, scale)
         left = [g for g in left if g.kind != kind]
         if left and (config.allocation == "uniform" or config.budget == "latency"):
             present -= sum(price[g.name][-1] - price[g.name][len(keep[g.name])] for g in chosen)
-            fraction = min(_fraction_to_remove(left, present, target, price, config)[0], 1.0)
+            fraction = min(_fraction_to_remove(left, present, target, price, always, config)[0], 1.0)
     return keep
 
 
@@ -174,27 +228,35 @@ def check_budget(groups: Sequence[PrunableGroup], config: PruningConfig, latency
     """Raises `ValueError`, naming the highest possible value, if the groups cannot give what the config wants: what
     `make_plan` would raise, before there are scores."""
     if WEIGHTS in config.granularity:
-        _fraction_of_weights(groups, config)
+        excluded = _excluded(groups, config)
+        _fraction_of_weights(groups, {g.name: g.size * (g.name in excluded) for g in groups}, config)
     else:
-        _choose_units({g.name: torch.ones(g.size) for g in groups}, groups, config, latency)
+        ones = {g.name: torch.ones(g.size) for g in groups}
+        _choose_units(_with_kept(ones, groups, config), groups, config, latency)
 
 
-def _fraction_of_weights(groups: Sequence[PrunableGroup], config: PruningConfig) -> float:
-    total, budget = groups[0].model_parameters, sum(group.size for group in groups)
-    fraction = _fraction_of_budget(total, budget, config)
-    if fraction > 1 + 1e-9:
-        raise _unreachable(total, budget, 0, config)
-    return min(fraction, 1.0)
+def _fraction_of_weights(groups: Sequence[PrunableGroup], always: Mapping[str, int], config: PruningConfig) -> float:
+    """The fraction of each pool to remove; for what is always kept, the other pools give more."""
+    total, budget, kept = groups[0].model_parameters, sum(group.size for group in groups), sum(always.values())
+    amount = _fraction_of_budget(total, budget, config) * budget
+    if amount > (budget - kept) * (1 + 1e-9):
+        raise _unreachable(total, budget, kept, groups, always, config)
+    pools = _pools(groups, config)
+    wholes = [sum(g.size for g in pool) for pool in pools]
+    free = [whole - sum(always[g.name] for g in pool) for pool, whole in zip(pools, wholes)]
+    return min(_spread(amount, wholes, free), 1.0)
 
 
 def _choose_weights(scores: Scores, groups: Sequence[PrunableGroup], config: PruningConfig) -> dict[str, IndexSet]:
     """What to keep of single weights: by parameter, or over all of them, those with the largest scores. Their number
     is rounded."""
-    fraction, keep = _fraction_of_weights(groups, config), {}
+    masks, keep = {g.name: torch.from_numpy(mask_of(g.units, g.original_size)) for g in groups}, {}
+    always = {g.name: int((torch.isposinf(scores[g.name]).flatten() & masks[g.name]).sum()) for g in groups}
+    fraction = _fraction_of_weights(groups, always, config)
     for pool in _pools(groups, config):
-        present = [torch.from_numpy(mask_of(group.units, group.original_size)) for group in pool]
+        present, least = [masks[g.name] for g in pool], sum(always[g.name] for g in pool)
         values = torch.cat([scores[group.name].flatten()[mask] for group, mask in zip(pool, present)])
-        chosen = _largest(values, math.floor(len(values) * (1 - fraction) + 0.5))
+        chosen = _largest(values, max(math.floor(len(values) * (1 - fraction) + 0.5), least))
         for group, mask, part in zip(pool, present, chosen.split([int(mask.sum()) for mask in present])):
             kept = torch.zeros(group.original_size, dtype=torch.bool)
             kept[mask] = part
@@ -279,35 +341,60 @@ def _rates(units: Sequence[PrunableGroup], price: Mapping[str, np.ndarray], conf
     return {g.name: (whole[g.kind][0] or 1.0) / max(whole[g.kind][1], 1) for g in units}
 
 
-def _spent(price: np.ndarray, group: PrunableGroup, fraction: Any, config: PruningConfig) -> Any:
-    """What a group costs without a fraction of its units, but with those that it must keep."""
+def _room(
+    pool: Sequence[PrunableGroup],
+    fraction: Any,
+    price: Mapping[str, np.ndarray],
+    always: Mapping[str, int],
+    config: PruningConfig,
+) -> Any:
+    """What a pool may cost without a fraction of its units, but with those that are always kept; of latency, with
+    those that each group must keep."""
     if config.budget != "latency":
-        return price[-1] * (1 - fraction)
-    return np.interp(np.maximum(group.size * (1 - fraction), _least(group, config)), np.arange(len(price)), price)
+        return max(_whole(pool, price) * (1 - fraction), _whole(pool, price, always))
+    sizes = {g.name: np.maximum(g.size * (1 - fraction), _least(g, always, config)) for g in pool}
+    return sum(np.interp(sizes[g.name], np.arange(g.size + 1), price[g.name]) for g in pool)
+
+
+def _whole(
+    pool: Sequence[PrunableGroup], price: Mapping[str, np.ndarray], counts: Mapping[str, int] | None = None
+) -> float:
+    """What a pool costs with all of its units, or with so many of each group."""
+    return sum(float(price[g.name][-1 if counts is None else counts[g.name]]) for g in pool)
 
 
 def _multiple(group: PrunableGroup, config: PruningConfig) -> int:
     return config.multiple_of if group.kind == "neurons" else 1
 
 
-def _least(group: PrunableGroup, config: PruningConfig) -> int:
+def _least(group: PrunableGroup, always: Mapping[str, int], config: PruningConfig) -> int:
     """The fewest units the group may keep."""
     multiple = _multiple(group, config)
-    return min(-(-config.min_units // multiple) * multiple, group.size)
+    least = max(config.least_units(group.kind), always[group.name])
+    return min(-(-least // multiple) * multiple, group.size)
 
 
 def _scale_of_kinds(
-    scores: Scores, groups: Sequence[PrunableGroup], rate: Mapping[str, float], config: PruningConfig
+    scores: Scores,
+    groups: Sequence[PrunableGroup],
+    rate: Mapping[str, float],
+    always: Mapping[str, int],
+    config: PruningConfig,
 ) -> dict[str, float]:
     """What makes scores of different kinds comparable. Estimates of the loss change are; of other scores, each kind
-    gets the share of the total that it has of the cost."""
+    gets the share of the total that it has of the cost. Units that are always kept are in neither."""
     scale = {group.kind: 1.0 for group in groups}
     if not get_scorer(config.method).quadratic:
         for kind in scale:
             pool = [g for g in groups if g.kind == kind]
-            total = sum(float(scores[g.name].sum()) for g in pool)
-            scale[kind] = sum(g.size * rate[g.name] for g in pool) / (total or 1.0)
+            total = sum(float(_finite(scores[g.name]).sum()) for g in pool)
+            scale[kind] = sum((g.size - always[g.name]) * rate[g.name] for g in pool) / (total or 1.0)
     return scale
+
+
+def _finite(scores: Tensor) -> Tensor:
+    """The scores with 0 in the place of infinity, for sums over the others."""
+    return scores.masked_fill(torch.isposinf(scores), 0)
 
 
 def _pools(units: Sequence[PrunableGroup], config: PruningConfig) -> list[list[PrunableGroup]]:
@@ -343,12 +430,12 @@ def _rank_layers(
     return sorted(candidates.values(), key=value, reverse=True)
 
 
-def _count_layers(price: Sequence[float], budget: float, target: float, joint: bool) -> int:
-    """How many candidates to keep, at prices from the best to the worst: what is nearest to the target, but one at
-    least. With heads or neurons, which can give the rest, only down to the geometric mean of the two."""
+def _count_layers(price: Sequence[float], budget: float, target: float, joint: bool, fewest: int) -> int:
+    """How many candidates to keep, at prices from the best to the worst: what is nearest to the target, and `fewest`
+    at least. With heads or neurons, which can give the rest, only down to the geometric mean of the two."""
     aim = math.sqrt(max(target, 0) * budget) if joint else target
     count, left = len(price), budget
-    while count > 1 and left - aim > price[count - 1] / 2 and not (joint and left - price[count - 1] < target):
+    while count > fewest and left - aim > price[count - 1] / 2 and not (joint and left - price[count - 1] < target):
         count -= 1
         left -= price[count]
     return count
@@ -359,28 +446,51 @@ def _fraction_to_remove(
     present: float,
     target: float,
     price: Mapping[str, np.ndarray],
+    always: Mapping[str, int],
     config: PruningConfig,
 ) -> tuple[float, float]:
     """Fraction of each pool's units to remove so that of the present cost the target is left, and the least that can
-    be left where a pool cannot give so much."""
-    prunable = sum(price[g.name][-1] for g in units)
+    be left where a pool cannot give so much. For what is always kept, the other pools give more."""
     if config.budget == "latency":
         fractions = np.linspace(0, 1, 4001)
-        left = present - prunable + sum(_spent(price[g.name], g, fractions, config) for g in units)
+        left = present - _whole(units, price) + _room(units, fractions, price, always, config)
         enough = np.flatnonzero(left <= target)
-        least = present - sum(price[g.name][-1] - price[g.name][_least(g, config) :].min() for g in units)
+        least = present - sum(price[g.name][-1] - price[g.name][_least(g, always, config) :].min() for g in units)
         return float(fractions[enough[0]]) if len(enough) else 1.0, least
-    fraction = possible = max(present - target, 0) / prunable if prunable else 0.0
-    for pool in _pools(units, config):
-        whole, least = sum(price[g.name][-1] for g in pool), sum(price[g.name][_least(g, config)] for g in pool)
+    pools = _pools(units, config)
+    wholes = [_whole(pool, price) for pool in pools]
+    free = [whole - _whole(pool, price, always) for pool, whole in zip(pools, wholes)]
+    fraction = possible = _spread(max(present - target, 0), wholes, free)
+    for pool, whole in zip(pools, wholes):
+        least = _whole(pool, price, {g.name: _least(g, always, config) for g in pool})
         # Units of one kind are rounded to whole ones; a joint budget is never exceeded.
         slack = unit_cost(pool[0], config) / 2 if len({g.kind for g in pool}) == 1 else 1e-9 * whole
-        if least - whole * (1 - fraction) > slack:
+        if least - _room(pool, fraction, price, always, config) > slack:
             possible = min(possible, 1 - least / whole)
-    return fraction, present - possible * prunable
+    return fraction, present - sum(min(whole * possible, most) for whole, most in zip(wholes, free))
 
 
-def _unreachable(total: int | None, budget: float, least: float, config: PruningConfig) -> ValueError:
+def _spread(amount: float, wholes: Sequence[float], free: Sequence[float]) -> float:
+    """The fraction that takes an amount out of pools, of each of which no more than is free."""
+    fraction, left = 0.0, sum(wholes)
+    for whole, most in sorted(zip(wholes, free), key=lambda pool: pool[1] / (pool[0] or 1.0)):
+        if not left:
+            break
+        fraction = amount / left
+        if fraction * whole <= most:
+            break
+        amount, left = amount - most, left - whole
+    return fraction
+
+
+def _unreachable(
+    total: int | None,
+    budget: float,
+    least: float,
+    groups: Sequence[PrunableGroup],
+    always: Mapping[str, int],
+    config: PruningConfig,
+) -> ValueError:
     """Names the highest value, at which the least possible cost is left."""
     name, value, rest = "sparsity", 1 - least / budget, ""
     if config.sparsity is None:
@@ -388,6 +498,11 @@ def _unreachable(total: int | None, budget: float, least: float, config: Pruning
         rest = f": of {total:,} parameters only {budget:,.0f} are of a kind that is cut; embeddings, say, stay"
     limits = f"granularity {list(config.granularity)}"
     limits += "" if WEIGHTS in config.granularity else f", min_units={config.min_units}"
+    limits += f", exclude={list(config.exclude)}" if config.exclude else ""
+    for kind in dict.fromkeys(g.kind for g in groups if always[g.name]):
+        of = [g for g in groups if g.kind == kind]
+        kept, size = sum(always[g.name] for g in of), sum(g.size for g in of)
+        limits += f"; {kept:,} of {size:,} {kind} are excluded or have a score of infinity, and stay"
     return ValueError(
         f"{config.amount} cannot be reached: the highest possible {name} here is {math.floor(value * 1e4) / 1e4} "
         f"({limits}){rest}"
@@ -401,16 +516,17 @@ def _keep_best(
     room: float,
     price: Mapping[str, np.ndarray],
     rate: Mapping[str, float],
+    always: Mapping[str, int],
     scale: Mapping[str, float],
 ) -> dict[str, list[int]]:
     """Fills what a pool may cost with its best units by score per cost: positions to keep, by group.
 
-    Every group keeps its best `min_units` first. Units then enter in steps of `multiple_of`, ranked by their mean
-    score; a step of one unit is plain ranking. A joint budget of several kinds is never exceeded; the number of units
-    of one kind is rounded.
+    Every group keeps its best `min_units` first, and all that are always kept. Units then enter in steps of
+    `multiple_of`, ranked by their mean score; a step of one unit is plain ranking. A joint budget of several kinds is
+    never exceeded; the number of units of one kind is rounded.
     """
     order = {g.name: scores[g.name].argsort(descending=True, stable=True).tolist() for g in pool}
-    counts = {g.name: _least(g, config) for g in pool}
+    counts = {g.name: _least(g, always, config) for g in pool}
     steps = []
     for position, group in enumerate(pool):
         ranked = scores[group.name][order[group.name]].tolist()
@@ -439,6 +555,7 @@ def _search(
     config: PruningConfig,
     room: float,
     price: Mapping[str, np.ndarray],
+    always: Mapping[str, int],
     scale: Mapping[str, float],
 ) -> dict[str, list[int]]:
     """The sizes with the largest sum of scores of which the times fit into `room`: a knapsack with one choice for
@@ -453,9 +570,10 @@ def _search(
     for group in units:
         multiple = _multiple(group, config)
         step = multiple * -(-group.size // (multiple * CHOICES_PER_GROUP))
-        first = _least(group, config)
+        first = _least(group, always, config)
         counts = np.array([*range(first, group.size, step), group.size])
-        worth = np.concatenate([[0.0], scores[group.name][order[group.name]].double().cumsum(0).numpy()])
+        ranked = _finite(scores[group.name])[order[group.name]]  # what is always kept is in every choice
+        worth = np.concatenate([[0.0], ranked.double().cumsum(0).numpy()])
         ticks = np.floor(price[group.name][counts] / tick).astype(int)
         sums, chosen = np.full(TICKS + 1, -np.inf), np.zeros(TICKS + 1, dtype=np.int32)
         for count, used in zip(counts, ticks):

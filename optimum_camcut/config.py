@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .files import read_json, shown, write_json
+from .files import nearest, read_json, shown, write_json
 from .hub import make_repo, push
 from .scoring import SCORERS, WEIGHT_SCORERS, get_scorer, scorers_of
 
@@ -40,6 +40,7 @@ CHOICES = {
     "recovery": ("finetune", "reconstruct", "reconstruct+finetune", "none"),
 }
 NOISE = {"smooth_samples": 5, "noise_std": 0.1, "noise_scale": "relative"}
+MIN_UNITS = 1  # of a kind of which nothing is said
 PAPER_NOISE = {"smooth_samples": 10, "noise_std": 1e-3, "noise_scale": "absolute"}
 
 
@@ -50,7 +51,10 @@ def check_fields(cls: type, values: Any) -> None:
         raise ValueError(f"expected a dict with the fields of {cls.__name__}, {', '.join(known)}; got {shown(values)}")
     unknown = sorted((name for name in values if name not in known), key=repr)
     if unknown:
-        raise ValueError(f"unknown {cls.__name__} fields {shown(unknown)}; known fields: {', '.join(known)}")
+        raise ValueError(
+            f"unknown {cls.__name__} fields {shown(unknown)}; known fields: {', '.join(known)}"
+            f"{nearest(unknown[0], known)}"
+        )
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -60,6 +64,18 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         for name in dict.fromkeys([*now, *before])
         if before.get(name) != now.get(name)
     )
+
+
+def _numbers(text: str) -> int | dict[str, int] | None:
+    """`"4"` as 4 and `"heads=1,neurons=64"` as a dict; None for another text, or one that names a kind twice."""
+    parts = [part.partition("=") for part in text.split(",")]
+    try:
+        if not any(equals for _, equals, _ in parts):
+            return int(text)
+        numbers = {kind.strip(): int(number) for kind, _, number in parts}
+    except ValueError:
+        return None
+    return numbers if len(numbers) == len(parts) else None
 
 
 @dataclass
@@ -107,12 +123,19 @@ class PruningConfig:
         distill_weight: weight in the recovery loss, between 0 and 1, of the distance to the dense model: that of the
             predictions and, layer by layer, of the hidden states.
         distill_temperature: softens the predictions of both.
-        min_units: heads, and neurons, that every layer keeps at least, if its sub-layer stays.
+        min_units: heads, and neurons, that every layer keeps at least, if its sub-layer stays: one number for both, or
+            one for each kind, `{"heads": 1, "neurons": 64}` or, as on the command line, `"heads=1,neurons=64"` (a
+            kind that is not named keeps 1).
         multiple_of: keep a multiple of this many neurons in every layer (8 or 64 suit most hardware).
         sequence_length: tokens per example assumed by `budget="flops"` and `budget="latency"`, and in the latency that
             a trainer reports.
         latency_batch_size: examples at once assumed by `budget="latency"` and in that report.
         seed: draws the scoring examples and the noise.
+        exclude: what stays whole: numbers of layers (`0` or `"0"`), and shell patterns of group names, in which `*`
+            stands for dots too (`"layer.0.*"`, `"*.heads"`; of single weights
+            `"*.encoder.layer.*.output.dense.weight"`). A sub-layer that is named keeps its heads and neurons, and one
+            that holds heads or neurons that are named is not removed. `sparsity` and `compression` still count what is
+            excluded, so that numbers compare: the rest loses more.
 
     Raises:
         `ValueError`: a value out of range; the message names the field and what it expects.
@@ -149,13 +172,20 @@ class PruningConfig:
         default=0.0, metadata={"help": "Weight of the dense model's predictions and hidden states."}
     )
     distill_temperature: float = field(default=2.0, metadata={"help": "Temperature of that term."})
-    min_units: int = field(default=1, metadata={"help": "Heads, and neurons, that every layer keeps."})
+    min_units: int | str | dict[str, int] | None = field(
+        default=MIN_UNITS,
+        metadata={"help": "Heads, and neurons, that every layer keeps: a number, or heads=1,neurons=64."},
+    )
     multiple_of: int = field(default=1, metadata={"help": "Keep a multiple of this many neurons in a layer."})
     sequence_length: int = field(
         default=128, metadata={"help": "Tokens per example for the budgets flops and latency."}
     )
     latency_batch_size: int = field(default=8, metadata={"help": "Examples at once for the budget latency."})
     seed: int = field(default=0, metadata={"help": "Draws the scoring examples and the noise."})
+    exclude: list[str] | None = field(
+        default=None,
+        metadata={"help": "What stays whole: numbers of layers, and patterns of group names ('*.heads')."},
+    )
 
     def __post_init__(self):
         try:
@@ -203,7 +233,8 @@ class PruningConfig:
             "latency_batch_size",
         ):
             self._check(name, int, lambda v: v >= 1, "an integer of at least 1 and below 2**63")
-        self._check("min_units", int, lambda v: v >= 0, "an integer of at least 0 and below 2**63")
+        self.min_units = self._read_min_units()
+        self.exclude = self._read_exclude()
         self._check("seed", int, lambda v: 0 <= v < 2**32, "an integer of at least 0 and below 2**32")
         for name in ("noise_std", "dense_epochs"):
             self._check(name, float, lambda v: v >= 0, "a number of at least 0")
@@ -240,7 +271,45 @@ class PruningConfig:
         for value in values:
             if not isinstance(value, str) or value not in CHOICES[name]:
                 expected = " or ".join(map(repr, CHOICES[name]))
-                raise ValueError(f"unknown {name} {shown(value)}; expected {expected}")
+                raise ValueError(f"unknown {name} {shown(value)}; expected {expected}{nearest(value, CHOICES[name])}")
+
+    def _read_min_units(self) -> int | dict[str, int]:
+        """One number, or one by kind, also from a text."""
+        given, kinds = self.min_units, [kind for kind in ("heads", "neurons") if kind in self.granularity]
+        if given is None:
+            return MIN_UNITS
+        if isinstance(given, str):
+            given = _numbers(given)
+        numbers = given if isinstance(given, Mapping) else {None: given}
+        if not numbers or not all(type(n) is int and 0 <= n < 2**63 for n in numbers.values()):
+            raise ValueError(
+                "min_units should be an integer of at least 0 and below 2**63, or one for each kind, "
+                f"{{'heads': 1, 'neurons': 64}} or 'heads=1,neurons=64'; got {shown(self.min_units)}"
+            )
+        if not isinstance(given, Mapping):
+            return given
+        for kind in given:
+            if kind not in kinds:
+                raise ValueError(
+                    f"min_units of {shown(kind)} would have no effect: with granularity {list(self.granularity)} it "
+                    f"is of {' and '.join(kinds) or 'no kind'}{nearest(kind, kinds)}"
+                )
+        return dict(given)
+
+    def _read_exclude(self) -> tuple[str, ...] | None:
+        """Numbers of layers become texts; an empty list is None."""
+        given = (self.exclude,) if isinstance(self.exclude, str | int) else self.exclude
+        entries = given if isinstance(given, list | tuple) else () if given is None else (given,)
+        if not all(type(entry) is int or (isinstance(entry, str) and entry.strip()) for entry in entries):
+            raise ValueError(
+                "exclude should be a list of layer numbers and patterns of group names, such as [0, '*.heads']; got "
+                f"{shown(self.exclude)}"
+            )
+        return tuple(entry.strip() if isinstance(entry, str) else f"{entry}" for entry in entries) or None
+
+    def least_units(self, kind: str) -> int:
+        """What `min_units` says of a kind."""
+        return self.min_units.get(kind, MIN_UNITS) if isinstance(self.min_units, Mapping) else self.min_units
 
     def _check(self, name: str, kind: type, valid: Any, expected: str) -> None:
         value = getattr(self, name)
@@ -269,7 +338,8 @@ class PruningConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON types."""
-        return {**dataclasses.asdict(self), "granularity": list(self.granularity)}
+        exclude = None if self.exclude is None else list(self.exclude)
+        return {**dataclasses.asdict(self), "granularity": list(self.granularity), "exclude": exclude}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> PruningConfig:

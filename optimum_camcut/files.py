@@ -134,5 +134,5 @@ def shown(value: Any) -> str:
 def nearest(name: Any, known: Iterable[str]) -> str:
     """The end of an error message about an unknown name: `"; did you mean 'taylor'?"`, or nothing if no known name is
     like it."""
-    found = difflib.get_close_matches(str(name), list(known), n=1)
+    found = difflib.get_close_matches(name, list(known), n=1) if isinstance(name, str) else []
     return f"; did you mean {found[0]!r}?" if found else ""

@@ -24,6 +24,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from .files import nearest
 from .modeling_camcut import (
     RECORD,
     Group,
@@ -198,7 +199,10 @@ def find_groups(model: nn.Module, kinds: Sequence[str] = ("heads", "neurons")) -
         kinds = (kinds,)
     unknown = set(kinds) - {*KINDS, WEIGHTS}
     if unknown or not kinds:
-        raise ValueError(f"unknown kinds {sorted(unknown)}; expected one or more of {', '.join((*KINDS, WEIGHTS))}")
+        raise ValueError(
+            f"unknown kinds {sorted(unknown)}; expected one or more of {', '.join((*KINDS, WEIGHTS))}"
+            f"{nearest(min(unknown, default=''), (*KINDS, WEIGHTS))}"
+        )
     model = inner_model(model, adapters=False)
     if "layers" in kinds and find_architecture(model).bypass is None:
         raise ValueError(

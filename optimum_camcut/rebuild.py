@@ -29,6 +29,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import find_labels
 
+from .files import nearest
 from .groups import PrunableGroup, check_bare, find_groups, possible_kinds
 from .modeling_camcut import list_blocks, list_groups, sublayer_of
 from .plan import PruningPlan, is_weight, without_removed
@@ -209,7 +210,10 @@ def _check(
         if sublayer_of(name) in removed and not units:
             continue
         if name not in present:
-            raise ValueError(f"the plan names the group {name!r}, which the model lacks; it has {', '.join(present)}")
+            raise ValueError(
+                f"the plan names the group {name!r}, which the model lacks; it has {', '.join(present)}"
+                f"{nearest(name, present)}"
+            )
         if present[name].units != units:
             raise ValueError(f"{name!r} has {present[name].size} units, not those of the plan: call apply_plan first")
     for name, group in present.items():

@@ -28,6 +28,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from .checkpoint import checkpoint_class
+from .files import nearest
 from .groups import WEIGHTS, find_groups, inner_model, possible_kinds
 from .masking import list_masks, zero_weights
 from .modeling_camcut import (
@@ -107,7 +108,10 @@ def apply_plan(model: ModelOrModule, plan: PruningPlan) -> ModelOrModule:
                 raise ValueError(f"the plan keeps units {list(units)} of {name!r}, which was removed already")
             continue
         if name not in groups:
-            raise ValueError(f"the plan names the group {name!r}, which the model lacks; it has {', '.join(groups)}")
+            raise ValueError(
+                f"the plan names the group {name!r}, which the model lacks; it has {', '.join(groups)}"
+                f"{nearest(name, groups)}"
+            )
         group = groups[name]
         size = plan.sizes.get(name, group.original_size)
         if size != group.original_size:

@@ -686,6 +686,22 @@ def test_every_field_is_a_flag():
     }
 
 
+@pytest.mark.parametrize("from_file", [False, True])
+def test_what_always_stays_is_a_flag(from_file, job, tmp_path):
+    """As the field of the config: several words, and numbers by kind, which a file holds as a list and a mapping."""
+    values = {"exclude": [0, "layer.1.heads"], "min_units": {"heads": 1, "neurons": 3}}
+    words = ["--exclude", "0", "layer.1.heads", "--min_units", "heads=1,neurons=3"]
+    if from_file:
+        (tmp_path / "config.json").write_text(json.dumps(values))
+        words = ["--config", str(tmp_path / "config.json")]
+    changes = {"method": "magnitude", "recovery": "none", "sparsity": 0.2, "output": tmp_path / "out"}
+    main("prune", *flags(**{**job, **changes}), *words)
+    config, plan = PruningConfig.from_pretrained(tmp_path / "out"), PruningPlan.load(tmp_path / "out")
+    assert (config.exclude, config.min_units) == (("0", "layer.1.heads"), values["min_units"])
+    whole = {name for name, units in plan.keep.items() if len(units) == plan.sizes[name]}
+    assert whole >= {"layer.0.heads", "layer.0.neurons", "layer.1.heads"} and whole != set(plan.keep)
+
+
 @pytest.mark.parametrize("kind", ["yaml", "json"])
 def test_a_config_file(kind, job, tmp_path, capsys):
     """Holds any flag and a section for training; flags beat it, and `compression` the `sparsity` in it."""

@@ -52,11 +52,16 @@ BAD = {
     "dense_epochs": (-1, -0.5, NAN, INFINITY, "1", None, True, HUGE),
     "distill_weight": (-0.1, 1.1, NAN, INFINITY, "0.5", None, True, HUGE),
     "distill_temperature": (0, 0.0, -1, NAN, INFINITY, "2", None, True, HUGE),
-    "min_units": LEAST,
+    "min_units": (
+        *(value for value in LEAST if value not in ("0", None)),
+        *("", "x", "-1", "heads", "heads=", "heads=1,heads=2", "heads:1", [1], {"heads": -1}, {"heads": True}),
+        *({"heads": None}, {"head": 1}, {"layers": 1}, {1: 1}, {"heads": HUGE}),
+    ),
     "multiple_of": COUNT,
     "sequence_length": COUNT,
     "latency_batch_size": COUNT,
     "seed": LEAST,
+    "exclude": ("", " ", True, 1.5, [None], [True], ["", "0"], [["0"]], {"0": 1}, [0.0]),
 }
 KNOWN = {"method": tuple(SCORERS), **CHOICES}
 
@@ -141,6 +146,54 @@ def test_good_values_at_the_borders():
         assert config(method=method).method == method
 
 
+def test_min_units_of_one_or_each_kind():
+    """A number, or a text of one, is of both; what is not named keeps the default."""
+    assert config().min_units == config(min_units=None).min_units == 1
+    assert config(min_units="4").min_units == config(min_units=4).least_units("heads") == 4
+    by_kind = config(min_units=" heads = 2, neurons=64")
+    assert by_kind.min_units == {"heads": 2, "neurons": 64} and by_kind == config(min_units=by_kind.min_units)
+    assert [config(min_units={"neurons": 3}).least_units(kind) for kind in ("heads", "neurons")] == [1, 3]
+    given = {"neurons": 3}
+    made = config(min_units=given)
+    given.clear()
+    assert made.min_units == {"neurons": 3}
+
+
+def test_min_units_of_a_kind_that_is_not_cut_are_refused():
+    for granularity, kind, of in (
+        ("neurons", "heads", "neurons"),
+        (("layers", "heads"), "layers", "heads"),
+        ("weights", "heads", "no kind"),
+    ):
+        with pytest.raises(ValueError, match=rf"min_units of '{kind}' would have no effect: .* it is of {of}"):
+            config(granularity=granularity, min_units={kind: 2})
+
+
+def test_exclude_takes_numbers_and_patterns():
+    assert config(exclude=[0, "*.heads", " 2 "]).exclude == ("0", "*.heads", "2")
+    assert config(exclude=3).exclude == config(exclude="3").exclude == ("3",)
+    assert config(exclude=[]).exclude is config().exclude is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "meant"),
+    [
+        ({"method": "tailor"}, "taylor"),
+        ({"method": "smoothcut"}, "smooth_cut"),
+        ({"granularity": ["heads", "neuron"]}, "neurons"),
+        ({"budget": "flop"}, "flops"),
+        ({"allocation": "per-kind"}, "per_kind"),
+        ({"recovery": "fine-tune"}, "finetune"),
+        ({"min_units": {"head": 1}}, "heads"),
+    ],
+)
+def test_the_nearest_is_suggested(changes, meant):
+    with pytest.raises(ValueError, match=f"; did you mean '{meant}'\\?$"):
+        config(**changes)
+    with pytest.raises(ValueError, match="known fields: .*; did you mean 'sparsity'\\?$"):
+        PruningConfig.from_dict({"sparcity": 0.5})
+
+
 @pytest.mark.parametrize("seed", [2**31, 2**62, 2**64, 10**30])
 def test_a_seed_that_is_accepted_can_be_used(seed):
     """`torch.Generator` takes 64 bits: a larger seed is refused by the config, or made to fit."""
@@ -177,11 +230,12 @@ OTHER = {
     "dense_epochs": 1.5,
     "distill_weight": 0.5,
     "distill_temperature": 4.0,
-    "min_units": 2,
+    "min_units": {"neurons": 2},
     "multiple_of": 8,
     "sequence_length": 64,
     "latency_batch_size": 2,
     "seed": 7,
+    "exclude": ("0", "*.2.*"),
 }
 
 
@@ -240,8 +294,10 @@ def parse(*words):
 
 
 def words_for(name, value):
-    if name == "granularity":
+    if name in ("granularity", "exclude"):
         return [f"--{name}", *value]
+    if name == "min_units":
+        return [f"--{name}", ",".join(f"{kind}={number}" for kind, number in value.items())]
     return [f"--{name}"] if value is True and name != "dropout" else [f"--{name}", str(value)]
 
 

@@ -184,6 +184,7 @@ def test_an_unknown_attribute_lists_the_known():
     with pytest.raises(AttributeError, match="module 'optimum_camcut' has no attribute 'CamCutTrianer'") as error:
         optimum_camcut.CamCutTrianer  # noqa: B018
     assert all(name in str(error.value) for name in PUBLIC)
+    assert str(error.value).endswith("; did you mean 'CamCutTrainer'?")
     with pytest.raises(ImportError, match="scoregroups"):
         exec("from optimum_camcut import scoregroups")
 

@@ -551,6 +551,7 @@ def removed_by(scores, sparsity=None, groups=None, **changes):
     return [name.removeprefix("layer.") for name in plan.keep if not plan.keep[name]]
 
 
+PARTS = ("attention", "feed_forward")
 PAIRS = [(5.0, 1.0), (0.5, 4.0), (3.0, 2.0)]
 
 
@@ -579,6 +580,41 @@ def test_blocks_by_hand():
         (0.8, ["1.attention", "1.feed_forward", "2.attention", "2.feed_forward"]),
     ):
         assert removed_by(PAIRS, sparsity, layer_unit="block") == gone
+
+
+@pytest.mark.parametrize(
+    ("exclude", "changes", "gone"),
+    [
+        (["layer.1.attention"], {"sparsity": 0.26}, ["0.feed_forward", "2.feed_forward"]),
+        ([1], {"sparsity": 0.5}, ["0.feed_forward", "2.attention", "2.feed_forward"]),
+        (["*.heads"], {"sparsity": 0.5}, ["0.feed_forward", "1.feed_forward", "2.feed_forward"]),
+        (["*.1.attention"], {"sparsity": 0.6, "layer_unit": "block"}, [f"{i}.{p}" for i in (0, 2) for p in PARTS]),
+    ],
+)
+def test_sublayers_that_always_stay(exclude, changes, gone):
+    """A sub-layer goes by the name of its heads or neurons too; a block stays with one of its sub-layers."""
+    assert removed_by(PAIRS, exclude=exclude, **changes) == gone
+    with pytest.raises(ValueError, match="the highest possible sparsity here is .* are excluded or have a score of"):
+        removed_by(PAIRS, exclude=exclude, **{**changes, "sparsity": 0.95})
+
+
+def test_a_sublayer_stays_with_a_unit_that_stays():
+    """Whatever it scores itself; and one that is excluded keeps all its heads and neurons."""
+    kinds = ("layers", "heads", "neurons")
+    groups = find_groups(tiny_model("bert"), kinds)
+    scores = {g.name: torch.ones(g.size) for g in groups}
+    scores["layer.1.attention"][:] = 0
+    config = PruningConfig(sparsity=0.5, granularity=kinds)
+    assert make_plan(scores, groups, config).keep["layer.1.attention"] == ()
+    scores["layer.1.heads"][3] = torch.inf
+    kept = make_plan(scores, groups, config).keep
+    assert kept["layer.1.attention"] == (0,) and 3 in kept["layer.1.heads"]
+    for name, whole in (("layer.1.attention", "layer.1.heads"), ("layer.2.feed_forward", "layer.2.neurons")):
+        for entry in (name, whole):
+            kept = make_plan(scores, groups, PruningConfig(sparsity=0.5, granularity=kinds, exclude=[entry])).keep
+            assert kept[name] == (0,) and kept[whole] == tuple(range({"heads": 4, "neurons": 37}[whole[8:]]))
+    scores["layer.0.attention"][:] = torch.inf  # its heads may go
+    assert 0 < len(make_plan(scores, groups, config).keep["layer.0.heads"]) < 4
 
 
 def test_score_per_cost_decides():

@@ -25,8 +25,17 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from models import random_plan, tiny_batch, tiny_model
 
-from optimum_camcut import PrunableGroup, PruningConfig, PruningPlan, apply_plan, find_groups, make_plan, score_groups
-from optimum_camcut.allocation import remaining_budget, unit_cost
+from optimum_camcut import (
+    PrunableGroup,
+    PruningConfig,
+    PruningPlan,
+    apply_plan,
+    find_groups,
+    make_plan,
+    reconstruct,
+    score_groups,
+)
+from optimum_camcut.allocation import check_budget, remaining_budget, unit_cost
 from optimum_camcut.measure import count_flops, count_parameters
 from optimum_camcut.plan import layer_of
 
@@ -320,6 +329,135 @@ def test_compression_needs_the_size_of_the_model():
         plan_of({"layer.0.heads": [1.0, 2.0]}, compression=1.5)
 
 
+# --- what is always kept --------------------------------------------------------------------------------------------
+
+INFINITY = float("inf")
+
+
+def test_a_score_of_infinity_keeps_a_unit():
+    """Of six heads the last of each layer stays; one of the other four does, the best. Neurons go by their own."""
+    scores = {**SCORES, "layer.0.heads": [5.0, 1.0, INFINITY], "layer.1.heads": [2.0, 3.0, INFINITY]}
+    for allocation in ("per_kind", "global"):
+        kept = plan_of(scores, 0.5, allocation=allocation)
+        assert (kept["layer.0.heads"], kept["layer.1.heads"]) == ((0, 2), (2,))
+        assert sum(map(len, kept.values())) == 6
+    kept = plan_of({"layer.0.heads": [0.0, INFINITY, 0.0, 1.0]}, 0.5)
+    assert kept == {"layer.0.heads": (1, 3)}
+    kept = plan_of({**SCORES, "layer.0.heads": [INFINITY] * 3, "layer.1.heads": [INFINITY] * 3}, 0.25)
+    assert kept["layer.0.heads"] == kept["layer.1.heads"] == (0, 1, 2)  # three of twelve go, all of them neurons
+    assert (kept["layer.0.neurons"], kept["layer.1.neurons"]) == ((3,), (0, 1))
+
+
+def test_infinity_does_not_weigh_on_the_scale_of_kinds():
+    """A head that always stays takes 10 of 12 parameters; of the other 14, neurons and a head share 2 by rank."""
+    assert globally([INFINITY, 20.0], [5.0, 3.0, 1.0, 0.5], method="taylor") == ((0,), (0, 1))
+    # 20 / 10 of the one head that is free, and the neurons 9.5 over 4, so that each kind has 1 a parameter on average.
+    heads, neurons = globally([INFINITY, 20.0], [5.0, 3.0, 1.0, 0.5], sparsity=2 / 24, method="taylor")
+    assert (heads, neurons) == ((0, 1), (0, 1))
+
+
+def test_neurons_beside_those_that_stay_come_in_steps():
+    """Five that stay make two steps of four."""
+    scores = [INFINITY] * 5 + [float(i) for i in range(11)]
+    assert plan_of({"layer.0.neurons": scores}, 0.5, multiple_of=4)["layer.0.neurons"] == (0, 1, 2, 3, 4, 13, 14, 15)
+    with pytest.raises(
+        ValueError, match=r"highest possible sparsity here is 0.5 \(.*; 5 of 16 neurons are excluded or"
+    ):
+        plan_of({"layer.0.neurons": scores}, 0.7, multiple_of=4)
+
+
+@pytest.mark.parametrize("allocation", ["per_kind", "uniform", "global"])
+@pytest.mark.parametrize(
+    ("exclude", "whole"),
+    [
+        ([0], ("layer.0.heads", "layer.0.neurons")),
+        (["0", "layer.1.neurons"], ("layer.0.heads", "layer.0.neurons", "layer.1.neurons")),
+        (["layer.[01].heads"], ("layer.0.heads", "layer.1.heads")),
+        (["layer.2.attention"], ("layer.2.heads",)),
+        (["*.feed_forward"], ("layer.0.neurons", "layer.1.neurons", "layer.2.neurons")),
+    ],
+)
+def test_excluded_groups_stay_whole(exclude, whole, allocation):
+    """The rest loses what makes a quarter of the whole; what the excluded score does not matter."""
+    groups, plans = find_groups(tiny_model("bert")), []
+    config = PruningConfig(sparsity=0.25, exclude=exclude, allocation=allocation, method="taylor")
+    check_budget(groups, config)
+    for factor in (1e-6, 1.0, INFINITY):
+        scores = {name: s * factor if name in whole else s for name, s in random_scores(groups).items()}
+        plans.append(make_plan(scores, groups, config))
+    assert plans[0] == plans[1] == plans[2]
+    kept = {g.name: len(plans[0].keep[g.name]) / g.size for g in groups}
+    assert {name for name, part in kept.items() if part == 1} == set(whole)
+    total = sum(g.size * g.unit_parameters for g in groups)
+    left = sum(len(plans[0].keep[g.name]) * g.unit_parameters for g in groups)
+    heads = 1.5 if allocation == "uniform" else 1  # of rounding
+    assert abs(left / total - 0.75) <= heads * groups[0].unit_parameters / total
+
+
+@pytest.mark.parametrize("allocation", ["per_kind", "uniform", "global"])
+@pytest.mark.parametrize("name", ["sparsity", "compression"])
+def test_the_highest_possible_value_counts_what_is_excluded(name, allocation):
+    groups = find_groups(tiny_model("bert"))
+    for exclude in ([1], ["*.heads"], ["layer.0.*", "layer.2.heads"]):
+        changes = {"allocation": allocation, "exclude": exclude}
+        value = highest(name, groups, **changes)
+        config = PruningConfig(**{name: value}, **changes)
+        check_budget(groups, config)
+        plan = make_plan(random_scores(groups), groups, config)
+        if allocation == "global":
+            free = [g for g in groups if len(plan.keep[g.name]) < g.size]
+            assert free and sum(len(plan.keep[g.name]) - 1 for g in free) <= 2
+    with pytest.raises(
+        ValueError, match="sparsity here is 0.0 .*; 12 of 12 heads .*; 111 of 111 neurons are excluded"
+    ):
+        check_budget(groups, PruningConfig(sparsity=0.1, exclude="*"))
+
+
+@pytest.mark.parametrize(
+    ("exclude", "changes", "message"),
+    [
+        (
+            [3],
+            {},
+            "exclude names '3', which matches nothing that granularity ['heads', 'neurons'] could remove: there ",
+        ),
+        (["layer.0.head"], {}, "; did you mean 'layer.0.heads'?"),
+        (["0", "*.haeds"], {}, "exclude names '*.haeds'"),
+        (
+            ["*.heads"],
+            {"granularity": "neurons"},
+            "granularity ['neurons'] could remove: there are the layers 0, 1, 2 ",
+        ),
+        (
+            ["encoder.layer.0.output.dense.weight"],
+            {"granularity": "weights"},
+            "did you mean 'bert.encoder.layer.0.outp",
+        ),
+    ],
+)
+def test_an_exclusion_of_nothing_is_refused(exclude, changes, message):
+    config = PruningConfig(sparsity=0.1, exclude=exclude, **{"method": "random", **changes})
+    groups = find_groups(tiny_model("bert"), config.granularity)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check_budget(groups, config)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make_plan({g.name: torch.ones(g.size) for g in groups}, groups, config)
+
+
+def test_min_units_by_kind():
+    """Heads keep two of four; of 12 neurons a layer, as few as it takes, but five."""
+    groups = find_groups(tiny_model("bert"))
+    for allocation in ("per_kind", "uniform", "global"):
+        changes = {"allocation": allocation, "min_units": {"heads": 2, "neurons": 5}}
+        plan = make_plan(random_scores(groups), groups, PruningConfig(sparsity=0.5, **changes))
+        for name, units in plan.keep.items():
+            assert len(units) >= (2 if name.endswith("heads") else 5)
+        value = highest("sparsity", groups, **changes)
+        if allocation == "global":
+            least = sum((2 if g.kind == "heads" else 5) * g.unit_parameters for g in groups)
+            assert value == pytest.approx(1 - least / sum(g.size * g.unit_parameters for g in groups), abs=1e-4)
+
+
 # --- bad scores -----------------------------------------------------------------------------------------------------
 
 
@@ -331,7 +469,6 @@ def test_compression_needs_the_size_of_the_model():
         ({"layer.1.heads": None}, "no scores for the group 'layer.1.heads'; there are scores for ['layer.0.heads', "),
         ({"layer.7.heads": [1.0]}, "scores for groups that are not there: ['layer.7.heads']"),
         ({"layer.1.heads": [1.0, float("nan"), 2.0]}, "the scores of 'layer.1.heads' are NaN or infinite"),
-        ({"layer.1.neurons": [float("inf"), 1.0]}, "the scores of 'layer.1.neurons' are NaN or infinite"),
         ({"layer.1.neurons": [-float("inf"), 1.0]}, "the scores of 'layer.1.neurons' are NaN or infinite"),
         (
             {"layer.0.heads": [0.0] * 3, "layer.1.heads": [0.0] * 3},
@@ -344,6 +481,19 @@ def test_bad_scores(change, message):
     scores = {name: values for name, values in {**SCORES, **change}.items() if values is not None}
     with pytest.raises(ValueError, match=re.escape(message)):
         plan_of(scores, 0.5, groups=groups)
+
+
+def test_a_mistyped_group_suggests_the_nearest():
+    model = tiny_model("bert")
+    scores = random_scores(find_groups(model))
+    scores["layer.1.head"] = scores.pop("layer.1.heads")
+    with pytest.raises(ValueError, match="no scores for the group .*; did you mean 'layer.1.head'\\?$"):
+        make_plan(scores, find_groups(model), PruningConfig(sparsity=0.5))
+    with pytest.raises(ValueError, match="not there: .*; did you mean 'layer.1.heads'\\?$"):
+        make_plan({**scores, "layer.1.heads": torch.ones(4)}, find_groups(model), PruningConfig(sparsity=0.5))
+    for refuse in (apply_plan, lambda model, plan: reconstruct(model, tiny_model("bert"), plan, [tiny_batch()])):
+        with pytest.raises(ValueError, match="which the model lacks; .*; did you mean 'layer.2.neurons'\\?$"):
+            refuse(model, PruningPlan({"layer.2.neuron": [0]}))
 
 
 def test_one_layer_may_score_zero():

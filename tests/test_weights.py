@@ -14,6 +14,7 @@
 """Single weights: scores against numbers worked out by hand and against plain autograd, plans, and masks."""
 
 import copy
+import dataclasses
 import json
 import math
 import re
@@ -39,6 +40,7 @@ from optimum_camcut import (
     prune_heads,
     score_groups,
 )
+from optimum_camcut.allocation import check_budget
 from optimum_camcut.scoring import WEIGHT_SCORERS, gradients
 from optimum_camcut.scoring.noise import GaussianNoise, linear_noise
 from optimum_camcut.scoring.registry import weight_scorer
@@ -841,13 +843,41 @@ def test_a_parameter_that_is_masked_whole_keeps_its_shape_in_scores():
         assert max(others) <= 1 and min(others) < 0.8
 
 
+@pytest.mark.parametrize("allocation", ["per_kind", "uniform"])
+def test_weights_that_always_stay(allocation):
+    """A layer or matrices that are excluded keep all, single weights of infinity stay, and the rest gives the half."""
+    groups = find_groups(tiny_model("bert"), ("weights",))
+    generator = torch.Generator().manual_seed(0)
+    scores = {g.name: torch.rand(g.size, generator=generator) for g in groups}
+    scores[groups[0].name][:7] = 0.0
+    total = sum(g.size for g in groups)
+    first = {g.name for g in groups if ".layer.0." in g.name}
+    outputs = {g.name for g in groups if g.name.endswith(".output.dense.weight")}
+    for exclude, whole in (([0], first), (["*.encoder.layer.*.output.dense.weight"], outputs), (None, set())):
+        config = PruningConfig(
+            sparsity=0.5, granularity="weights", allocation=allocation, exclude=exclude, method="snip"
+        )
+        check_budget(groups, config)
+        kept = make_plan({**scores, groups[-1].name: torch.full((groups[-1].size,), torch.inf)}, groups, config).keep
+        assert {g.name for g in groups if len(kept[g.name]) == g.size} == {*whole, groups[-1].name}
+        rounding = len(groups) if allocation == "uniform" else 1
+        assert abs(sum(map(len, kept.values())) - total / 2) <= rounding
+    infinite = torch.zeros(groups[0].size)
+    infinite[5:9] = torch.inf
+    kept = make_plan({**scores, groups[0].name: infinite}, groups, config).keep
+    assert set(kept[groups[0].name]) >= {5, 6, 7, 8}
+    rest = 1 - sum(g.size for g in groups if g.name in first) / total
+    with pytest.raises(ValueError, match=f"the highest possible sparsity here is {math.floor(rest * 1e4) / 1e4}"):
+        check_budget(groups, dataclasses.replace(config, sparsity=0.99, exclude=[0]))
+
+
 def test_scores_that_do_not_fit():
     model = tiny_model("bert")
     scores, name = score(model, "magnitude"), "bert.pooler.dense.weight"
     for values, message in (
         (None, "no scores for the group 'bert.pooler.dense.weight'"),
         (scores[name][:5], r"have shape \(5, 32\); expected that of the parameter, with 1024 elements"),
-        (scores[name] * float("inf"), "are NaN or infinite"),
+        (scores[name] * -float("inf"), "are NaN or infinite"),
     ):
         changed = {n: values if n == name else s for n, s in scores.items() if n != name or values is not None}
         with pytest.raises(ValueError, match=message):

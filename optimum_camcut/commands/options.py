@@ -30,12 +30,13 @@ UNIONS = (Union, types.UnionType)
 
 
 class _ByName(argparse.Action):
-    """One value, or several by name: `2`, or `heads=2 neurons=64`."""
+    """One value, or several by name: `2`, or `heads=2 neurons=64`, or the same with a comma between."""
 
     def __call__(
         self, parser: Any, namespace: argparse.Namespace, values: list[str], option_string: Any = None
     ) -> None:
-        kind, pairs = self.metavar.lower(), [value.partition("=") for value in values]
+        kind, values = self.metavar.lower(), [part for value in values for part in value.split(",")]
+        pairs = [value.partition("=") for value in values]
         convert = int if kind == "int" else float if kind == "float" else str
         try:
             if len(pairs) == 1 and not pairs[0][1]:

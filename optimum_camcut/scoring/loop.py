@@ -31,6 +31,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..config import PruningConfig
+from ..files import nearest
 from ..groups import WEIGHTS, PrunableGroup, below, body_of, check_group
 from ..modeling_camcut import ARCHITECTURES
 from ..sharding import is_sharded, reshard, whole
@@ -136,20 +137,27 @@ def score_groups(
         shape = model.get_parameter(group.name).shape if group.kind == WEIGHTS else (group.size,)
         scores.setdefault(group.name, torch.zeros(shape))
     scores = {before.name: scores[group.name] for before, group in zip(listed, groups)} if path else scores
-    check_scores(scores, listed)
+    check_scores(scores, listed, computed=True)
     return scores
 
 
-def check_scores(scores: Scores, groups: Sequence[PrunableGroup]) -> None:
+def check_scores(scores: Scores, groups: Sequence[PrunableGroup], computed: bool = False) -> None:
     """Finds scores that no plan can be made of.
+
+    Args:
+        computed: a method gave them, where infinity is an overflow; in others it says "keep".
 
     Raises:
         `TypeError`: they are no tensors.
-        `ValueError`: they are missing, of the wrong shape, of other groups, NaN, infinite, or all zero for a kind.
+        `ValueError`: they are missing, of the wrong shape, of other groups, NaN, minus infinity (or infinity, if they
+            were computed), or all zero for a kind.
     """
     for group in groups:
         if group.name not in scores:
-            raise ValueError(f"no scores for the group {group.name!r}; there are scores for {list(scores)}")
+            raise ValueError(
+                f"no scores for the group {group.name!r}; there are scores for {list(scores)}"
+                f"{nearest(group.name, set(scores) - {each.name for each in groups})}"
+            )
         if not isinstance(scores[group.name], Tensor):
             raise TypeError(
                 f"the scores of {group.name!r} should be a tensor, got {type(scores[group.name]).__name__}"
@@ -163,14 +171,18 @@ def check_scores(scores: Scores, groups: Sequence[PrunableGroup]) -> None:
         if group.kind != WEIGHTS and shape != (group.size,):
             raise ValueError(f"the scores of {group.name!r} have shape {shape}; expected ({group.size},), one a unit")
         # A sum is finite only if all is, unless it overflows; it takes one look at the memory.
-        if not math.isfinite(scores[group.name].sum()) and not torch.isfinite(scores[group.name]).all():
+        values = scores[group.name]
+        if not math.isfinite(values.sum()) and not (torch.isfinite(values) if computed else values > -math.inf).all():
             raise ValueError(
                 f"the scores of {group.name!r} are NaN or infinite; look for a NaN loss or weights, or overflow in "
                 "half precision"
             )
     unknown = set(scores) - {group.name for group in groups}
     if unknown:
-        raise ValueError(f"scores for groups that are not there: {sorted(unknown)}")
+        raise ValueError(
+            f"scores for groups that are not there: {sorted(unknown)}"
+            f"{nearest(min(unknown), [group.name for group in groups])}"
+        )
     for kind in sorted({group.kind for group in groups}):
         values = [scores[group.name] for group in groups if group.kind == kind and group.size]
         if values and not any(value.any() for value in values):
