@@ -216,7 +216,7 @@ def recipe(plan: PruningPlan) -> str:
     kinds, how = " and ".join(config.granularity), f"`{config.amount}`, `allocation={config.allocation!r}`"
     if config.compression is None and WEIGHTS not in config.granularity:
         how += f" of the budget {_budget(config)}"
-    how += f", left `exclude={list(config.exclude)}` whole" if getattr(config, "exclude", None) else ""
+    how += f", left `exclude={list(config.exclude)}` whole" if config.exclude else ""
     how += f", `rounds={config.rounds}`" if config.rounds > 1 else ""
     how += f", `dense_epochs={config.dense_epochs}`, `rewind=True`" if config.rewind else ""
     how += ", of what earlier cuts had left" if plan.cut_before else ""

@@ -178,18 +178,19 @@ def uncut_scores(scores: Mapping[str, Tensor], groups: Sequence[PrunableGroup]) 
 
     Returns:
         `dict[str, Tensor]`: group name -> float32 on the CPU of shape `(group.original_size,)`; NaN for units that
-        were gone already.
+        were gone already, or that a score of infinity keeps.
 
     Raises:
         `TypeError`: the scores are no tensors.
-        `ValueError`: the scores are of other groups, NaN, infinite, or all zero for a kind.
+        `ValueError`: the scores are of other groups, NaN, minus infinity, or all zero for a kind.
     """
     check_scores(scores, groups)
     full = {}
     for group in groups:
         if not is_weight(group.name):
             full[group.name] = torch.full((group.original_size,), torch.nan)
-            full[group.name][list(group.units)] = scores[group.name].detach().float().cpu()
+            known = scores[group.name].detach().float().cpu()
+            full[group.name][list(group.units)] = known.masked_fill(known.isinf(), torch.nan)
     return full
 
 
