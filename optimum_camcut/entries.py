@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""`check_architecture`: whether the entry of an architecture is right, by what a model of it computes when it is cut."""
+"""`check_architecture`: whether the entry of an architecture is right, by what a model of it computes when cut."""
 
 from __future__ import annotations
 
@@ -63,11 +63,11 @@ torch.save(output.logits if hasattr(output, "logits") else output[0], folder + "
 """
 
 
-def check_architecture(model: PreTrainedModel, batch: Mapping[str, Any]) -> None:
-    """Checks the entry of a model's architecture in `ARCHITECTURES`: that all it names is in the model and has the size
-    that it should have; that the model cut by heads, by neurons, by whole sub-layers where the entry has `bypass`, and
-    by all of these computes what the model computes with the removed units at zero; and that a process with nothing
-    but torch and transformers loads what was cut and computes the same.
+def check_architecture(model: PreTrainedModel, batch: Mapping[str, Any], *, reload: bool = True) -> None:
+    """Checks the entry of a model's architecture in `ARCHITECTURES`: that all it names is in the model and has the
+    size that it should have; that the model cut by heads, by neurons, by whole sub-layers where the entry has
+    `bypass`, and by all of these computes what the model computes with the removed units at zero; and that a process
+    with nothing but torch and transformers loads what was cut and computes the same.
 
     It works on copies, in float32 and on the model's device; the model stays as it is. Take a small one: a copy or
     two of it are in memory, and one is written to a temporary folder.
@@ -75,6 +75,7 @@ def check_architecture(model: PreTrainedModel, batch: Mapping[str, Any]) -> None
     Args:
         model (`PreTrainedModel`): whole, and with two or more heads and blocks.
         batch (`Mapping[str, Any]`): keywords of its forward, on its device; labels are left out.
+        reload (`bool`): also load it in a new process, which takes most of the time.
 
     Raises:
         `TypeError`: not a transformers model itself.
@@ -110,7 +111,8 @@ def check_architecture(model: PreTrainedModel, batch: Mapping[str, Any]) -> None
             last = len(list_blocks(dense)) - 1
             if last > 0:
                 cut = _cut(dense, {**keep, f"layer.{last}.attention": [], f"layer.{last}.feed_forward": []}, "bypass")
-        _check_reload(cut, batch)
+        if reload:
+            _check_reload(cut, batch)
 
 
 def _wrong(model: PreTrainedModel, field: str, what: str) -> ValueError:
@@ -178,7 +180,7 @@ def _check_paths(model: PreTrainedModel, entry: Architecture) -> None:
                     raise _wrong(
                         model,
                         f"{name}[{path!r}]",
-                        f"should be {counts[kind] * widths[width]} in {block}, as {counts[kind]} times {width!r}; it is "
+                        f"should be {counts[kind] * widths[width]} in {block}, {counts[kind]} times {width!r}; it is "
                         f"{value!r:.99}",
                     )
         for number, path in enumerate(entry.residual):
@@ -237,14 +239,21 @@ def _compare(
         raise _wrong(
             dense,
             field,
-            f"misses something: the cut model does not run ({type(error).__name__}: {error}); look for a linear map of "
-            "the block that is not named, and for an attribute that counts units",
+            f"misses something: the cut model does not run ({type(error).__name__}: {error}); look for a linear map "
+            "of the block that is not named, and for an attribute that counts units",
         ) from error
-    _check_same(dense, got, expected, field, "the cut model computes something else than the uncut one with the removed "
-                "units at zero; look for a linear map that is not named, or in the wrong way")  # fmt: skip
+    what = (
+        "misses something: the cut model computes something else than the uncut one with the removed units at zero; "
+        "look for a linear map that is not named, or cut in the wrong way"
+    )
+    _check_same(dense, got, expected, field, what)
     if _same(_output(dense, batch), expected):
-        raise _wrong(dense, field, "cannot be checked: without its units the model computes the same. Is the last map "
-                     "of the entry the output projection, and does the batch reach it?")  # fmt: skip
+        raise _wrong(
+            dense,
+            field,
+            "cannot be checked: without its units the model computes the same. Is the last map of the entry the "
+            "output projection, and does the batch reach it?",
+        )
     return cut
 
 
@@ -276,8 +285,11 @@ def _check_layers(dense: PreTrainedModel, entry: Architecture, batch: Mapping[st
             raise _wrong(dense, field, f"does not run: {type(error).__name__}: {error}") from error
         pairs = ((streams["reads"], streams["in"]), (streams["out"], whole["reads"]), (streams["out"], streams["in"]))
         got, expected = pairs[number]
-        _check_same(dense, got, expected, field, f"does not pass the residual stream on unchanged where {' and '.join(gone)}"
-                    " is gone; look at what stands in for each module, for a norm that stays, and at `residual`")  # fmt: skip
+        what = (
+            f"does not pass the residual stream on unchanged where {' and '.join(gone)} is gone; look at what stands "
+            "in for each module, for a norm that stays, and at `residual`"
+        )
+        _check_same(dense, got, expected, field, what)
 
 
 def _streams(
@@ -328,8 +340,7 @@ def _check_reload(cut: PreTrainedModel, batch: Mapping[str, Any]) -> None:
             )
         got = torch.load(Path(folder) / "output.pt")
     expected = _output(cut.cpu(), {name: _on_cpu(value) for name, value in batch.items()})
-    _check_same(cut, got, expected, "the checkpoint", "computes something else when it is loaded in another process; is "
-                "there a part of the entry that is true of this model object only?")  # fmt: skip
+    _check_same(cut, got, expected, "the checkpoint", "computes something else when it is loaded in another process")
 
 
 def _on_cpu(value: Any) -> Any:
