@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .comparison import Comparison, compare
     from .config import PruningConfig
     from .distillation import distillation_loss
+    from .entries import check_architecture
     from .groups import PrunableGroup, find_groups
     from .latency import LatencyTable, latency_table
     from .masking import hold_masks
@@ -47,6 +48,7 @@ _MODULES = {
     "PruningConfig": "config",
     "PruningPlan": "plan",
     "apply_plan": "surgery",
+    "check_architecture": "entries",
     "compare": "comparison",
     "distillation_loss": "distillation",
     "find_groups": "groups",

@@ -219,10 +219,11 @@ def latency_table(
         disable_tqdm (`bool`): no progress bar.
 
     Raises:
-        `ValueError`: the architecture is not supported, or the model is sharded.
+        `ValueError`: the architecture is not supported, the model is sharded, or inputs for it cannot be made.
     """
     check_bare(model, "latency_table")
     check_whole(model, "measuring latency")
+    random_inputs(model, 1, config.sequence_length)  # raises if none can be made
     conditions = _conditions(model, config)
     folder = Path(cache_dir or os.environ.get("CAMCUT_CACHE") or Path(constants.HF_HOME) / "camcut")
     digest = hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).hexdigest()[:16]

@@ -219,33 +219,60 @@ def time_forward(
 
 
 def random_inputs(model: PreTrainedModel, batch_size: int, sequence_length: int) -> dict[str, torch.Tensor]:
-    """Inputs to measure with: always the same token ids, none of them padding.
+    """Inputs to measure with, always the same: token ids, none of them padding, or images or sound where the model
+    takes those.
 
     Args:
         model (`PreTrainedModel`): whose vocabulary and device they are for.
         batch_size (`int`): sequences at once.
-        sequence_length (`int`): tokens in each.
+        sequence_length (`int`): tokens in each; a model of images or of sound says itself how large those are.
 
     Returns:
         `dict[str, Tensor]`: `input_ids` and a mask of ones, `attention_mask`, each of shape
-            `(batch_size, sequence_length)`; of models for multiple choice, `(batch_size, 1, sequence_length)`.
+            `(batch_size, sequence_length)`; of models for multiple choice, `(batch_size, 1, sequence_length)`. Or
+            `pixel_values` of shape `(batch_size, channels, height, width)`, or `input_features` of shape
+            `(batch_size, bins, frames)`.
 
     Raises:
-        `ValueError`: more tokens than the model has learned positions for.
+        `ValueError`: more tokens than the model has learned positions for, or inputs of a kind that is not known here.
     """
+    generator, name = torch.Generator().manual_seed(0), model.main_input_name
+    if name != "input_ids":
+        shape = _input_shape(model, name)
+        return {name: torch.rand(batch_size, *shape, generator=generator).to(model.device, model.dtype)}
     longest = longest_input(model, sequence_length)
     learned = any(name.endswith(("position_embeddings", "wpe")) for name, _ in model.named_modules())
     if sequence_length > longest and learned:  # others compute positions
         raise ValueError(
             f"sequence_length is {sequence_length}, but {type(model).__name__} takes {longest} tokens at most"
         )
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(model.config.vocab_size, (batch_size, sequence_length), generator=generator)
-    if model.config.pad_token_id is not None:
-        tokens[tokens == model.config.pad_token_id] = (model.config.pad_token_id + 1) % model.config.vocab_size
+    weight = getattr(model.get_input_embeddings(), "weight", None)  # what the model has, whatever its config says
+    if weight is None or weight.dim() != 2:
+        raise ValueError(f"{type(model).__name__} has no table of input embeddings to make token ids for")
+    vocabulary, padding = weight.shape[0], getattr(model.config, "pad_token_id", None)
+    tokens = torch.randint(vocabulary, (batch_size, sequence_length), generator=generator)
+    if padding is not None:
+        tokens[tokens == padding] = (padding + 1) % vocabulary
     if type(model).__name__.endswith("ForMultipleChoice"):
         tokens = tokens[:, None]
     return {"input_ids": tokens.to(model.device), "attention_mask": torch.ones_like(tokens).to(model.device)}
+
+
+def _input_shape(model: PreTrainedModel, name: str) -> tuple[int, ...]:
+    """Of one image, or of one recording, as the config tells."""
+    config = model.config
+    if name == "pixel_values" and getattr(config, "image_size", None):
+        size = config.image_size
+        return (getattr(config, "num_channels", 3), *(size if isinstance(size, list | tuple) else (size, size)))
+    if name == "input_features" and getattr(config, "num_mel_bins", None):
+        positions = getattr(config, "max_source_positions", None)
+        if positions:
+            return config.num_mel_bins, 2 * positions  # as in Whisper, which halves them
+    raise ValueError(
+        f"{type(model).__name__} takes {name!r}, and its config does not say of what shape: its latency cannot be "
+        "measured here; take another budget than 'latency', or time it by inputs of your own with "
+        "optimum_camcut.measure.time_forward"
+    )
 
 
 def longest_input(model: PreTrainedModel, tokens: int) -> int:

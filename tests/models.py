@@ -59,7 +59,7 @@ ARCHITECTURES = tuple(CONFIGS)
 
 
 def tiny_config(architecture: str, **changes) -> PretrainedConfig:
-    return AutoConfig.for_model(architecture, **{**CONFIGS[architecture], **changes})
+    return AutoConfig.for_model(architecture, **{**CONFIGS.get(architecture, {}), **changes})
 
 
 def tiny_model(architecture: str, task: str = "SequenceClassification", seed: int = 0, **changes) -> PreTrainedModel:

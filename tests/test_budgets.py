@@ -24,7 +24,7 @@ import pytest
 import torch
 from models import ARCHITECTURES, tiny_batch, tiny_config, tiny_model
 from test_trainer import Interrupt, make_trainer, pruning, same, weights
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, ViTConfig, ViTForImageClassification
 from workers import measure, together
 
 from optimum_camcut import (
@@ -40,7 +40,7 @@ from optimum_camcut import (
 from optimum_camcut.allocation import check_budget, remaining_budget, unit_cost
 from optimum_camcut.groups import KINDS
 from optimum_camcut.latency import _conditions
-from optimum_camcut.measure import count_flops, count_parameters, measure_latency
+from optimum_camcut.measure import count_flops, count_parameters, measure_latency, random_inputs
 from optimum_camcut.modeling_camcut import Slice
 
 
@@ -582,3 +582,24 @@ def test_a_cut_model_counts_as_its_groups_say():
     prunable = sum(g.size * g.unit_parameters for g in groups)
     left = remaining_budget(groups, find_groups(model), config)
     assert 1 - (before - count_parameters(model)) / prunable == pytest.approx(left, rel=1e-9)
+
+
+@pytest.fixture()
+def vision():
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 16}
+    return ViTForImageClassification(ViTConfig(**sizes, image_size=[8, 12], patch_size=4, num_channels=1))
+
+
+def test_inputs_to_measure_with_are_those_that_a_model_takes(vision):
+    """Images by their size in the config; token ids by the table of the model, where the config has no such field."""
+    images = random_inputs(vision, 2, 128)
+    assert {name: values.shape for name, values in images.items()} == {"pixel_values": (2, 1, 8, 12)}
+    assert measure_latency({"vision": vision}, batch_size=2, repeats=1)["vision"].median > 0
+    assert count_flops(vision) > 0
+    model = tiny_model("bert")
+    model.bert.set_input_embeddings(torch.nn.Embedding(3, 32))
+    model.config.pad_token_id = 2
+    assert random_inputs(model, 4, 9)["input_ids"].unique().tolist() == [0, 1]
+    vision.main_input_name = "input_values"
+    with pytest.raises(ValueError, match="takes 'input_values', and its config does not say of what shape"):
+        latency_table(vision, PruningConfig(sparsity=0.5, budget="latency"))

@@ -71,6 +71,7 @@ ORDER = (
     "checkpoint",
     "stale",
     "surgery",
+    "entries",
     "streams",
     "rebuild",
     "comparison",

@@ -1,0 +1,131 @@
+# Copyright 2026 The optimum-camcut authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Entries of architectures: what is wrong in one is an error that names the entry and the field."""
+
+import dataclasses
+
+import pytest
+import torch
+from models import ARCHITECTURES, tiny_batch, tiny_model
+
+from optimum_camcut import PruningPlan, apply_plan, check_architecture, find_groups
+from optimum_camcut.modeling_camcut import ARCHITECTURES as TABLE
+from optimum_camcut.modeling_camcut import HEAD, Architecture, Cut
+
+
+BERT, LLAMA = TABLE["bert"], TABLE["llama"]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_shipped_entries_are_right_and_the_model_stays_as_it_is(architecture):
+    model = tiny_model(architecture)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    random = torch.get_rng_state()
+    check_architecture(model, tiny_batch(), reload=False)
+    assert torch.equal(random, torch.get_rng_state())
+    assert getattr(model, "pruning_plan", None) is None
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"heads": (*BERT.heads[:3], Cut("attention.output.dense", "input", HEAD))}, r"heads\[3\]\.axis.*'in'"),
+        ({"neurons": (Cut("intermediate.dense", "output"), BERT.neurons[1])}, r"neurons\[0\]\.axis.*mean 'out'"),
+        ({"neurons": BERT.neurons[::-1]}, r"neurons\[1\]\.axis should be 'in'"),
+        ({"heads": (Cut("attention.self.query", "out", "heads"), *BERT.heads[1:])}, r"width.*did you mean 'head'"),
+        ({"heads": (Cut("attention.self.query", "out", HEAD, 0), *BERT.heads[1:])}, r"heads\[0\]\.blocks.*got 0"),
+        ({"heads": list(BERT.heads)}, "heads should be a tuple"),
+        ({"layers": "encoder.layer"}, "layers should be a path with {}"),
+        ({"residual": ("attention.self.query",)}, "residual should be two paths"),
+        ({"attributes": {"attention.self.num_attention_heads": "units"}}, "attributes.*did you mean 'unit'"),
+        ({"bypass": ({"attention": "inputs pair"}, {})}, r"bypass\[0\].*did you mean 'input pair'"),
+        ({"bypass": ({"attention.self": "input pair"}, {})}, r"bypass\[0\].*the output projection"),
+        ({"config_fields": {"neuron": ("intermediate_size",)}}, "did you mean 'neurons'"),
+        ({"config_fields": {"neurons": "intermediate_size"}}, "should be a tuple of names"),
+        ({"native_pruned_heads": "no"}, "native_pruned_heads should be True or False"),
+    ],
+)
+def test_a_field_that_cannot_be_right_is_refused_at_once(changes, message):
+    with pytest.raises(ValueError, match="the entry 'mine' of ARCHITECTURES: .*" + message):
+        TABLE["mine"] = dataclasses.replace(BERT, **changes)
+    with pytest.raises(ValueError, match="the entry 'mine' of ARCHITECTURES"):
+        TABLE.update(mine=dataclasses.replace(BERT, **changes))
+    assert "mine" not in TABLE
+
+
+def without(cuts: tuple[Cut, ...], number: int) -> tuple[Cut, ...]:
+    return cuts[:number] + cuts[number + 1 :]
+
+
+def changed(cuts: tuple[Cut, ...], number: int, **changes) -> tuple[Cut, ...]:
+    return (*cuts[:number], dataclasses.replace(cuts[number], **changes), *cuts[number + 1 :])
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes", "message"),
+    [
+        ("bert", {"heads": without(BERT.heads, 1)}, "heads misses something"),
+        ("bert", {"heads": without(BERT.heads, 2)}, "heads misses something"),
+        ("llama", {"neurons": without(LLAMA.neurons, 1)}, "neurons misses something"),
+        ("llama", {"heads": without(LLAMA.heads, 2)}, "heads misses something"),
+        (
+            "bert",
+            {"heads": changed(BERT.heads, 1, module="attention.self.keys")},
+            r"heads\[1\].*'attention.self.keys'",
+        ),
+        ("bert", {"heads": changed(BERT.heads, 1, module="attention.self")}, r"heads\[1\].module names no map"),
+        ("llama", {"heads": changed(LLAMA.heads, 0, width=HEAD)}, r"heads\[0\].*gives 8 heads in .*there are 4"),
+        ("gpt2", {"heads": changed(TABLE["gpt2"].heads, 0, blocks=1)}, r"heads\[0\].*gives 12 heads in .*there are 4"),
+        ("bert", {"attributes": {"attention.self.num_attention_heads": HEAD}}, "attributes.*should be 32.*it is 4"),
+        ("bert", {"attributes": {"attention.self.all_head": HEAD}}, "attributes.*it is None"),
+        ("bert", {"layers": "encoder.layers.{}"}, "layers is 'encoder.layers.{}'"),
+        ("bert", {"residual": ("attention.self.query", "feed.forward")}, r"residual\[1\].*which .* lacks"),
+        ("bert", {"bypass": ({"attention": "zeros pair"}, BERT.bypass[1])}, r"bypass\[0\] does not pass"),
+        ("llama", {"bypass": (LLAMA.bypass[0], {"mlp": "input"})}, r"bypass\[1\] does not pass"),
+        ("bert", {"config_fields": {"neurons": ("hidden_size",)}}, "config_fields.*which is 32, but .* 37 neurons"),
+        ("bert", {"config_fields": {"neurons": ("ffn_size",)}}, "config_fields.*which the config lacks"),
+        ("mpnet", {"position_bias": "attention.attn.bias"}, "position_bias is 'attention.attn.bias'"),
+        ("mpnet", {"position_bias": None}, "heads"),
+    ],
+)
+def test_what_is_wrong_for_the_model_is_named(architecture, changes, message, monkeypatch):
+    monkeypatch.setitem(TABLE, architecture, dataclasses.replace(TABLE[architecture], **changes))
+    with pytest.raises(ValueError, match=f"the entry '{architecture}' of ARCHITECTURES: .*{message}"):
+        check_architecture(tiny_model(architecture), tiny_batch(), reload=False)
+
+
+def test_an_entry_of_the_users_own_is_checked_in_a_new_process_too(monkeypatch):
+    monkeypatch.setitem(TABLE, "ernie", dataclasses.replace(BERT, native_pruned_heads=False))
+    config = {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 37, "hidden_size": 32}
+    check_architecture(tiny_model("ernie", vocab_size=99, pad_token_id=0, **config), tiny_batch())
+
+
+def test_a_model_that_was_cut_is_refused():
+    model = apply_plan(tiny_model("bert"), PruningPlan({"layer.0.heads": [1]}))
+    with pytest.raises(ValueError, match="takes a model that was not cut"):
+        check_architecture(model, tiny_batch())
+
+
+def test_layers_of_an_architecture_without_bypass(monkeypatch):
+    """They are refused by name; all else, a cut too, goes on as if there were no such kind."""
+    monkeypatch.setitem(TABLE, "bert", dataclasses.replace(BERT, bypass=None))
+    model = tiny_model("bert")
+    for kinds in ("layers", ("layers", "heads")):
+        with pytest.raises(ValueError, match="whole sub-layers of 'bert' cannot go: .* has no `bypass`"):
+            find_groups(model, kinds)
+    with pytest.raises(ValueError, match="the plan names the group 'layer.0.attention', which the model lacks"):
+        apply_plan(model, PruningPlan({"layer.0.attention": []}))
+    assert apply_plan(model, PruningPlan({"layer.0.heads": [1]})).pruning_plan.keep == {"layer.0.heads": (1,)}
+    assert isinstance(TABLE["bert"], Architecture)
