@@ -783,6 +783,24 @@ class PrunedModel:
         with torch._C.DisableTorchFunction():  # a device context makes every step five times slower; devices are known
             shrink(self)
 
+    @classmethod
+    def from_pretrained(cls, name_or_path: str, *args: Any, **kwargs: Any) -> Any:
+        """As the class's own. Weights of the blocks that the files lack are an error: they would start at random, as
+        with a class of one's own that was saved and another class that does not know its names."""
+        with_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(name_or_path, *args, output_loading_info=True, **kwargs)
+        blocks = tuple(f"{block}." for block in list_blocks(model)) if has_record(model.config) else ()
+        missing = sorted(name for name in info["missing_keys"] if name.startswith(blocks))
+        if missing:
+            saved = (getattr(model.config, "architectures", None) or [cls.__name__])[0]
+            advice = "take the files anew from where the model was saved"
+            if saved != cls.__name__:
+                advice = f"it was saved as {saved}: load it as that, by `load_pruned(..., model_class={saved})`"
+            raise ValueError(
+                f"the weights of {name_or_path} lack {', '.join(missing[:5])}, which would start at random; {advice}"
+            )
+        return (model, info) if with_info else model
+
     def save_pretrained(self, save_directory: str, is_main_process: bool = True, **kwargs: Any) -> None:
         """As the model's own, with this file beside the weights again where loading them takes it, and the plan from
         where it was loaded."""

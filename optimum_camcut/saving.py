@@ -31,7 +31,7 @@ from transformers.models.auto import modeling_auto
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from . import modeling_camcut
-from .card import CARD_NAME, is_of_transformers, write_card
+from .card import CARD_NAME, write_card
 from .files import sync, write_errors, write_json, write_text
 from .hub import fetch, make_repo, push
 from .masking import true_plan
@@ -92,9 +92,8 @@ class SavesWhole:
                 )
         cut = is_cut(self.config)
         plans = {path: part.pruning_plan.to_dict() for path, part in planned_parts(self).items()}
-        found = auto_map(self) if cut else {}
-        if found:
-            self.config.auto_map = found
+        if cut:
+            self.config.auto_map = auto_map(self)
         if not is_main_process:
             super().save_pretrained(save_directory, is_main_process=False, **kwargs)
             return
@@ -150,11 +149,9 @@ class SavesWhole:
 
 
 def auto_map(model: PreTrainedModel) -> dict[str, str]:
-    """For every `AutoModel...` that knows the model's kind of config: its class in the stand-alone modeling file. None
-    for a class of the user's own, whose weights those classes would not find."""
+    """For every `AutoModel...` that knows the model's kind of config: its class in the stand-alone modeling file,
+    which refuses weights that it would not find, of a class of the user's own."""
     config, classes = model.config, {}
-    if not is_of_transformers(model):
-        return classes
     for name, auto_class in vars(modeling_auto).items():
         mapping = getattr(auto_class, "_model_mapping", None) if name.startswith("Auto") else None
         if mapping is not None and type(config) in mapping:

@@ -34,7 +34,7 @@ from models import tiny_batch, tiny_model
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
-from test_trainer import Minimal, make_trainer, pruning, sizes
+from test_trainer import Elsewhere, Minimal, make_trainer, pruning, sizes
 
 from optimum_camcut import (
     PruningConfig,
@@ -406,15 +406,14 @@ def test_the_lines_that_are_shown_load_the_model(tmp_path, monkeypatch):
     ways += [(".", code, "bert") for code in shown_in(page)]
     ways += [("else", code, "bert") for code in shown_in(tmp_path / "else" / "where" / "README.md")]
     expected["bert"] = trainer.model.eval()
-    for kind, plan in {
-        "cut": PruningPlan({"layer.0.heads": [1, 2]}),
-        "masked": PruningPlan({"bert.encoder.layer.0.output.dense.weight": range(9)}),
-    }.items():
-        model = apply_plan(Minimal(tiny_model("bert").config), plan).eval()
+    for kind, own, plan in (
+        ("cut", Elsewhere, PruningPlan({"layer.0.heads": [1, 2]})),
+        ("masked", Minimal, PruningPlan({"bert.encoder.layer.0.output.dense.weight": range(9)})),
+    ):
+        model = apply_plan(own(tiny_model("bert").config), plan).eval()
         model.save_pretrained(kind)
-        assert not {"auto_map"} & set(json.loads((tmp_path / kind / "config.json").read_text()))
         ways += [
-            (".", f"from test_trainer import Minimal\n{code}", kind)
+            (".", f"from test_trainer import {own.__name__}\n{code}", kind)
             for code in shown_in(tmp_path / kind / "README.md")
         ]
         expected[kind] = model
@@ -431,6 +430,11 @@ def test_the_lines_that_are_shown_load_the_model(tmp_path, monkeypatch):
             with torch.no_grad():
                 found.append(names["model"](**batch).logits)
         torch.save(found, os.path.join(root, "logits.pt"))
+        from transformers import AutoModel
+        try:  # a class that would not find the weights, and start at random
+            AutoModel.from_pretrained(os.path.join(root, "cut"), trust_remote_code=True)
+        except ValueError as error:
+            print(error)
     """
     (tmp_path / "ways.json").write_text(json.dumps(ways))
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
@@ -441,6 +445,8 @@ def test_the_lines_that_are_shown_load_the_model(tmp_path, monkeypatch):
         text=True,
     )
     assert run.returncode == 0, run.stderr[-3000:]
+    assert "encoder.layer.0.attention.output.dense.weight" in run.stdout
+    assert "it was saved as Elsewhere: load it as that, by `load_pruned(..., model_class=Elsewhere)`" in run.stdout
     with torch.no_grad():
         for (_, code, kind), logits in zip(ways, torch.load("logits.pt"), strict=True):
             assert torch.equal(logits, expected[kind](**tiny_batch(labels=False)).logits), code

@@ -578,6 +578,21 @@ class Minimal(transformers.BertPreTrainedModel):
         return transformers.modeling_outputs.SequenceClassifierOutput(loss=loss, logits=logits)
 
 
+class Elsewhere(Minimal):
+    """Its body has a name that no class of transformers looks for."""
+
+    base_model_prefix = "body"
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.body = self.bert
+        del self.bert
+
+    def forward(self, input_ids, attention_mask=None, labels=None):
+        self.__dict__["bert"] = self.body
+        return super().forward(input_ids, attention_mask, labels)
+
+
 def test_distillation_of_a_model_that_gives_no_hidden_states(tmp_path):
     trainer = make_trainer(tmp_path, pruning(distill_weight=0.25), model=Minimal(tiny_model("bert").config))
     trainer.prune()
