@@ -348,12 +348,24 @@ def _room(
     always: Mapping[str, int],
     config: PruningConfig,
 ) -> Any:
-    """What a pool may cost without a fraction of its units, but with those that are always kept; of latency, with
-    those that each group must keep."""
+    """What a pool may cost without a fraction of its units; of latency, with those that each group must keep."""
     if config.budget != "latency":
-        return max(_whole(pool, price) * (1 - fraction), _whole(pool, price, always))
+        return max(_whole(pool, price) * (1 - fraction), _floor(pool, price, always, config))
     sizes = {g.name: np.maximum(g.size * (1 - fraction), _least(g, always, config)) for g in pool}
     return sum(np.interp(sizes[g.name], np.arange(g.size + 1), price[g.name]) for g in pool)
+
+
+def _floor(
+    pool: Sequence[PrunableGroup],
+    price: Mapping[str, np.ndarray],
+    always: Mapping[str, int],
+    config: PruningConfig,
+) -> float:
+    """What a pool costs at least if some of it always stays: then the other pools make up for what it cannot give. Of
+    other pools 0: one that cannot give as much as the rest is an error."""
+    if not any(always[g.name] for g in pool):
+        return 0.0
+    return _whole(pool, price, {g.name: _least(g, always, config) for g in pool})
 
 
 def _whole(
@@ -459,7 +471,7 @@ def _fraction_to_remove(
         return float(fractions[enough[0]]) if len(enough) else 1.0, least
     pools = _pools(units, config)
     wholes = [_whole(pool, price) for pool in pools]
-    free = [whole - _whole(pool, price, always) for pool, whole in zip(pools, wholes)]
+    free = [whole - _floor(pool, price, always, config) for pool, whole in zip(pools, wholes)]
     fraction = possible = _spread(max(present - target, 0), wholes, free)
     for pool, whole in zip(pools, wholes):
         least = _whole(pool, price, {g.name: _least(g, always, config) for g in pool})

@@ -166,6 +166,38 @@ def by_hand():
     return groups, table
 
 
+@pytest.mark.parametrize("allocation", ["per_kind", "uniform", "global"])
+def test_what_always_stays_counts_in_the_time(allocation):
+    """24 of 30 seconds are to stay, of which layer 0 takes 12 and the rest of the model 6."""
+    groups, table = by_hand()
+    scores = scores_of(groups)
+    config = PruningConfig(sparsity=0.2, budget="latency", allocation=allocation, exclude=[0])
+    check_budget(groups, config, table)
+    scores["layer.1.heads"][2] = torch.inf
+    kept = make_plan(scores, groups, config, latency=table).keep
+    assert (
+        kept["layer.0.heads"] == (0, 1, 2) and kept["layer.0.neurons"] == (0, 1, 2, 3) and 2 in kept["layer.1.heads"]
+    )
+    cut = [dataclasses.replace(g, size=len(kept[g.name]), units=kept[g.name]) for g in groups]
+    assert table.total_of(cut) <= 30 * 0.8 + 1 + 1e-9
+    with pytest.raises(ValueError, match=r"the highest possible sparsity here is 0.2333 \(.*; 3 of 6 heads are excl"):
+        check_budget(groups, dataclasses.replace(config, sparsity=0.4), table)  # 30 - 4 - 3
+
+
+@pytest.mark.parametrize("method", ["fisher", "taylor"])
+def test_infinity_does_not_spoil_the_search(method):
+    """What else stays is what would stay if the unit were there in any case."""
+    groups, table = by_hand()
+    config = PruningConfig(sparsity=0.25, budget="latency", allocation="global", method=method)
+    scores = {g.name: torch.tensor([3.0, 9.0, 1.0, 2.0][: g.size]) for g in groups}
+    best = make_plan(scores, groups, config, latency=table)
+    assert any(1 < len(units) < g.size for g, units in zip(groups, best.keep.values()))
+    scores["layer.0.heads"][1] = torch.inf
+    kept = make_plan(scores, groups, dataclasses.replace(config, method="fisher"), latency=table).keep
+    assert kept == best.keep or method == "taylor"
+    assert 1 in kept["layer.0.heads"] and len(kept["layer.0.heads"]) == len(best.keep["layer.0.heads"])
+
+
 def test_between_two_sizes_the_time_is_on_the_line():
     groups, table = by_hand()
     assert [table.seconds("heads", n) for n in (1, 2, 3)] == [4.0, 6.0, 8.0]

@@ -395,6 +395,8 @@ def test_nothing_is_scored_before_an_impossible_budget_is_refused():
     model.register_forward_pre_hook(lambda *args: pytest.fail("a forward pass"))
     with pytest.raises(ValueError, match="cannot be reached"):
         run(model, sparsities=[0.5, 0.99])
+    with pytest.raises(ValueError, match="did you mean 'layer.0.heads'"):
+        run(model, config=dataclasses.replace(CONFIG, exclude=["layer.0.haeds"]))
 
 
 def test_more_tokens_than_the_model_takes(tmp_path):

@@ -589,6 +589,50 @@ def test_every_plan_keeps_the_best_within_the_budget(problem):
         assert all(spent + cost[name] > budget - 1e-6 for name in kept if removed[name])
 
 
+@st.composite
+def problems_with_infinity(draw):
+    """Some groups are excluded, and some units have a score of infinity."""
+    scores, groups, config = draw(problems())
+    names = list(scores)
+    for name in draw(st.lists(st.sampled_from(names), max_size=3)):
+        scores[name][draw(st.lists(st.integers(0, len(scores[name]) - 1), max_size=4))] = INFINITY
+    exclude = draw(st.lists(st.sampled_from([*names, "0"]), max_size=2))
+    return scores, groups, dataclasses.replace(config, exclude=exclude)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(problems_with_infinity())
+def test_what_always_stays_is_all_that_infinity_means(problem):
+    """To exclude is to score infinity; what so stays does not spoil the rank of the others, nor the budget."""
+    scores, groups, config = problem
+    excluded = {name for name in scores if {name, layer_of(name)} & set(config.exclude or ())}
+    by_score = {name: torch.full_like(s, INFINITY) if name in excluded else s for name, s in scores.items()}
+    free, message = dataclasses.replace(config, exclude=None), None
+    try:
+        plan = make_plan(scores, groups, config)
+    except ValueError as error:
+        message = str(error)
+        value = float(re.search(r"highest possible sparsity here is (\S+)", message)[1])
+        assert value < config.sparsity
+        if value == 0:
+            return
+        plan = make_plan(scores, groups, dataclasses.replace(config, sparsity=value))
+        free = dataclasses.replace(free, sparsity=value)
+    assert make_plan(by_score, groups, free).keep == plan.keep
+    total = sum(g.size * g.unit_parameters for g in groups)
+    spent, rounding = 0, 0
+    for g in groups:
+        by_unit = dict(zip(g.units, by_score[g.name].tolist()))
+        gone = [by_unit[unit] for unit in g.units if unit not in plan.keep[g.name]]
+        kept = [by_unit[unit] for unit in plan.keep[g.name]]
+        assert INFINITY not in gone and (not gone or not kept or min(kept) >= max(gone))
+        spent += len(kept) * g.unit_parameters
+        rounding += g.unit_parameters / 2
+    if message is None:
+        within = {"uniform": rounding, "per_kind": 21.5, "global": 40}[config.allocation]
+        assert abs(spent - total * (1 - free.sparsity)) <= within + 1e-6
+
+
 # --- a plan as a value ----------------------------------------------------------------------------------------------
 
 PLAN = PruningPlan(

@@ -757,3 +757,13 @@ def test_a_method_that_gives_no_score_a_unit_is_refused():
             score_groups(model, find_groups(model), [tiny_batch()], settings("wrong_shape"))
     finally:
         del SCORERS["wrong_shape"]
+
+
+def test_computed_scores_of_infinity_are_refused():
+    """In scores of the user's own it says "keep"; here it is an overflow."""
+    model = tiny_model("bert")
+    with torch.no_grad():
+        model.get_submodule("bert.encoder.layer.1.output.dense").weight[0, 0] = torch.inf
+    groups, config = find_groups(model), PruningConfig(sparsity=0.5, method="magnitude")
+    with pytest.raises(ValueError, match="the scores of 'layer.1.neurons' are NaN or infinite"):
+        score_groups(model, groups, None, config)

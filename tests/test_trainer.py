@@ -713,7 +713,26 @@ def test_bad_input_is_refused_before_anything_happens(tmp_path):
         assert same(before, weights(model)) and type(model).__module__.startswith("transformers")
     with pytest.raises(ValueError, match="sparsity=0.99 cannot be reached: the highest possible sparsity here is"):
         make_trainer(tmp_path, pruning(sparsity=0.99), model=model).train()
+    with pytest.raises(ValueError, match="exclude names '3', which matches nothing"):
+        make_trainer(tmp_path, pruning(exclude=[3], dense_epochs=1), model=model).train()
     assert same(before, weights(model))
+
+
+def test_all_rounds_leave_what_is_excluded_whole(tmp_path):
+    """And arrive at the same target."""
+    groups = find_groups(tiny_model("bert"))
+    config = pruning(method="magnitude", rounds=3, exclude=[1, "layer.2.heads"], sparsity=0.3, recovery="none")
+    trainer = make_trainer(tmp_path, config)
+    trainer.train()
+    kept = {g.name: len(trainer.pruning_plan.keep[g.name]) for g in groups}
+    assert [name for name in kept if kept[name] == {"heads": 4, "neurons": 37}[name[8:]]] == [
+        "layer.1.heads",
+        "layer.1.neurons",
+        "layer.2.heads",
+    ]
+    left = sum(kept[g.name] * g.unit_parameters for g in groups) / sum(g.size * g.unit_parameters for g in groups)
+    assert left == pytest.approx(0.7, abs=0.03)
+    assert PruningConfig.from_pretrained(tmp_path) == config
 
 
 @pytest.mark.parametrize("rounds", [1, 2])
