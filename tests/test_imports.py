@@ -122,6 +122,7 @@ PUBLIC = (
     "PruningConfig",
     "PruningPlan",
     "apply_plan",
+    "check_architecture",
     "compare",
     "distillation_loss",
     "find_groups",
