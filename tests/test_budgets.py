@@ -184,18 +184,15 @@ def test_what_always_stays_counts_in_the_time(allocation):
         check_budget(groups, dataclasses.replace(config, sparsity=0.4), table)  # 30 - 4 - 3
 
 
-@pytest.mark.parametrize("method", ["fisher", "taylor"])
-def test_infinity_does_not_spoil_the_search(method):
-    """What else stays is what would stay if the unit were there in any case."""
+def test_infinity_does_not_spoil_the_search():
+    """What else stays is what stays beside a unit that is the best by far."""
     groups, table = by_hand()
-    config = PruningConfig(sparsity=0.25, budget="latency", allocation="global", method=method)
+    config = PruningConfig(sparsity=0.25, budget="latency", allocation="global", method="fisher")
     scores = {g.name: torch.tensor([3.0, 9.0, 1.0, 2.0][: g.size]) for g in groups}
     best = make_plan(scores, groups, config, latency=table)
     assert any(1 < len(units) < g.size for g, units in zip(groups, best.keep.values()))
     scores["layer.0.heads"][1] = torch.inf
-    kept = make_plan(scores, groups, dataclasses.replace(config, method="fisher"), latency=table).keep
-    assert kept == best.keep or method == "taylor"
-    assert 1 in kept["layer.0.heads"] and len(kept["layer.0.heads"]) == len(best.keep["layer.0.heads"])
+    assert make_plan(scores, groups, config, latency=table).keep == best.keep
 
 
 def test_between_two_sizes_the_time_is_on_the_line():
