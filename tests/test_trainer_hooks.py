@@ -24,7 +24,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 
-from optimum_camcut import CamCutTrainer, distillation_loss
+from optimum_camcut import CamCutTrainer, distillation_loss, load_pruned
 from optimum_camcut.distillation import meanings_of
 from optimum_camcut.trainer import TrainerKeywords
 
@@ -266,6 +266,26 @@ def test_an_evaluation_of_the_users_own_is_in_the_card(tmp_path):
     trainer.train()
     trainer.save_model(tmp_path / "saved")
     assert re.search(r"\| own \| +\| 0.25 \|", (tmp_path / "saved" / "README.md").read_text())
+
+
+def test_what_is_logged_and_saved_by_methods_of_the_users_own(tmp_path):
+    """The figures of a cut go where the losses go, and what is saved has its plan, each round's checkpoints too."""
+
+    class Own(CamCutTrainer):
+        def log(self, logs, *args, **kwargs):
+            logged.append(logs)
+
+        def save_model(self, output_dir=None, _internal_call=False):
+            self.model.save_pretrained(output_dir or self.args.output_dir)
+
+    logged = []
+    trainer = trained(tmp_path, Own, rounds=2)
+    figures = [each for each in logged if "pruning/sparsity" in each]
+    assert len(figures) == 2 and figures[0]["pruning/parameters"] > figures[1]["pruning/parameters"]
+    assert any("loss" in each for each in logged)
+    trainer.save_model()
+    loaded = load_pruned(tmp_path)
+    assert same(weights(loaded), weights(trainer.model)) and loaded.pruning_plan == trainer.pruning_plan
 
 
 class Ignoring(torch.utils.data.Dataset):
