@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import gc
 import logging
 from collections.abc import Iterable, Mapping
@@ -217,11 +218,12 @@ def record(model: PreTrainedModel) -> None:
 def owners_of(model: PreTrainedModel) -> list[tuple[PreTrainedModel, str]]:
     """The transformers models that hold this one as a part, with its path in each. A module does not know what it is
     a part of, so all that live are asked."""
-    found = []
-    for owner in gc.get_objects():
-        if issubclass(type(owner), PreTrainedModel) and owner is not model and "_modules" in vars(owner):
-            found += [(owner, path) for path, module in owner.named_modules() if module is model]
-    return found
+    holders = (each.values() for each in gc.get_referrers(model) if isinstance(each, dict))
+    if not any(all(value is None or isinstance(value, nn.Module) for value in values) for values in holders):
+        return []  # no module has it among its own, as is usual: found in a third of the time
+    is_model = functools.cache(lambda kind: issubclass(kind, PreTrainedModel))  # of a million objects, few types
+    live = [each for each in gc.get_objects() if is_model(type(each)) and "_modules" in vars(each)]
+    return [(owner, path) for owner in live for path, module in owner.named_modules() if path and module is model]
 
 
 def tell_owner(owner: PreTrainedModel, path: str, model: PreTrainedModel, old: PretrainedConfig) -> None:
