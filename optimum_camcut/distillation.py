@@ -144,6 +144,9 @@ def meanings_of(model: PreTrainedModel, outputs: Mapping[str, Any]) -> dict[str,
     return found
 
 
+Call = tuple[tuple[Any, ...], dict[str, Any], Any]  # of a model: positional arguments, keywords, outputs
+
+
 class Distillation:
     """The loss of a trainer that recovers, mixed with what its model and the dense model are apart.
 
@@ -170,7 +173,7 @@ class Distillation:
         Raises:
             `ValueError`: it does not call the model.
         """
-        seen: list[tuple[dict[str, Any], Any]] = []
+        seen: list[Call] = []
         with self._watching(model, seen):
             loss, outputs = compute_loss()
         if not seen:
@@ -179,27 +182,27 @@ class Distillation:
                 "compute_loss does not call the model that it is handed: call that one, or set distill_weight=0"
             )
         distances = []
-        for inputs, given in seen:
+        names = list(inspect.signature(type(self.teacher).forward).parameters)[1:]
+        for args, kwargs, given in seen:
             with torch.no_grad():
-                taught = self.teacher(**inputs)
-            distances.append(self.distance(given, taught, inputs))
+                taught = self.teacher(*args, **kwargs)
+            distances.append(self.distance(given, taught, {**dict(zip(names, args)), **kwargs}))
         self.calls += 1
         return (1 - self.weight) * loss + self.weight * sum(distances) / len(distances), outputs
 
     @contextmanager
-    def _watching(self, model: nn.Module, seen: list[tuple[dict[str, Any], Any]]) -> Iterator[None]:
-        """Asks for hidden states, and records inputs by name and outputs of every call of the model."""
+    def _watching(self, model: nn.Module, seen: list[Call]) -> Iterator[None]:
+        """Asks for hidden states, and records inputs and outputs of every call of the model."""
         parameters = inspect.signature(type(self.teacher).forward).parameters
-        positional = [name for name in parameters if name != "self"]
         anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
         wanted = {"output_hidden_states": True, "return_dict": True}
         wanted = {name: value for name, value in wanted.items() if anything or name in parameters}
 
         def ask(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-            return (), {**dict(zip(positional, args)), **kwargs, **wanted}
+            return args, {**kwargs, **wanted}
 
         def record(module: nn.Module, args: tuple, kwargs: dict[str, Any], outputs: Any) -> None:
-            seen.append((kwargs, outputs))
+            seen.append((args, kwargs, outputs))
 
         with ExitStack() as stack:
             stack.callback(model.register_forward_pre_hook(ask, with_kwargs=True).remove)
