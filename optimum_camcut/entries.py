@@ -320,7 +320,7 @@ def _streams(
 
 def _check_reload(cut: PreTrainedModel, batch: Mapping[str, Any]) -> None:
     """A new process without this package loads the cut model and computes the same."""
-    targets = {target.rpartition(".")[2]: auto for auto, target in auto_map(cut.config).items()}
+    targets = {target.rpartition(".")[2]: auto for auto, target in auto_map(cut).items()}
     auto = targets.get(type(cut).__name__)
     if auto is None:
         raise ValueError(

@@ -236,7 +236,7 @@ def random_inputs(model: PreTrainedModel, batch_size: int, sequence_length: int)
     Raises:
         `ValueError`: more tokens than the model has learned positions for, or inputs of a kind that is not known here.
     """
-    generator, name = torch.Generator().manual_seed(0), model.main_input_name
+    generator, name = torch.Generator().manual_seed(0), getattr(model, "main_input_name", "input_ids")
     if name != "input_ids":
         shape = _input_shape(model, name)
         return {name: torch.rand(batch_size, *shape, generator=generator).to(model.device, model.dtype)}

@@ -66,7 +66,7 @@ class PruningPlan:
     model_type: str | None = None
     config: PruningConfig | None = None
     num_layers: int | None = None
-    cut_before: bool = False
+    cut_before: bool = field(default=False, compare=False)
 
     def __post_init__(self):
         for part, values in (("keep", "lists of indices"), ("sizes", "numbers of units")):

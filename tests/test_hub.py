@@ -506,10 +506,13 @@ def test_the_table_of_dense_against_pruned(tmp_path):
     removed = 2 * (4 * 8 * 32 + 3 * 8) + (2 * 32 * 37 + 37 + 32 + 2 * 32) + 30 * (2 * 32 + 1)
     text = (tmp_path / "README.md").read_text()
     assert f"| parameters | {dense:,} | {dense - removed:,} | {(dense - removed) / dense:.2f} |" in text
-    flops = [128 * (3 * (2 * 4 * 32 * 32 + 4 * 32 * 128) + 2 * 2 * 32 * n) for n in (3 * 37,)]
-    less = 128 * (2 * (2 * 4 * 8 * 32 + 4 * 8 * 128) + 2 * 2 * 32 * (37 + 30))
+    # Of 64 tokens, since the model takes no more.
+    flops = [64 * (3 * (2 * 4 * 32 * 32 + 4 * 32 * 64) + 2 * 2 * 32 * n) for n in (3 * 37,)]
+    less = 64 * (2 * (2 * 4 * 8 * 32 + 4 * 8 * 64) + 2 * 2 * 32 * (37 + 30))
     flops += [flops[0] - less]
-    assert "tokens (G) | {:.3g} | {:.3g} | {:.2f} |".format(*(n / 1e9 for n in flops), flops[1] / flops[0]) in text
+    assert (
+        "1 x 64 tokens (G) | {:.3g} | {:.3g} | {:.2f} |".format(*(n / 1e9 for n in flops), flops[1] / flops[0]) in text
+    )
     for row in ("| 0 | heads | 2 / 4 | `░█░█` |", "| 1 | feed_forward | 0 / 1 | `░` |", "| 2 | neurons | 7 / 37 | `█"):
         assert row in text
     assert re.search(r"7 / 37 \| `█{6}░{26}` \|", text) and "accuracy" not in text
@@ -522,7 +525,7 @@ def test_models_whose_dense_size_is_not_known(tmp_path, monkeypatch):
 
     prune_heads(Wider(tiny_model("bert").config, 3), {0: [1]}).save_pretrained(tmp_path / "one")
     text = (tmp_path / "one" / "README.md").read_text()
-    assert "| parameters |  | 25,818 |" in text and "AutoModelForSequenceClassification.from" in text
+    assert "| parameters |  | 25,818 |" in text and 'load_pruned("one", model_class=Wider)' in text
     pruned_model("albert").save_pretrained(tmp_path / "two")  # its layers run several times
     text = (tmp_path / "two" / "README.md").read_text()
     assert "| parameters |" in text and "FLOPs" not in text

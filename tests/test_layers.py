@@ -105,7 +105,12 @@ def test_two_groups_a_block(architecture):
 def test_an_architecture_that_does_not_say_how_keeps_its_sublayers(monkeypatch):
     monkeypatch.setitem(TABLE, "bert", type(TABLE["bert"])(**{**vars(TABLE["bert"]), "bypass": None}))
     model = tiny_model("bert")
-    assert find_groups(model, "layers") == [] and len(find_groups(model, KINDS)) == 6
+    for kinds in ("layers", KINDS):
+        with pytest.raises(
+            ValueError, match="whole sub-layers of 'bert' cannot go: its entry of ARCHITECTURES has no"
+        ):
+            find_groups(model, kinds)
+    assert len(find_groups(model)) == 6
     check_refused(model, without("layer.0.attention"), "names the group 'layer.0.attention', which the model lacks")
 
 
