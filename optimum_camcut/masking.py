@@ -83,12 +83,16 @@ def _is_plain(values: Tensor) -> bool:
 
 
 @torch.no_grad()
-def zero_weights(masks: Iterable[Mask]) -> None:
-    """Sets to zero, in place, every element that is masked."""
+def zero_weights(masks: Iterable[Mask]) -> int:
+    """Sets to zero, in place, every element that is masked, and returns how many were not."""
+    changed = 0
     for mask in masks:
         for parameter in mask.parameters.values():
             if _is_plain(parameter):
-                parameter.masked_fill_(mask.removed(parameter), 0)
+                removed = mask.removed(parameter)
+                changed += int(torch.count_nonzero(parameter[removed]))
+                parameter.masked_fill_(removed, 0)
+    return changed
 
 
 @contextmanager
@@ -121,7 +125,14 @@ def hold_masks(model: nn.Module) -> Iterator[None]:
                 f"the masks of {mask.name!r} cannot be held in this {type(model).__name__}: "
                 + ("its values are packed or not in memory" if mask.parameters else "it has no such parameter")
             )
-    zero_weights(found)
+    changed = zero_weights(found)
+    if changed:
+        logger.warning(
+            "%d masked weights were not zero and are now: an adapter was merged, or the model was trained without its "
+            "masks, and what it computes changes. To keep them as they are, save the model and load it again, which "
+            "takes them out of its plan",
+            changed,
+        )
     adapted = [m for m in found if m.name.endswith(".weight") and any("base_layer." in p for p in m.parameters)]
     if adapted:
         logger.warning(

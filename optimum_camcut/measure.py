@@ -246,10 +246,13 @@ def random_inputs(model: PreTrainedModel, batch_size: int, sequence_length: int)
         raise ValueError(
             f"sequence_length is {sequence_length}, but {type(model).__name__} takes {longest} tokens at most"
         )
-    weight = getattr(model.get_input_embeddings(), "weight", None)  # what the model has, whatever its config says
-    if weight is None or weight.dim() != 2:
+    table = model.get_input_embeddings() if isinstance(model, PreTrainedModel) else None
+    weight = getattr(table, "weight", None)  # what the model has, whatever its config says
+    known = weight is not None and weight.dim() == 2
+    vocabulary = weight.shape[0] if known else getattr(model.config, "vocab_size", None)
+    if vocabulary is None:
         raise ValueError(f"{type(model).__name__} has no table of input embeddings to make token ids for")
-    vocabulary, padding = weight.shape[0], getattr(model.config, "pad_token_id", None)
+    padding = getattr(model.config, "pad_token_id", None)
     tokens = torch.randint(vocabulary, (batch_size, sequence_length), generator=generator)
     if padding is not None:
         tokens[tokens == padding] = (padding + 1) % vocabulary

@@ -90,6 +90,11 @@ def load_config(name_or_path: str | Path, hub: Mapping[str, Any]) -> PretrainedC
                 f"{name_or_path} holds a PEFT adapter, not a model: load the pruned model that it was trained on, and "
                 f"put it on that, `PeftModel.from_pretrained(load_pruned(...), {path!r})`"
             ) from error
+        if find(name_or_path, CONFIG_NAME, hub) is None and find(name_or_path, PLAN_NAME, hub) is not None:
+            raise ValueError(
+                f"{name_or_path} holds a plan and no config.json, as a module of your own is saved: build the module, "
+                f"apply_plan(module, PruningPlan.load({path!r})), and load the weights into that"
+            ) from error
         if isinstance(error, OSError):
             if path in str(error):
                 raise

@@ -1050,6 +1050,17 @@ def start(*arguments):
     )
 
 
+def test_a_row_is_named_by_its_number_in_the_file(job, tmp_path):
+    """Also where a part of the rows is held out to evaluate on."""
+    file, number = tmp_path / "words.csv", 20
+    lines = [f"{'good' if row % 2 else 'bad'} word,{row % 2}" for row in range(30)]
+    lines[number] = "no label,"
+    file.write_text("\n".join(["text,label", *lines]))
+    own = {name: value for name, value in job.items() if name != "dataset"}
+    with pytest.raises(SystemExit, match=rf"row {number} \(from 0\) of train, column 'label', should have a label, it has None"):
+        main("prune", *flags(**own, train_file=file, output=tmp_path / "out"), "--dry-run")
+
+
 def interrupt(process):
     """Ctrl-C, and again if Python has lost it in a place where exceptions are ignored, such as a finalizer."""
     for _ in range(6):

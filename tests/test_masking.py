@@ -13,6 +13,7 @@
 # limitations under the License.
 """Masked weights stay at exactly zero while everything else trains, under every optimizer, and in checkpoints."""
 
+import copy
 import json
 import math
 import os
@@ -440,6 +441,9 @@ def test_lora_on_a_sparse_model(tmp_path, caplog):
         merged = tuned.merge_and_unload()
         before, kept = merged(**batch).logits, weights(merged)
         torch.testing.assert_close(before, expected)
+        with hold_masks(copy.deepcopy(merged)):
+            assert "masked weights were not zero and are now: an adapter was merged" in caplog.text
+        caplog.clear()
         merged.save_pretrained(tmp_path / "merged")
         assert torch.equal(merged(**batch).logits, before) and same(weights(merged), kept)
     again = load_pruned(tmp_path / "merged")

@@ -217,7 +217,8 @@ def _model_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
     if loss is None:
         raise ValueError(
             f"the model gave no loss for a batch with {sorted(batch)}; this scoring method needs the labels in the "
-            "batch (or use activation, magnitude or random, which need none)"
+            f"batch and a model with a head that computes a loss (this is a {type(model).__name__}), or a "
+            "loss_function; or use activation, magnitude or random, which need none"
         )
     return loss
 

@@ -81,10 +81,11 @@ def _check_given(names: Sequence[str], given: Sequence[str], column: str) -> lis
     if not given:
         return list(names)
     missing = [name for name in names if name not in given]
+    unknown = [name for name in given if name not in names]
     if missing or len(set(given)) != len(given):
         raise ValueError(
             f"--label_names should name every class in {column!r} once, in the order of the model's numbers: "
-            f"{', '.join(names)}; got {', '.join(given)}{nearest(missing[0], given) if missing else ''}"
+            f"{', '.join(names)}; got {', '.join(given)}{nearest(unknown[0], names) if unknown else ''}"
         )
     return list(given)
 

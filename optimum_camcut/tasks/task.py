@@ -103,7 +103,7 @@ class Task(ABC):
         label_names: Sequence[str] | None = None,
     ) -> None:
         self.rows, self.numbered, self.ordered = rows, False, False
-        self.split = str(rows.split) if rows.split else None
+        self.read(rows)
         self.text_columns, self.label_column = self.choose_columns(rows.column_names, text_columns, label_column)
         self.label_names = list(label_names or ())
         self.find_classes()
@@ -270,9 +270,16 @@ class Task(ABC):
             )
         return int(self.of_model[self.classes[value]])  # True is 1
 
+    def read(self, rows: Any) -> None:
+        """Says which rows are read from now on, for errors that name one: by its number in the file, of which these
+        may be a part."""
+        self.split, indices = str(rows.split) if rows.split else None, rows._indices
+        self.numbers: np.ndarray | None = None if indices is None else indices.column(0).to_numpy()
+
     def place(self, row: int, column: str) -> str:
         """A cell of the split that is read, to be told of."""
-        return f"row {row} (from 0) of {self.split or 'the data'}, column {column!r},"
+        number = row if self.numbers is None else int(self.numbers[row])
+        return f"row {number} (from 0) of {self.split or 'the data'}, column {column!r},"
 
     def check_texts(self, rows: Mapping[str, list], numbers: Sequence[int], columns: Sequence[str]) -> None:
         """Raises `ValueError` if a cell of these columns, or an item of one that is a list, is no text."""
@@ -290,7 +297,7 @@ class Task(ABC):
         """Encodes a split, or its first rows."""
         if limit is not None:
             rows = rows.select(range(min(limit, len(rows))))
-        self.split = str(rows.split) if rows.split else None
+        self.read(rows)
         encoded = rows.map(
             self.encode, batched=True, with_indices=True, remove_columns=rows.column_names, desc="Tokenizing"
         )
