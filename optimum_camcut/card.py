@@ -311,7 +311,9 @@ class Place(NamedTuple):
 def place_of(location: str, revision: str | None = None) -> Place:
     """The place of a checkpoint on the Hub, or in a folder of this name."""
     if "/" in location:
-        return Place(load_arguments(location, revision))
+        relative = Path(location).is_dir() and not Path(location).is_absolute()
+        note = "The path begins at the folder that this was written in." if relative else ""
+        return Place(load_arguments(location, revision), note)
     return Place(load_arguments(location), f"Run this in the folder that holds `{location}`, or give the path to it.")
 
 

@@ -202,7 +202,8 @@ def count_zeros(model: nn.Module) -> dict[str, int]:
     for mask in list_masks(model):
         if plan is not None and plan.keep.get(mask.name) is not mask.kept:
             continue
-        zeros = sum(int((parameter == 0).sum()) for parameter in list(mask.parameters.values())[:1])
+        values = [parameter for parameter in mask.parameters.values() if _is_plain(parameter)][:1]
+        zeros = sum(int((parameter == 0).sum()) for parameter in values)
         counts[layer_of(mask.name)] = counts.get(layer_of(mask.name), 0) + zeros
     return counts
 

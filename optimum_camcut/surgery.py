@@ -158,7 +158,7 @@ def apply_plan(model: ModelOrModule, plan: PruningPlan) -> ModelOrModule:
         model.config.model_type,
         plan.config or (before.config if before else None),
         layers,
-        before is not None and (before.cut_before or not _same_run(before, plan)),
+        plan.cut_before or (before is not None and (before.cut_before or not _same_run(before, plan))),
     )
 
     before_cut = list(model.parameters())
@@ -243,6 +243,8 @@ def tell_owner(owner: PreTrainedModel, path: str, model: PreTrainedModel, old: P
             for values in (plan.keep, plan.sizes)
         )
         owner.pruning_plan = dataclasses.replace(plan, keep=keep, sizes=sizes)
+    elif any(value is model.config for value in vars(before).values()):
+        new = before  # nothing was recorded, as of masks, or another owner of the same config was told before
     else:
         new = _with_part(before, old, model.config)
     if new is None:

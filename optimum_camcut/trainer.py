@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -69,7 +70,6 @@ from .rebuild import reconstruct
 from .report import uncut_scores
 from .resume import (
     UNFINISHED,
-    checkpoints,
     marked_unfinished,
     phase_to_resume,
     remove_old_checkpoints,
@@ -162,7 +162,8 @@ class CamCutTrainer(Trainer):
         self._half_cut = False  # while something of the last cut is still to come
         self._unfinished = False  # from the start of a run to its report
         self._report = RunReport()
-        self._saved: str | None = None  # where the user saved last
+        self._saved: str | None = None  # where the user saved the weights as they are
+        self._best_loaded = False  # the weights are those of the best checkpoint
         self._root = Path(self.args.output_dir)
         if pruning_config is None:
             return
@@ -458,13 +459,14 @@ class CamCutTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """That of `Trainer`; a batch in which no label counts, whose loss is NaN, has no part in the mean loss."""
-        self._counted = [0.0, 0]
+        """That of `Trainer`; a batch in which no label counts, whose loss is NaN, has no part in the mean loss.
+        `Trainer` of transformers 5 leaves it out by itself."""
+        self._counted = [0.0, 0] if transformers.__version__.startswith("4.") else None
         try:
             output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
-            counted, total = self._counted
+            counted, total = self._counted or (0, 0)
         finally:
             self._counted = None
         name = f"{metric_key_prefix}_loss"
@@ -478,7 +480,7 @@ class CamCutTrainer(Trainer):
         """That of `Trainer`; of the loss of a batch in which no label counts, see `evaluation_loop`."""
         loss, logits, labels = super().prediction_step(model, inputs, *args, **kwargs)
         if self.pruning_config is not None and self._counted is not None and loss is not None:
-            counts = counted_labels(self.model, inputs) != 0
+            counts = bool(torch.isfinite(loss)) or counted_labels(self.model, inputs) != 0
             flags = torch.full((self.args.eval_batch_size,), float(counts), device=loss.device)
             flags = self.gather_function(flags)  # as many as the losses that Trainer takes the mean of
             self._counted = [self._counted[0] + float(flags.sum()), self._counted[1] + len(flags)]
@@ -499,6 +501,7 @@ class CamCutTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
+        self._best_loaded = True
         self._evaluations.record_best(self.state)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -565,6 +568,7 @@ class CamCutTrainer(Trainer):
             # accelerate tells the optimizer's parameters by their addresses, and all empty shards are at 0.
             gather_model(self)
         self._evaluations.forget()
+        self._saved, self._best_loaded = None, False
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         check_masks(self, model)
         if self.is_world_process_zero() and not self._looked_for_zeros:
@@ -666,7 +670,8 @@ class CamCutTrainer(Trainer):
         model = self.accelerator.unwrap_model(self.model)
         if self.hub_model_id is not None:
             return model, Place(load_arguments(self.hub_model_id, self.args.hub_revision)), self._metrics()
-        saved = [self._saved, folder, *reversed(checkpoints(Path(folder)))]
+        step = self.state.best_global_step if self._best_loaded else self.state.global_step
+        saved = [self._saved, Path(folder) / f"{PREFIX_CHECKPOINT_DIR}-{step}"]
         holding = (str(path) for path in saved if path is not None and self._holds(Path(path), model))
         location = next(holding, None)
         if location is None:
@@ -676,7 +681,10 @@ class CamCutTrainer(Trainer):
 
     def _holds(self, folder: Path, model: PreTrainedModel) -> bool:
         """Whether a folder holds a checkpoint of a model that is cut like this one."""
-        return (folder / PLAN_NAME).is_file() and PruningPlan.load(folder).keep == model.pruning_plan.keep
+        try:
+            return (folder / PLAN_NAME).is_file() and PruningPlan.load(folder).keep == model.pruning_plan.keep
+        except (OSError, ValueError):  # an old file, or half of one
+            return False
 
     def _metrics(self) -> dict[str, dict[str, float]]:
         return {"dense": self._evaluations.dense, "pruned": self._evaluations.current(self.state)}
