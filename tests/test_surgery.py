@@ -327,8 +327,10 @@ def test_what_keeps_its_parameters_keeps_its_optimizer():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     apply_plan(model, PruningPlan({"layer.0.heads": range(4)}))
     apply_plan(model, PruningPlan({"bert.encoder.layer.0.output.dense.bias": [1]}))
+    before = model.classifier.weight.clone()
     loss_of(model)
     optimizer.step()
+    assert not torch.equal(model.classifier.weight, before)
 
 
 def test_what_ddp_holds_is_not_cut(tmp_path):
