@@ -150,14 +150,14 @@ def hold_masks(model: nn.Module) -> Iterator[None]:
                     continue
                 kept = masks[id(parameter)] = (~mask.removed(parameter)).to(parameter.dtype)
                 if parameter.requires_grad:
-                    stack.callback(parameter.register_hook(lambda gradient, kept=kept: gradient * kept).remove)
+                    stack.callback(parameter.register_hook(lambda gradient, kept=kept: gradient * kept.to(gradient)).remove)
 
         @torch.no_grad()
         def zero(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
                     if id(parameter) in masks:
-                        parameter.mul_(masks[id(parameter)])
+                        parameter.mul_(masks[id(parameter)].to(parameter))
 
         stack.callback(register_optimizer_step_post_hook(zero).remove)
         yield

@@ -79,8 +79,9 @@ from .run_report import RunReport, can_report
 from .sampling import draw_examples
 from .saving import MODELING_NAME
 from .scoring import get_scorer
-from .scoring.batches import IGNORED, Batch, counted_labels
+from .scoring.batches import Batch
 from .scoring.loop import Scores, score_groups
+from .scoring.loss import IGNORED, is_mean_of_nothing
 from .sharding import gather, is_sharded, whole_checkpoints
 from .surgery import apply_plan
 from .wrapping import bare_model, free_training_state, gather_model, place_model, shard_model
@@ -480,7 +481,7 @@ class CamCutTrainer(Trainer):
         """That of `Trainer`; of the loss of a batch in which no label counts, see `evaluation_loop`."""
         loss, logits, labels = super().prediction_step(model, inputs, *args, **kwargs)
         if self.pruning_config is not None and self._counted is not None and loss is not None:
-            counts = bool(torch.isfinite(loss)) or counted_labels(self.model, inputs) != 0
+            counts = not is_mean_of_nothing(loss, self.model, inputs)
             flags = torch.full((self.args.eval_batch_size,), float(counts), device=loss.device)
             flags = self.gather_function(flags)  # as many as the losses that Trainer takes the mean of
             self._counted = [self._counted[0] + float(flags.sum()), self._counted[1] + len(flags)]
@@ -600,8 +601,8 @@ class CamCutTrainer(Trainer):
 
         def mean_of(model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
             loss, outputs = self._batch_mean(own, model, inputs, return_outputs=True)
-            # Where no label counts, the mean is NaN and its gradient 0: the distance is not to become NaN with it.
-            return (loss.nan_to_num() if counted_labels(self.model, inputs) == 0 else loss), outputs
+            # The distance is not to become NaN with it.
+            return (loss.nan_to_num() if is_mean_of_nothing(loss, self.model, inputs) else loss), outputs
 
         def mixed(
             model: nn.Module,

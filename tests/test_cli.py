@@ -579,7 +579,12 @@ def test_which_class_is_which(labels, own, given, expected, said, caplog):
         (["positive", "neutral"], NAMED, None, "apart Negative, Positive, and the data have neutral, positive"),
         (["positive", "Positive"], NAMED, None, "the data have Positive, positive .* by --label_names"),
         (["a", "b", "c"], NAMED, None, r"2 classes apart .*, and the data have 3 in 'label' \(a, b, c\)"),
-        (["happy", "unhappy"], None, ["hapy", "unhappy"], "every class .* happy, unhappy; got hapy, unhappy; did you mean 'happy'"),
+        (
+            ["happy", "unhappy"],
+            None,
+            ["hapy", "unhappy"],
+            "every class .* happy, unhappy; got hapy, unhappy; did you mean 'happy'",
+        ),
         (["happy", "unhappy"], None, ["happy"], "should name every class in 'label' once"),
         ([0.5, 1.5], None, ["a", "b"], "--label_names are for classes, and text-classification has none in label"),
     ],

@@ -623,6 +623,25 @@ def test_a_batch_in_which_no_label_counts_is_passed_over(method, granularity, ca
     assert_scores_close(got, expected, rtol=1e-3 if method == "smooth_cut" else 1e-6)
 
 
+@pytest.mark.parametrize("granularity", [("heads", "neurons"), ("weights",)])
+@pytest.mark.parametrize("method", ["cam_cut", "smooth_cut"])
+def test_a_loss_that_reads_no_labels_counts_whatever_they_are(method, granularity, caplog):
+    """A contrastive or a self-supervised loss of the user's own, with a collator that ignores all labels."""
+    model, batches = tiny_model("bert", "TokenClassification"), uneven_batches()
+    groups, config = find_groups(model, granularity), settings(method, granularity=granularity)
+
+    def loss(model, batch):
+        return model(batch["input_ids"], batch["attention_mask"]).logits.square().mean()
+
+    def scores(value):
+        labelled = [{**batch, "labels": torch.full_like(batch["input_ids"], value)} for batch in batches]
+        return score_groups(model, groups, labelled, config, loss_function=loss, disable_tqdm=True)
+
+    got, expected = scores(-100), scores(1)
+    assert all(torch.equal(got[name], expected[name]) for name in expected)
+    assert "skipped" not in caplog.text
+
+
 def test_labels_do_not_matter_to_what_needs_no_loss():
     model, batch = tiny_model("bert", "MaskedLM"), tiny_batch()
     scores = [

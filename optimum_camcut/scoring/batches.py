@@ -40,9 +40,6 @@ logger = logging.getLogger(__name__)
 
 Batch = Mapping[str, Any]
 
-IGNORED = -100  # the label of what no loss counts
-SCORED, SKIPPED = "batches with labels", "batches without labels"  # the names of their numbers among the sums
-
 
 def for_each_batch(
     model: nn.Module,
@@ -204,49 +201,6 @@ def take(batch: Batch, number: int, start: int = 0) -> dict[str, Any]:
 def split(batch: Batch, size: int) -> list[dict[str, Any]]:
     """A batch in pieces of at most `size` examples."""
     return [take(batch, size, start) for start in range(0, count_examples(batch), size)]
-
-
-def counted_labels(model: nn.Module, batch: Batch) -> int | None:
-    """How many labels of a batch count in its loss: those that are not -100, and that a causal language model does not
-    shift away. None if the batch has no labels, or none that are class numbers."""
-    labels = batch.get("labels")
-    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dim() == 0:
-        return None
-    shifted = labels.dim() > 1 and type(model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
-    return int((labels[..., int(shifted) :] != IGNORED).sum())
-
-
-def loss_shares(model: nn.Module, pieces: list[Batch]) -> list[float]:
-    """What share of a batch's mean loss comes from each of its pieces: as many labels as count, or as many examples
-    if labels are no class numbers. All are 0 if no label of the batch counts: its mean loss is then NaN."""
-    counts = [counted_labels(model, piece) for piece in pieces]
-    if None in counts:
-        counts = [count_examples(piece) for piece in pieces]
-    return [count / max(sum(counts), 1) for count in counts]
-
-
-def tell_skipped(totals: Mapping[str, Tensor]) -> None:
-    """Says how many batches were skipped because no label in them counts.
-
-    Args:
-        totals: the sums over all processes, with the numbers of the batches that were `SCORED` and `SKIPPED`.
-
-    Raises:
-        `ValueError`: all of them were.
-    """
-    scored, skipped = (int(totals.get(name, torch.zeros(1)).sum()) for name in (SCORED, SKIPPED))
-    if skipped and not scored:
-        raise ValueError(
-            f"all labels in the {skipped} scoring batches are {IGNORED}, which no loss counts: there is nothing to "
-            "score on; look at what makes the labels (masking, truncation), or give larger batches"
-        )
-    if skipped and PartialState().is_main_process:
-        logger.warning(
-            "%d of %d scoring batches were skipped: all of their labels are %d, which no loss counts",
-            skipped,
-            scored + skipped,
-            IGNORED,
-        )
 
 
 def token_mask(batch: Batch) -> Tensor | None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -35,23 +35,13 @@ from ..files import nearest
 from ..groups import WEIGHTS, PrunableGroup, below, body_of, check_group
 from ..modeling_camcut import ARCHITECTURES
 from ..sharding import is_sharded, reshard, whole
-from .batches import (
-    SCORED,
-    SKIPPED,
-    Batch,
-    count_examples,
-    counted_labels,
-    for_each_batch,
-    limit,
-    loss_shares,
-    tell_skipped,
-    token_mask,
-)
+from .batches import Batch, count_examples, for_each_batch, limit, token_mask
 from .capture import ActivationCapture
+from .loss import SCORED, SKIPPED, CheckedLoss, LossFunction, loss_shares, model_loss, tell_skipped
 from .noise import GaussianNoise, linear_noise
 from .registry import Scorer, get_scorer
 from .sums import RunningSums, widest
-from .weights import EachBatch, LossFunction, score_weights
+from .weights import EachBatch, score_weights
 
 
 Scores = dict[str, Tensor]
@@ -131,7 +121,7 @@ def score_groups(
         each_batch = partial(for_each_batch, model, batches, config.seed, sums)
         # A compiled model would not see the hooks that watch it, or keep the noise of the first pass for all.
         with torch.compiler.set_stance("force_eager"), scoring_mode(model, dropout):
-            loss = _checked(loss_function or _model_loss, sums)
+            loss = CheckedLoss(loss_function or model_loss, sums)
             scores = score(model, present, each_batch, sums, config, scorer, loss)
     for group in groups:
         shape = model.get_parameter(group.name).shape if group.kind == WEIGHTS else (group.size,)
@@ -211,38 +201,7 @@ def unit_weights(model: nn.Module, group: PrunableGroup) -> Tensor:
     return torch.cat(columns, dim=1)
 
 
-def _model_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
-    outputs = model(**batch)
-    loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs.loss
-    if loss is None:
-        raise ValueError(
-            f"the model gave no loss for a batch with {sorted(batch)}; this scoring method needs the labels in the "
-            f"batch and a model with a head that computes a loss (this is a {type(model).__name__}), or a "
-            "loss_function; or use activation, magnitude or random, which need none"
-        )
-    return loss
-
-
 EXAMPLES = "examples"  # the name of their number among the sums
-
-
-def _checked(loss_function: LossFunction, sums: RunningSums) -> LossFunction:
-    """The loss function, refusing a loss that would spoil all scores. Where no label counts, a mean over none of them
-    is NaN and its gradient 0."""
-
-    def checked(model: PreTrainedModel, batch: Batch) -> Tensor:
-        loss = loss_function(model, batch)
-        if not torch.isfinite(loss).all():
-            if counted_labels(model, batch) == 0:
-                return loss.nan_to_num()
-            number = sums.batches * PartialState().num_processes + PartialState().process_index
-            raise ValueError(
-                f"the loss of scoring batch {number} is {loss.tolist()}, with which all scores are NaN or infinite; "
-                "look for a NaN loss or weights, or overflow in half precision"
-            )
-        return loss
-
-    return checked
 
 
 def _running_sums(
@@ -286,7 +245,7 @@ def _score_units(
     sums: RunningSums,
     config: PruningConfig,
     scorer: Scorer,
-    loss_function: LossFunction,
+    loss_function: CheckedLoss,
 ) -> Scores:
     sizes = {**{group.name: group.size for group in groups}, EXAMPLES: 1, SCORED: 1, SKIPPED: 1}
     for name, size in sizes.items():
@@ -296,17 +255,19 @@ def _score_units(
 
     def score(pieces: list[Batch]) -> Callable[[], None]:
         examples, shares = sum(map(count_examples, pieces)), loss_shares(model, pieces)
-        counts = scorer.source != "gradient" or any(shares)
-        found = [(SCORED if counts else SKIPPED, torch.ones(1, dtype=torch.float64))]
-        if counts:
-            found.append((EXAMPLES, torch.tensor([float(examples)], dtype=torch.float64)))
+        found = [
+            (SCORED, torch.ones(1, dtype=torch.float64)),
+            (EXAMPLES, torch.tensor([float(examples)], dtype=torch.float64)),
+        ]
         for piece, share in zip(pieces, shares):
             if share == 0 and scorer.source == "gradient" and not joint:
-                continue  # none of its labels counts: its gradient is 0, and its mean loss NaN
+                continue  # none of its labels counts
             # The sum over the examples, so that each keeps its own gradient.
             loss = lambda model, batch, factor=share * examples: loss_function(model, batch) * factor  # noqa: E731
             for name, scores in _score_batch(model, capture, piece, config, scorer, loss, noise):
                 found.append((name, scores.to(widest(scores.device)).sum(0)))
+        if scorer.source == "gradient" and loss_function.of_nothing:
+            found = [(SKIPPED, torch.ones(1, dtype=torch.float64))]
 
         def add() -> None:
             for name, value in found:

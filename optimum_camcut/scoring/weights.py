@@ -27,8 +27,9 @@ from transformers.pytorch_utils import Conv1D
 
 from ..config import PruningConfig
 from ..groups import PrunableGroup, body_of
-from .batches import SCORED, SKIPPED, Batch, loss_shares, tell_skipped
+from .batches import Batch
 from .gradients import summed_gradients
+from .loss import SCORED, SKIPPED, CheckedLoss, loss_shares, tell_skipped
 from .noise import GaussianNoise, linear_noise
 from .registry import Scorer
 from .sums import RunningSums
@@ -36,7 +37,6 @@ from .sums import RunningSums
 
 CHUNK, CPU_CHUNK = 2**24, 2**17  # elements scored at a time: on a CPU, what its cache holds
 
-LossFunction = Callable[[PreTrainedModel, Batch], Tensor]
 EachBatch = Callable[[Callable[[list[Batch]], Callable[[], None]]], None]
 
 
@@ -47,7 +47,7 @@ def score_weights(
     sums: RunningSums,
     config: PruningConfig,
     scorer: Scorer,
-    loss_function: LossFunction,
+    loss_function: CheckedLoss,
 ) -> dict[str, Tensor]:
     """Scores every element of the groups' parameters on batches.
 
@@ -58,7 +58,7 @@ def score_weights(
         sums (`RunningSums`): of the batches that went before.
         config (`PruningConfig`): `smooth_samples`, `noise_std`, `noise_scale` and `shift`.
         scorer (`Scorer`): of single weights, with the source `"gradient"` or `"input"`.
-        loss_function: `(model, batch) -> scalar mean loss`.
+        loss_function (`CheckedLoss`): `(model, batch) -> scalar mean loss`.
 
     Returns:
         `dict[str, Tensor]`: parameter name -> scores in its shape, float32 on the CPU.
@@ -82,8 +82,6 @@ def score_weights(
 
     def score(pieces: list[Batch]) -> Callable[[], None]:
         shares = loss_shares(model, pieces)
-        if not any(shares):
-            return lambda: sums.add(SKIPPED, torch.ones(1))
         for parameter in parameters.values():
             if not scorer.smooth:
                 parameter.grad = None
@@ -104,6 +102,8 @@ def score_weights(
                     loss = loss_function(model, piece) * (share / passes)  # so that gradients add up to their mean
                     if not loss.requires_grad:
                         raise ValueError("the loss does not depend on any of the weights to be scored")
+                    if loss_function.of_nothing:
+                        return lambda: sums.add(SKIPPED, torch.ones(1))
                     outputs.watching = False  # gradient checkpointing runs blocks again in the backward pass
                     backward(loss)
         return lambda: add(outputs)
