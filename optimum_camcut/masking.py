@@ -150,7 +150,7 @@ def hold_masks(model: nn.Module) -> Iterator[None]:
                     continue
                 kept = masks[id(parameter)] = (~mask.removed(parameter)).to(parameter.dtype)
                 if parameter.requires_grad:
-                    stack.callback(parameter.register_hook(lambda gradient, kept=kept: gradient * kept.to(gradient)).remove)
+                    stack.callback(parameter.register_hook(lambda grad, kept=kept: grad * kept.to(grad)).remove)
 
         @torch.no_grad()
         def zero(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -163,35 +163,47 @@ def hold_masks(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def true_plan(model: nn.Module, weights: Mapping[str, Tensor] | None = None) -> tuple[PruningPlan, int]:
-    """The plan of a model, without the masks of weights that are no longer zero.
+def make_plans_true(module: nn.Module, weights: Mapping[str, Tensor] | None = None) -> int:
+    """Takes weights that are no longer zero out of the masks of a model and of its parts.
 
     Args:
-        model: with a plan as `model.pruning_plan`.
         weights (*optional*): name -> value, of those parameters that are not the model's own.
 
     Returns:
-        The plan, or one without what is not true of it; and how many weights that is.
+        How many weights that is.
     """
-    plan, keep, total = model.pruning_plan, dict(model.pruning_plan.keep), 0
+    changed: dict[str, int] = {}
+    for path, model in module.named_modules():
+        if isinstance(vars(model).get("pruning_plan"), PruningPlan):
+            start = f"{path}." if path else ""
+            own = {name.removeprefix(start): value for name, value in (weights or {}).items()}
+            model.pruning_plan, counts = _true_plan(model, own)
+            # The plan of a part may be in that of the whole, too.
+            changed |= {start + name: count for name, count in counts.items()}
+    return sum(changed.values())
+
+
+def _true_plan(model: nn.Module, weights: Mapping[str, Tensor]) -> tuple[PruningPlan, dict[str, int]]:
+    """The plan of a model without what is not true of it, and how many weights that is, by parameter."""
+    plan, keep, changed = model.pruning_plan, dict(model.pruning_plan.keep), {}
     own = [mask for mask in list_masks(model) if keep.get(mask.name) is mask.kept]
     for mask in own:
         kept = mask_of(mask.kept, plan.sizes[mask.name])
         nonzero = np.zeros_like(kept)
         for path, parameter in mask.parameters.items():
-            values = (weights or {}).get(path, parameter).detach()
+            values = weights.get(path, parameter).detach()
             if _is_plain(values):
                 nonzero |= (values != 0).flatten().cpu().numpy()
         count = int(np.count_nonzero(nonzero & ~kept))
         if count:
-            total += count
+            changed[mask.name] = count
             keep[mask.name] = IndexSet(kept | nonzero)
             if len(keep[mask.name]) == keep[mask.name].size:
                 del keep[mask.name]
-    if not total:
-        return plan, 0
+    if not changed:
+        return plan, {}
     sizes = {name: size for name, size in plan.sizes.items() if name in keep}
-    return dataclasses.replace(plan, keep=keep, sizes=sizes, config=None), total
+    return dataclasses.replace(plan, keep=keep, sizes=sizes, config=None), changed
 
 
 def count_zeros(model: nn.Module) -> dict[str, int]:

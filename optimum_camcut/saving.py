@@ -34,7 +34,7 @@ from . import modeling_camcut
 from .card import CARD_NAME, write_card
 from .files import sync, write_errors, write_json, write_text
 from .hub import fetch, make_repo, push
-from .masking import true_plan
+from .masking import make_plans_true
 from .modeling_camcut import ARCHITECTURES, SHIPPED_ARCHITECTURES, cut_configs, is_cut, parts_of
 from .plan import PLAN_NAME, PLANS_NAME, PruningPlan
 from .stored import add_variant
@@ -80,16 +80,15 @@ class SavesWhole:
         if push_to_hub:
             names = ("repo_id", "commit_message", "private", "revision", "create_pr")
             hub = {name: kwargs.pop(name) for name in names if name in kwargs} | {"token": kwargs.get("token")}
-        if self.pruning_plan is not None:
-            self.pruning_plan, changed = true_plan(self, kwargs.get("state_dict"))
-            if changed:
-                logger.warning(
-                    "%d masked weights are no longer zero: an adapter was merged, or the model was trained without "
-                    "its masks. They are saved as they are, and the plan no longer masks them. To keep them at zero, "
-                    "train with CamCutTrainer or inside hold_masks; apply_plan(model, plan) with the plan from before "
-                    "sets them to zero again, which changes what the model computes",
-                    changed,
-                )
+        changed = make_plans_true(self, kwargs.get("state_dict"))
+        if changed:
+            logger.warning(
+                "%d masked weights are no longer zero: an adapter was merged, or the model was trained without its "
+                "masks. They are saved as they are, and the plan no longer masks them. To keep them at zero, train "
+                "with CamCutTrainer or inside hold_masks; apply_plan(model, plan) with the plan from before sets them "
+                "to zero again, which changes what the model computes",
+                changed,
+            )
         cut = is_cut(self.config)
         plans = {path: part.pruning_plan.to_dict() for path, part in planned_parts(self).items()}
         if cut:
@@ -162,17 +161,9 @@ def auto_map(model: PreTrainedModel) -> dict[str, str]:
 
 
 def planned_parts(model: PreTrainedModel) -> dict[str, PreTrainedModel]:
-    """Path -> part of a composite model that has a plan; of one that is masked, the plan tells the truth."""
-    found = {}
-    for path, part in parts_of(model).items():
-        if getattr(part, "pruning_plan", None) is not None:
-            part.pruning_plan, changed = true_plan(part, None)
-            if changed:
-                logger.warning(
-                    "%d masked weights of %r are no longer zero; its plan no longer masks them", changed, path
-                )
-            found[path] = part
-    return found
+    """Path -> part of a composite model that has a plan."""
+    parts = parts_of(model).items()
+    return {path: part for path, part in parts if getattr(part, "pruning_plan", None) is not None}
 
 
 def modeling_source(*model_types: str) -> str:

@@ -15,6 +15,8 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 from collections.abc import Iterable
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -31,7 +33,7 @@ _cuts = 0
 
 def refuse_steps_of(parameters: Iterable[nn.Parameter], model: nn.Module) -> None:
     """From now on, an optimizer that is about to step with one of these parameters raises `ValueError`; except with
-    those that the model has still.
+    those that the model still has, or another one that shared them.
 
     The mark is on the parameters themselves, and goes when they do. Copies of them have none.
     """
@@ -52,11 +54,21 @@ def _check(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     if _checked.get(optimizer) == state:
         return
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    models = [getattr(parameter, REPLACED) for parameter in parameters if hasattr(parameter, REPLACED)]
-    if models:
+    replaced = [parameter for parameter in parameters if hasattr(parameter, REPLACED)]
+    held = _held_by_modules() if replaced else set()
+    gone = [getattr(parameter, REPLACED) for parameter in replaced if id(parameter) not in held]
+    if gone:
         raise ValueError(
-            f"{len(models)} of the {len(parameters)} parameters of this {type(optimizer).__name__} are no longer "
-            f"those of the {models[0]}: a cut has replaced them, and to train them would change nothing. Make the "
+            f"{len(gone)} of the {len(parameters)} parameters of this {type(optimizer).__name__} are no longer "
+            f"those of the {gone[0]}: a cut has replaced them, and to train them would change nothing. Make the "
             "optimizer after apply_plan or prune_heads, and call accelerator.prepare then, if you use accelerate"
         )
     _checked[optimizer] = state
+
+
+def _held_by_modules() -> set[int]:
+    """Ids of the parameters of all modules that live: another model may share what a cut has replaced in one."""
+    gc.collect()  # what a cut has taken out may live in a circle of references
+    is_module = functools.cache(lambda kind: issubclass(kind, nn.Module))
+    live = [each for each in gc.get_objects() if is_module(type(each)) and "_parameters" in vars(each)]
+    return {id(parameter) for module in live for parameter in vars(module)["_parameters"].values()}

@@ -311,6 +311,17 @@ def test_hold_masks_in_a_plain_loop():
     assert not any(parameter._backward_hooks for parameter in model.parameters())
 
 
+def test_the_hold_goes_on_in_another_type():
+    """`model.to(...)` inside the context, to go on in half precision or elsewhere."""
+    model = apply_plan(model_of(), PruningPlan({QUERY: [0, 1]}))
+    with hold_masks(model):
+        model.to(torch.bfloat16)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        model(**tiny_batch()).loss.backward()
+        optimizer.step()
+    assert model.get_parameter(QUERY).count_nonzero() <= 2
+
+
 @pytest.mark.parametrize("leave_by", ["end", "error"])
 def test_the_hold_ends_with_the_context(leave_by):
     model, plan = model_of(), random_masks(model_of())

@@ -27,7 +27,16 @@ from transformers import (
     ViTModel,
 )
 
-from optimum_camcut import PruningConfig, PruningPlan, apply_plan, find_groups, load_pruned, make_plan, score_groups
+from optimum_camcut import (
+    PruningConfig,
+    PruningPlan,
+    apply_plan,
+    find_groups,
+    hold_masks,
+    load_pruned,
+    make_plan,
+    score_groups,
+)
 
 
 HEADS = PruningPlan({"layer.0.heads": [1, 2], "layer.1.neurons": [0, 5, 9]})
@@ -120,6 +129,14 @@ def test_the_body_of_a_model_with_a_head(tmp_path):
     model.save_pretrained(tmp_path / "masked")
     masked = load_pruned(tmp_path / "masked").pruning_plan
     assert masked.keep == {f"bert.{name}": units for name, units in model.bert.pruning_plan.keep.items()}
+    filled = "encoder.layer.0.output.dense.weight"  # as by merging an adapter: both plans follow the weights
+    with torch.no_grad():
+        model.bert.get_parameter(filled).fill_(3)
+    model.save_pretrained(tmp_path / "merged")
+    assert filled not in model.bert.pruning_plan.keep
+    with hold_masks(model):
+        assert (model.bert.get_parameter(filled) == 3).all()
+    assert load_pruned(tmp_path / "merged").pruning_plan == model.pruning_plan
 
 
 def test_a_part_that_needs_no_record_or_is_masked(tmp_path):

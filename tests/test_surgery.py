@@ -321,6 +321,22 @@ def test_an_optimizer_from_before_the_cut_does_not_step():
         rest.step()
 
 
+def test_an_optimizer_of_two_models_that_shared_a_layer_steps():
+    """One was cut; the layer is still the other's."""
+    model, other = tiny_model("bert"), tiny_model("bert")
+    shared = model.bert.encoder.layer[0].output.dense.weight
+    other.bert.encoder.layer[0].output.dense.weight = shared
+    before = shared.detach().clone()
+    apply_plan(model, PruningPlan({"layer.0.neurons": [1]}))
+    optimizer = torch.optim.SGD([*model.parameters(), *other.parameters()], lr=0.1)
+    loss_of(other)
+    optimizer.step()
+    assert not torch.equal(shared, before)
+    del other
+    with pytest.raises(ValueError, match="1 of the .* parameters of this SGD are no longer those of the Bert"):
+        torch.optim.SGD([shared], lr=0.1).step()
+
+
 def test_what_keeps_its_parameters_keeps_its_optimizer():
     """A plan that cuts nothing, and one that masks."""
     model = tiny_model("bert")
