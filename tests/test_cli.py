@@ -40,7 +40,7 @@ from models import random_plan, tiny_config, tiny_model
 from optimum.commands.base import RootOptimumCLICommand
 from optimum.commands.optimum_cli import register_optimum_cli_subcommand
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, EvalPrediction
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, EvalPrediction
 
 from optimum_camcut import Comparison, PruningPlan, apply_plan, find_groups, load_pruned, measure
 from optimum_camcut.commands.camcut import CamCutCommand
@@ -560,8 +560,10 @@ def test_which_class_is_which(labels, own, given, expected, said, caplog):
     cells = [1, 0] if features else labels
     rows = Dataset.from_list([{"text": "a", "label": cell} for cell in cells], features=features)
     task = TASKS["text-classification"](rows, label_names=given)
-    task.check_head(tiny_config("bert", num_labels=2, **({"id2label": dict(enumerate(own))} if own else {})))
+    config = tiny_config("bert", num_labels=2, **({"id2label": dict(enumerate(own))} if own else {}))
+    task.check_head(config)
     assert [task.to_class(cell, 0) for cell in cells] == expected
+    assert list(config.id2label.values()) == (own or given or ["LABEL_0", "LABEL_1"])
     assert [task.of_model[task.of_data[number]] for number in range(2)] == [0, 1]
     lines = [f"{record.levelname} {record.getMessage()}" for record in caplog.records]
     assert (not lines) if said is None else re.search(said, *lines)
@@ -579,7 +581,12 @@ def test_which_class_is_which(labels, own, given, expected, said, caplog):
         (["positive", "neutral"], NAMED, None, "apart Negative, Positive, and the data have neutral, positive"),
         (["positive", "Positive"], NAMED, None, "the data have Positive, positive .* by --label_names"),
         (["a", "b", "c"], NAMED, None, r"2 classes apart .*, and the data have 3 in 'label' \(a, b, c\)"),
-        (["happy", "unhappy"], None, ["hapy", "unhappy"], "every class .* happy, unhappy; got hapy, unhappy; did you mean 'happy'"),
+        (
+            ["happy", "unhappy"],
+            None,
+            ["hapy", "unhappy"],
+            "every class .* happy, unhappy; got hapy, unhappy; did you mean 'happy'",
+        ),
         (["happy", "unhappy"], None, ["happy"], "should name every class in 'label' once"),
         ([0.5, 1.5], None, ["a", "b"], "--label_names are for classes, and text-classification has none in label"),
     ],
@@ -650,6 +657,8 @@ def test_labels_in_the_wrong_order(job, model_path, tmp_path, caplog):
         main("prune", *flags(**own, label_names=names, output=tmp_path / str(number)))
         results = json.loads((tmp_path / str(number) / "pruning_results.json").read_text())
         found.append(results["dense"]["metrics"]["accuracy"])
+        config = AutoConfig.from_pretrained(tmp_path / str(number))
+        assert config.id2label == dict(enumerate(names)) and config.label2id == {names[0]: 0, names[1]: 1}
         assert "no better than one that gives the same answer" in caplog.text
     assert found == [0.25, 0.75]
 

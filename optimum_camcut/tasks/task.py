@@ -165,13 +165,12 @@ class Task(ABC):
         """Tells a model that gets a new head what it is to tell apart."""
         if self.names:
             names = self.label_names or self.names
-            config.id2label = dict(enumerate(names))
-            config.label2id = {name: number for number, name in enumerate(names)}
+            _name_classes(config, names)
             self._number_classes([names.index(name) for name in self.names])
 
     def check_head(self, config: PretrainedConfig) -> None:
         """Finds out which class of the data is which of a model: classes keep the model's own numbers if they have
-        its names, in whatever case. What is assumed is said.
+        its names, in whatever case. A model without names gets those of `label_names`. What is assumed is said.
 
         Raises:
             `ValueError`: the model's head does not fit the data, or has other names.
@@ -191,6 +190,8 @@ class Task(ABC):
         if self.label_names:
             order = [self.label_names.index(name) for name in self.names]
             logger.info("classes, as --label_names says: %s", self._told(order, own))
+            if meaningless(own):
+                _name_classes(config, self.label_names)
         elif meaningless(self.names):
             order = list(range(len(self.names)))
             if not meaningless(own):
@@ -426,6 +427,11 @@ class Task(ABC):
             ", ".join(worse),
             reasons,
         )
+
+
+def _name_classes(config: PretrainedConfig, names: Sequence[str]) -> None:
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: number for number, name in enumerate(names)}
 
 
 def first_output(outputs: Any) -> Any:
