@@ -166,7 +166,7 @@ class Task(ABC):
         if self.names:
             names = self.label_names or self.names
             _name_classes(config, names)
-            self._number_classes([names.index(name) for name in self.names])
+            self._number_classes(match_names(self.names, names))
 
     def check_head(self, config: PretrainedConfig) -> None:
         """Finds out which class of the data is which of a model: classes keep the model's own numbers if they have
@@ -178,8 +178,8 @@ class Task(ABC):
         if not self.names or self.fits:
             return
         own = [str(config.id2label[number]) for number in range(config.num_labels)]
-        if self.numbered and len(self.names) < len(own):  # the largest number is not in these rows
-            known = len(self.names)
+        if self.numbered and not self.label_names and len(self.names) < len(own):
+            known = len(self.names)  # the largest number is not in these rows
             self.names += [f"LABEL_{number}" for number in range(known, len(own))]
             self.classes |= {number: number for number in range(known, len(own))}
         if len(self.names) != len(own) and (len(self.names) > len(own) or self.label_names or meaningless(own)):
@@ -188,7 +188,7 @@ class Task(ABC):
                 f"{self.label_column!r} ({', '.join(self.names)})"
             )
         if self.label_names:
-            order = [self.label_names.index(name) for name in self.names]
+            order = match_names(self.names, self.label_names)
             logger.info("classes, as --label_names says: %s", self._told(order, own))
             if meaningless(own):
                 _name_classes(config, self.label_names)
