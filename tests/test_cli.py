@@ -605,6 +605,18 @@ def test_classes_that_do_not_fit(labels, own, given, message):
         task.check_head(tiny_config("bert", num_labels=2, **({"id2label": dict(enumerate(own))} if own else {})))
 
 
+def test_a_blank_label_is_no_class():
+    """Nor is it one of the names to be given."""
+    for blank in (None, "", " "):
+        rows = Dataset.from_list([{"text": "a", "label": label} for label in ("sad", blank, "happy")])
+        assert TASKS["text-classification"](rows, label_names=["sad", "happy"]).names == ["sad", "happy"]
+        rows = Dataset.from_list([{"tokens": ["a", "b"], "tags": tags} for tags in (["x", blank], ["y", "x"])])
+        task = TASKS["token-classification"](rows)
+        assert task.names == ["x", "y"]
+        with pytest.raises(ValueError, match=rf"row 0 .*, column 'tags', has no label, it has {blank!r}: fill it in"):
+            task.to_class(blank, 0)
+
+
 def test_what_a_constant_prediction_gives():
     """By hand, of every kind of task."""
     rows = Dataset.from_list([{"text": "a", "label": label} for label in (0, 1, 1, 1)])
@@ -787,7 +799,12 @@ NEWS = {"text": "a", "label": "good"}
     ("task", "row", "message"),
     [
         ("text-classification", {**NEWS, "label": "neutral"}, "label', has the label 'neutral'; the classes .* good"),
-        ("text-classification", {**NEWS, "label": None}, "column 'label', has no label"),
+        ("text-classification", {**NEWS, "label": None}, "column 'label', has no label, it has None: fill it in, or"),
+        (
+            "text-classification",
+            {**NEWS, "label": ""},
+            "column 'label', has no label, it has '': fill it in, or leave",
+        ),
         ("text-classification", {**NEWS, "text": None}, "column 'text', should have text, it has None"),
         (
             "token-classification",
@@ -821,7 +838,9 @@ def test_numbers_to_predict_that_are_missing():
     """Whole numbers of a csv file with an empty cell, too."""
     for missing in (None, float("nan")):
         rows = Dataset.from_list([{"text": "a", "label": 1.0}, {"text": "a", "label": missing}])
-        with pytest.raises(ValueError, match=r"row 1 \(from 0\) of the data, column 'label', should have a label"):
+        with pytest.raises(
+            ValueError, match=r"row 1 \(from 0\) of the data, column 'label', should have a label, .* fill it in"
+        ):
             task_of("text-classification", rows)
 
 
@@ -1073,7 +1092,9 @@ def test_a_row_is_named_by_its_number_in_the_file(job, tmp_path):
     lines[number] = "no label,"
     file.write_text("\n".join(["text,label", *lines]))
     own = {name: value for name, value in job.items() if name != "dataset"}
-    with pytest.raises(SystemExit, match=rf"row {number} \(from 0\) of train, column 'label', should have a label"):
+    with pytest.raises(
+        SystemExit, match=rf"row {number} \(from 0\) of train, column 'label', should have a label, .* fill it in"
+    ):
         main("prune", *flags(**own, train_file=file, output=tmp_path / "out"), "--dry-run")
 
 

@@ -59,7 +59,7 @@ def classes_of(feature: Any, values: Iterable[Any], column: str, given: Sequence
         _check_given(names, given, column)
         places = {**dict(enumerate(range(len(names)))), **{name: place for place, name in enumerate(names)}}
         return Classes(names, places, numbered=meaningless(names), ordered=True)
-    found = set(values) - {None}  # which `encode` tells, with its row
+    found = {value for value in values if not is_blank(value)}  # which `encode` tells, with its row
     if not found:
         raise ValueError(f"the column {column!r} has no labels")
     if all(isinstance(value, int) for value in found):
@@ -94,6 +94,11 @@ def _check_given(names: Sequence[str], given: Sequence[str], column: str) -> lis
         )
     own = dict(zip(order, names))
     return [own.get(number, name) for number, name in enumerate(given)]
+
+
+def is_blank(value: Any) -> bool:
+    """Whether a cell holds no label: it is missing, or a text of nothing but spaces."""
+    return value is None or (isinstance(value, str) and not value.strip())
 
 
 def meaningless(names: Sequence[str]) -> bool:

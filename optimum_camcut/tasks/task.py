@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from ..files import nearest, shown
-from .classes import classes_of, match_names, meaningless
+from .classes import classes_of, is_blank, match_names, meaningless
 from .metrics import classification_metrics, larger_is_better
 
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 IGNORED = -100  # the label of tokens that no loss counts
+MISSING_LABEL = "fill it in, or leave the row out of the data"
 TASKS: dict[str, type[Task]] = {}
 
 
@@ -262,8 +263,8 @@ class Task(ABC):
         Raises:
             `ValueError`: there is none, or it is not among the classes of the training rows.
         """
-        if value is None:
-            raise ValueError(f"{self.place(row, self.label_column)} has no label")
+        if is_blank(value):
+            raise ValueError(f"{self.place(row, self.label_column)} has no label, it has {value!r}: {MISSING_LABEL}")
         if value not in self.classes:
             raise ValueError(
                 f"{self.place(row, self.label_column)} has the label {value!r}; the classes of the training rows are "
