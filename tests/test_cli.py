@@ -904,6 +904,11 @@ def test_config_files_that_are_refused(text, message, job, tmp_path):
     (tmp_path / "config.toml").write_text("")
     with pytest.raises(SystemExit, match="should be a .json, .yaml or .yml file"):
         main("prune", *flags(**job, config=tmp_path / "config.toml", output=tmp_path / "out"))
+    for missing in ("missing.yml", "missing.json"):
+        with pytest.raises(
+            SystemExit, match=f"there is no file .*{missing}; --config takes a .yaml, .yml or .json file"
+        ):
+            main("prune", *flags(**job, config=tmp_path / missing, output=tmp_path / "out"))
 
 
 def test_values_of_a_wrong_kind_end_as_argparse_does(job, tmp_path, capsys):
