@@ -74,16 +74,17 @@ def check_architecture(model: PreTrainedModel, batch: Mapping[str, Any], *, relo
 
     Args:
         model (`PreTrainedModel`): whole, and with two or more heads and blocks.
-        batch (`Mapping[str, Any]`): keywords of its forward, on its device; labels are left out.
+        batch (`Mapping[str, Any]`): keywords of its forward, tensors on its device; labels are left out.
         reload (`bool`): also load it in a new process, which takes most of the time.
 
     Raises:
-        `TypeError`: not a transformers model itself.
+        `TypeError`: not a transformers model itself, or a batch of something else than tensors by name.
         `ValueError`: the architecture has no entry, or it is wrong; names the entry and the field. Or the model was
             cut already.
     """
     check_bare(model, "check_architecture")
     check_whole(model, "check_architecture")
+    _check_batch(batch)
     entry = find_architecture(model)
     if getattr(model, "pruning_plan", None) is not None:
         raise ValueError("check_architecture takes a model that was not cut; load or make it anew")
@@ -113,6 +114,17 @@ def check_architecture(model: PreTrainedModel, batch: Mapping[str, Any], *, relo
                 cut = _cut(dense, {**keep, f"layer.{last}.attention": [], f"layer.{last}.feed_forward": []}, "bypass")
         if reload:
             _check_reload(cut, batch)
+
+
+def _check_batch(batch: Any) -> None:
+    expected = "check_architecture takes a batch of tensors by name, such as tokenizer(texts, return_tensors='pt')"
+    if not isinstance(batch, Mapping):
+        raise TypeError(f"{expected}; got a {type(batch).__name__}")
+    for name, value in batch.items():
+        if not isinstance(value, Tensor | bool | int | float | str | None):
+            raise TypeError(f"{expected}; {name!r} is a {type(value).__name__}")
+    if not any(isinstance(value, Tensor) for value in batch.values()):
+        raise TypeError(f"{expected}; it has none")
 
 
 def _wrong(model: PreTrainedModel, field: str, what: str) -> ValueError:

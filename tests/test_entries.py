@@ -118,6 +118,19 @@ def test_a_model_that_was_cut_is_refused():
         check_architecture(model, tiny_batch())
 
 
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ({"input_ids": [[1, 2]]}, "; 'input_ids' is a list"),
+        (torch.tensor([[1, 2]]), "got a Tensor"),
+        ({"use_cache": False, "token_type_ids": None}, "it has none"),
+    ],
+)
+def test_a_batch_of_something_else_than_tensors_is_refused(batch, message):
+    with pytest.raises(TypeError, match=f"takes a batch of tensors by name, .*{message}"):
+        check_architecture(tiny_model("bert"), batch)
+
+
 def test_layers_of_an_architecture_without_bypass(monkeypatch):
     """They are refused by name; all else, a cut too, goes on as if there were no such kind."""
     monkeypatch.setitem(TABLE, "bert", dataclasses.replace(BERT, bypass=None))
