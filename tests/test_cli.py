@@ -1145,6 +1145,24 @@ def test_stopped_and_resumed(job, tmp_path, caplog):
     assert not (output / "_run.json").exists()
 
 
+def test_resumed_after_scores(job, tmp_path, caplog, monkeypatch):
+    """It is no warning that there is no checkpoint yet."""
+
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    output = tmp_path / "out"
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr("optimum_camcut.trainer.make_plan", stop)
+        main("prune", *flags(**job, recovery="none", output=output))
+    caplog.clear()
+    main("prune", *flags(**job, recovery="none", output=output), "--resume")
+    told = {record.getMessage(): record.levelname for record in caplog.records}
+    assert told[f"{output} has no checkpoint yet: scoring goes on from where it stopped"] == "INFO"
+    assert any(re.match(r"scoring goes on after \d+ batches, from ", line) for line in told)
+    assert not any("no checkpoint to resume from" in line for line in told)
+
+
 def test_nothing_to_resume(job, tmp_path, caplog):
     quick = {**job, "method": "magnitude", "recovery": "none", "resume": True}
     main("prune", *flags(**quick, output=tmp_path / "out"))
