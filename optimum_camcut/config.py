@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -131,8 +132,8 @@ class PruningConfig:
             a trainer reports.
         latency_batch_size: examples at once assumed by `budget="latency"` and in that report.
         seed: draws the scoring examples and the noise.
-        exclude: what stays whole: numbers of layers (`0` or `"0"`), and shell patterns of group names, in which `*`
-            stands for dots too (`"layer.0.*"`, `"*.heads"`; of single weights
+        exclude: what stays whole: numbers of layers from 0 (`0` or `"0"`), and shell patterns of group names, in which
+            `*` stands for dots too (`"layer.0.*"`, `"*.heads"`; of single weights
             `"*.encoder.layer.*.output.dense.weight"`). A sub-layer that is named keeps its heads and neurons, and one
             that holds heads or neurons that are named is not removed. `sparsity` and `compression` still count what is
             excluded, so that numbers compare: the rest loses more.
@@ -298,14 +299,21 @@ class PruningConfig:
 
     def _read_exclude(self) -> tuple[str, ...] | None:
         """Numbers of layers become texts; an empty list is None."""
-        given = (self.exclude,) if isinstance(self.exclude, str | int) else self.exclude
-        entries = given if isinstance(given, list | tuple) else () if given is None else (given,)
+        given = self.exclude
+        if isinstance(given, Set):
+            given = sorted(given, key=str)  # texts come in another order in every process
+        several = isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping)
+        entries = tuple(given) if several else () if given is None else (given,)
         if not all(type(entry) is int or (isinstance(entry, str) and entry.strip()) for entry in entries):
             raise ValueError(
                 "exclude should be a list of layer numbers and patterns of group names, such as [0, '*.heads']; got "
-                f"{shown(self.exclude)}"
+                f"{shown(list(entries) if several else given)}"
             )
-        return tuple(entry.strip() if isinstance(entry, str) else f"{entry}" for entry in entries) or None
+        texts = tuple(entry.strip() if isinstance(entry, str) else f"{entry}" for entry in entries)
+        for text in texts:
+            if re.fullmatch(r"-\d+", text):
+                raise ValueError(f"exclude numbers layers from 0, so that the last of 12 is 11; got {text}")
+        return texts or None
 
     def least_units(self, kind: str) -> int:
         """What `min_units` says of a kind."""

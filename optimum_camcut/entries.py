@@ -66,24 +66,26 @@ torch.save(output.logits if hasattr(output, "logits") else output[0], folder + "
 def check_architecture(model: PreTrainedModel, batch: Mapping[str, Any], *, reload: bool = True) -> None:
     """Checks the entry of a model's architecture in `ARCHITECTURES`: that all it names is in the model and has the
     size that it should have; that the model cut by heads, by neurons, by whole sub-layers where the entry has
-    `bypass`, and by all of these computes what the model computes with the removed units at zero; and that a process
-    with nothing but torch and transformers loads what was cut and computes the same.
+    `bypass`, and by all of these computes what the model computes with the removed units at zero; that the modules of
+    `residual` read what the layers' outputs are added to; and that a process with nothing but torch and transformers
+    loads what was cut and computes the same.
 
     It works on copies, in float32 and on the model's device; the model stays as it is. Take a small one: a copy or
     two of it are in memory, and one is written to a temporary folder.
 
     Args:
         model (`PreTrainedModel`): whole, and with two or more heads and blocks.
-        batch (`Mapping[str, Any]`): keywords of its forward, on its device; labels are left out.
+        batch (`Mapping[str, Any]`): keywords of its forward, tensors on its device; labels are left out.
         reload (`bool`): also load it in a new process, which takes most of the time.
 
     Raises:
-        `TypeError`: not a transformers model itself.
+        `TypeError`: not a transformers model itself, or a batch of something else than tensors by name.
         `ValueError`: the architecture has no entry, or it is wrong; names the entry and the field. Or the model was
             cut already.
     """
     check_bare(model, "check_architecture")
     check_whole(model, "check_architecture")
+    _check_batch(batch)
     entry = find_architecture(model)
     if getattr(model, "pruning_plan", None) is not None:
         raise ValueError("check_architecture takes a model that was not cut; load or make it anew")
@@ -106,6 +108,7 @@ def check_architecture(model: PreTrainedModel, batch: Mapping[str, Any], *, relo
             of_kind = {name: units for name, units in keep.items() if name.endswith(f".{kind}")}
             _compare(dense, groups, of_kind, batch, kind)
         cut = _compare(dense, groups, keep, batch, "heads and neurons")
+        _check_residual(dense, entry, batch)
         if "layers" in possible_kinds(dense):
             _check_layers(dense, entry, batch)
             last = len(list_blocks(dense)) - 1
@@ -113,6 +116,17 @@ def check_architecture(model: PreTrainedModel, batch: Mapping[str, Any], *, relo
                 cut = _cut(dense, {**keep, f"layer.{last}.attention": [], f"layer.{last}.feed_forward": []}, "bypass")
         if reload:
             _check_reload(cut, batch)
+
+
+def _check_batch(batch: Any) -> None:
+    expected = "check_architecture takes a batch of tensors by name, such as tokenizer(texts, return_tensors='pt')"
+    if not isinstance(batch, Mapping):
+        raise TypeError(f"{expected}; got a {type(batch).__name__}")
+    for name, value in batch.items():
+        if not isinstance(value, Tensor | bool | int | float | str | None):
+            raise TypeError(f"{expected}; {name!r} is a {type(value).__name__}")
+    if not any(isinstance(value, Tensor) for value in batch.values()):
+        raise TypeError(f"{expected}; it has none")
 
 
 def _wrong(model: PreTrainedModel, field: str, what: str) -> ValueError:
@@ -267,6 +281,34 @@ def _zeroed(model: PreTrainedModel, output: Slice, features: Tensor) -> Iterator
         yield
     finally:
         handle.remove()
+
+
+def _check_residual(dense: PreTrainedModel, entry: Architecture, batch: Mapping[str, Any]) -> None:
+    """A projection's output is added to what the module of `residual` reads: where it is what that lacks of the first
+    token's, all tokens leave the block alike, whatever norms come behind."""
+    block = list_blocks(dense)[0]
+    for number, (path, cuts) in enumerate(zip(entry.residual, (entry.heads, entry.neurons))):
+        output, reads = cuts[-1].module, []
+
+        def read(_: nn.Module, args: tuple[Tensor, ...], reads: list[Tensor] = reads) -> None:
+            reads.append(args[0])  # as `reconstruct` takes it
+
+        def lack(_: nn.Module, args: tuple[Tensor, ...], result: Tensor, reads: list[Tensor] = reads) -> Tensor:
+            return (reads[-1].flatten(0, -2)[0] - reads[-1]).view_as(result)
+
+        with ExitStack() as stack:
+            stack.callback(dense.get_submodule(f"{block}.{path}").register_forward_pre_hook(read).remove)
+            stack.callback(dense.get_submodule(f"{block}.{output}").register_forward_hook(lack).remove)
+            try:
+                left = _streams(dense, block, None, batch)["out"].flatten(0, -2)
+            except (AttributeError, IndexError, RuntimeError):  # it runs later, or reads something of another shape
+                left = None
+        what = (
+            f"is {path!r}, which does not read the residual stream that the output of {output} is added to; name the "
+            "norm that reads it, or in post-norm blocks the first linear map that does. Where a norm or a factor "
+            "stands between that output and the sum, none is right: reconstruct is not for such blocks"
+        )
+        _check_same(dense, left, None if left is None else left[:1].expand_as(left), f"residual[{number}]", what)
 
 
 def _check_layers(dense: PreTrainedModel, entry: Architecture, batch: Mapping[str, Any]) -> None:

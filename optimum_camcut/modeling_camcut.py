@@ -74,7 +74,8 @@ class Architecture:
         heads, neurons (`tuple[Cut, ...]`): the maps of one attention and one feed-forward layer. The last is the
             output projection, where the activations of the units are observed.
         residual (`tuple[str, str]`): for the attention and for the feed-forward layer, a module whose input is the
-            residual stream that the layer's output is added to (in pre-norm blocks, the norm before the layer).
+            residual stream that the layer's output is added to (in pre-norm blocks, the norm before the layer; in
+            post-norm blocks, the first linear map of the layer).
         attributes (`Mapping[str, str]`): module attributes that count heads, with the amount per head as a symbolic
             width; they are kept true after a cut.
         neuron_attributes (`Mapping[str, str]`): the same for neurons.

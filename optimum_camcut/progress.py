@@ -35,6 +35,12 @@ def scores_file(folder: Path, phase: str) -> Path:
     return folder / f"{SCORES}{phase}"
 
 
+def has_scores(folder: Path, phase: str) -> bool:
+    """Whether a process has left running sums of a phase."""
+    own = re.compile(rf"{re.escape(scores_file(folder, phase).name)}(\.\d+)?")
+    return folder.is_dir() and any(own.fullmatch(path.name) for path in folder.iterdir())
+
+
 def save_teacher(folder: Path, model: PreTrainedModel) -> None:
     """Keeps the dense model for a run that is resumed."""
     folder.mkdir(parents=True, exist_ok=True)

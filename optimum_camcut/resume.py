@@ -28,6 +28,7 @@ from .config import CONFIG_NAME, PruningConfig, differences
 from .files import read_json
 from .phases import DENSE
 from .plan import PLAN_NAME
+from .progress import has_scores
 
 
 logger = logging.getLogger(__name__)
@@ -142,9 +143,13 @@ def phase_to_resume(
             found = checkpoints(root / phase)
             if found:
                 return phase, str(found[-1])
-        logger.warning(
-            "no checkpoint to resume from in %s: the first phase begins, with the weights that the model has now", root
-        )
+        if phases[0] != DENSE and has_scores(root, phases[0]):
+            logger.info("%s has no checkpoint yet: scoring goes on from where it stopped", root)
+        else:
+            logger.warning(
+                "no checkpoint to resume from in %s: the first phase begins, with the weights that the model has now",
+                root,
+            )
         return phases[0], None
     path = Path(resume)
     if not path.is_dir():

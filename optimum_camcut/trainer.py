@@ -335,7 +335,8 @@ class CamCutTrainer(Trainer):
         """Scores every unit on `pruning_config.num_samples` examples of the training set.
 
         Returns:
-            `dict[str, Tensor]`: group name -> `torch.Tensor` of shape `(units,)`; also kept as `self.scores`.
+            `dict[str, Tensor]`: group name -> `torch.Tensor` of shape `(units,)`; also kept as `self.scores` until the
+                cut.
 
         Raises:
             `ValueError`: no `pruning_config`; see also `score_groups`.

@@ -40,7 +40,7 @@ from models import random_plan, tiny_config, tiny_model
 from optimum.commands.base import RootOptimumCLICommand
 from optimum.commands.optimum_cli import register_optimum_cli_subcommand
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, EvalPrediction
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, EvalPrediction
 
 from optimum_camcut import Comparison, PruningPlan, apply_plan, find_groups, load_pruned, measure
 from optimum_camcut.commands.camcut import CamCutCommand
@@ -540,6 +540,8 @@ NAMED = ["Negative", "Positive"]
         (["b", "a"], None, None, [1, 0], "WARNING .*numbered by the alphabet: a is 0, b is 1.*--label_names b a"),
         (["b", "a"], None, ["b", "a"], [0, 1], "INFO classes, as --label_names says: b is LABEL_0, a is LABEL_1"),
         (["b", "a"], NAMED, ["b", "a"], [0, 1], "INFO .* b is Negative, a is Positive"),
+        (["b", "a"], None, ["B", "A"], [0, 1], "INFO .* b is LABEL_0, a is LABEL_1"),
+        (["a", "A"], None, ["A", "a"], [1, 0], "INFO .* A is LABEL_0, a is LABEL_1"),
         (["POSITIVE", "negative"], NAMED, None, [1, 0], None),
         (["positive", "positive"], NAMED, None, [1, 1], None),  # no other in these rows
         (["10", "9"], None, None, [1, 0], "WARNING .*9 is 0, 10 is 1"),
@@ -550,6 +552,7 @@ NAMED = ["Negative", "Positive"]
         ([True, False], None, None, [1, 0], None),
         (ClassLabel(names=["neg", "pos"]), None, None, [1, 0], "INFO .*no names for them: neg is 0, pos is 1"),
         (ClassLabel(names=["pos", "neg"]), None, ["neg", "pos"], [0, 1], "INFO .*pos is LABEL_1, neg is LABEL_0"),
+        (ClassLabel(names=["pos", "neg"]), None, ["Neg", "Pos"], [0, 1], "INFO .*pos is LABEL_1, neg is LABEL_0"),
         (ClassLabel(names=["positive", "negative"]), NAMED, None, [0, 1], None),
     ],
 )
@@ -560,8 +563,10 @@ def test_which_class_is_which(labels, own, given, expected, said, caplog):
     cells = [1, 0] if features else labels
     rows = Dataset.from_list([{"text": "a", "label": cell} for cell in cells], features=features)
     task = TASKS["text-classification"](rows, label_names=given)
-    task.check_head(tiny_config("bert", num_labels=2, **({"id2label": dict(enumerate(own))} if own else {})))
+    config = tiny_config("bert", num_labels=2, **({"id2label": dict(enumerate(own))} if own else {}))
+    task.check_head(config)
     assert [task.to_class(cell, 0) for cell in cells] == expected
+    assert list(config.id2label.values()) == (own or given or ["LABEL_0", "LABEL_1"])
     assert [task.of_model[task.of_data[number]] for number in range(2)] == [0, 1]
     lines = [f"{record.levelname} {record.getMessage()}" for record in caplog.records]
     assert (not lines) if said is None else re.search(said, *lines)
@@ -583,8 +588,12 @@ def test_which_class_is_which(labels, own, given, expected, said, caplog):
             ["happy", "unhappy"],
             None,
             ["hapy", "unhappy"],
-            "every class .* happy, unhappy; got hapy, unhappy; did you mean 'happy'",
+            r"every class .* happy, unhappy; got \['hapy', 'unhappy'\]; did you mean 'happy'",
         ),
+        (["happy", "sad"], None, ["sad,happy"], r"once, .*; put spaces between .*: --label_names sad happy$"),
+        (["a b", "c"], None, ["c,", "a b"], r"--label_names c 'a b'$"),
+        (["a", "b"], None, ["A", "a", "b", "B", "b"], "should name every class in 'label' once"),
+        (["a", "A"], None, ["A", "b"], "should name every class in 'label' once"),
         (["happy", "unhappy"], None, ["happy"], "should name every class in 'label' once"),
         ([0.5, 1.5], None, ["a", "b"], "--label_names are for classes, and text-classification has none in label"),
     ],
@@ -594,6 +603,18 @@ def test_classes_that_do_not_fit(labels, own, given, message):
     with pytest.raises(ValueError, match=message):
         task = TASKS["text-classification"](rows, label_names=given)
         task.check_head(tiny_config("bert", num_labels=2, **({"id2label": dict(enumerate(own))} if own else {})))
+
+
+def test_a_blank_label_is_no_class():
+    """Nor is it one of the names to be given."""
+    for blank in (None, "", " "):
+        rows = Dataset.from_list([{"text": "a", "label": label} for label in ("sad", blank, "happy")])
+        assert TASKS["text-classification"](rows, label_names=["sad", "happy"]).names == ["sad", "happy"]
+        rows = Dataset.from_list([{"tokens": ["a", "b"], "tags": tags} for tags in (["x", blank], ["y", "x"])])
+        task = TASKS["token-classification"](rows)
+        assert task.names == ["x", "y"]
+        with pytest.raises(ValueError, match=rf"row 0 .*, column 'tags', has no label, it has {blank!r}: fill it in"):
+            task.to_class(blank, 0)
 
 
 def test_what_a_constant_prediction_gives():
@@ -655,6 +676,8 @@ def test_labels_in_the_wrong_order(job, model_path, tmp_path, caplog):
         main("prune", *flags(**own, label_names=names, output=tmp_path / str(number)))
         results = json.loads((tmp_path / str(number) / "pruning_results.json").read_text())
         found.append(results["dense"]["metrics"]["accuracy"])
+        config = AutoConfig.from_pretrained(tmp_path / str(number))
+        assert config.id2label == dict(enumerate(names)) and config.label2id == {names[0]: 0, names[1]: 1}
         assert "no better than one that gives the same answer" in caplog.text
     assert found == [0.25, 0.75]
 
@@ -776,7 +799,12 @@ NEWS = {"text": "a", "label": "good"}
     ("task", "row", "message"),
     [
         ("text-classification", {**NEWS, "label": "neutral"}, "label', has the label 'neutral'; the classes .* good"),
-        ("text-classification", {**NEWS, "label": None}, "column 'label', has no label"),
+        ("text-classification", {**NEWS, "label": None}, "column 'label', has no label, it has None: fill it in, or"),
+        (
+            "text-classification",
+            {**NEWS, "label": ""},
+            "column 'label', has no label, it has '': fill it in, or leave",
+        ),
         ("text-classification", {**NEWS, "text": None}, "column 'text', should have text, it has None"),
         (
             "token-classification",
@@ -810,7 +838,9 @@ def test_numbers_to_predict_that_are_missing():
     """Whole numbers of a csv file with an empty cell, too."""
     for missing in (None, float("nan")):
         rows = Dataset.from_list([{"text": "a", "label": 1.0}, {"text": "a", "label": missing}])
-        with pytest.raises(ValueError, match=r"row 1 \(from 0\) of the data, column 'label', should have a label"):
+        with pytest.raises(
+            ValueError, match=r"row 1 \(from 0\) of the data, column 'label', should have a label, .* fill it in"
+        ):
             task_of("text-classification", rows)
 
 
@@ -874,6 +904,11 @@ def test_config_files_that_are_refused(text, message, job, tmp_path):
     (tmp_path / "config.toml").write_text("")
     with pytest.raises(SystemExit, match="should be a .json, .yaml or .yml file"):
         main("prune", *flags(**job, config=tmp_path / "config.toml", output=tmp_path / "out"))
+    for missing in ("missing.yml", "missing.json"):
+        with pytest.raises(
+            SystemExit, match=f"there is no file .*{missing}; --config takes a .yaml, .yml or .json file"
+        ):
+            main("prune", *flags(**job, config=tmp_path / missing, output=tmp_path / "out"))
 
 
 def test_values_of_a_wrong_kind_end_as_argparse_does(job, tmp_path, capsys):
@@ -1062,7 +1097,9 @@ def test_a_row_is_named_by_its_number_in_the_file(job, tmp_path):
     lines[number] = "no label,"
     file.write_text("\n".join(["text,label", *lines]))
     own = {name: value for name, value in job.items() if name != "dataset"}
-    with pytest.raises(SystemExit, match=rf"row {number} \(from 0\) of train, column 'label', should have a label"):
+    with pytest.raises(
+        SystemExit, match=rf"row {number} \(from 0\) of train, column 'label', should have a label, .* fill it in"
+    ):
         main("prune", *flags(**own, train_file=file, output=tmp_path / "out"), "--dry-run")
 
 
@@ -1106,6 +1143,24 @@ def test_stopped_and_resumed(job, tmp_path, caplog):
     assert one["dense"]["metrics"] == two["dense"]["metrics"] != {}
     assert load_pruned(output).pruning_plan == load_pruned(whole).pruning_plan
     assert not (output / "_run.json").exists()
+
+
+def test_resumed_after_scores(job, tmp_path, caplog, monkeypatch):
+    """It is no warning that there is no checkpoint yet."""
+
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    output = tmp_path / "out"
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr("optimum_camcut.trainer.make_plan", stop)
+        main("prune", *flags(**job, recovery="none", output=output))
+    caplog.clear()
+    main("prune", *flags(**job, recovery="none", output=output), "--resume")
+    told = {record.getMessage(): record.levelname for record in caplog.records}
+    assert told[f"{output} has no checkpoint yet: scoring goes on from where it stopped"] == "INFO"
+    assert any(re.match(r"scoring goes on after \d+ batches, from ", line) for line in told)
+    assert not any("no checkpoint to resume from" in line for line in told)
 
 
 def test_nothing_to_resume(job, tmp_path, caplog):

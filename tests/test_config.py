@@ -173,6 +173,11 @@ def test_exclude_takes_numbers_and_patterns():
     assert config(exclude=[0, "*.heads", " 2 "]).exclude == ("0", "*.heads", "2")
     assert config(exclude=3).exclude == config(exclude="3").exclude == ("3",)
     assert config(exclude=[]).exclude is config().exclude is None
+    for several in (range(2), {1, 0}, {"1": 2, "0": 3}.keys(), (number for number in (0, 1))):
+        assert config(exclude=several).exclude == ("0", "1")
+    for negative in ([-1], -1, ["0", "-1"]):
+        with pytest.raises(ValueError, match="exclude numbers layers from 0, so that the last of 12 is 11; got -1"):
+            config(exclude=negative)
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,18 @@ def changed(cuts: tuple[Cut, ...], number: int, **changes) -> tuple[Cut, ...]:
         ("bert", {"attributes": {"attention.self.all_head": HEAD}}, "attributes.*it is None"),
         ("bert", {"layers": "encoder.layers.{}"}, "layers is 'encoder.layers.{}'"),
         ("bert", {"residual": ("attention.self.query", "feed.forward")}, r"residual\[1\].*which .* lacks"),
+        ("bert", {"residual": ("attention.output.dense", "intermediate.dense")}, r"residual\[0\].*does not read"),
+        ("bert", {"residual": BERT.residual[::-1]}, r"residual\[0\].*does not read"),
+        ("bert", {"residual": ("attention.self.query",) * 2}, r"residual\[1\].*does not read"),
+        (
+            "bert",
+            {"residual": ("attention.self.query", "attention.output.LayerNorm")},
+            r"residual\[1\].*does not read",
+        ),
+        ("bert", {"residual": ("attention.self.query", "output.dense")}, r"residual\[1\].*does not read"),
+        ("llama", {"residual": ("self_attn.q_proj", LLAMA.residual[1])}, r"residual\[0\].*does not read"),
+        ("llama", {"residual": ("self_attn", LLAMA.residual[1])}, r"residual\[0\].*does not read"),
+        ("gpt2", {"residual": ("ln_1", "mlp")}, r"residual\[1\].*does not read"),
         ("bert", {"bypass": ({"attention": "zeros pair"}, BERT.bypass[1])}, r"bypass\[0\] does not pass"),
         ("llama", {"bypass": (LLAMA.bypass[0], {"mlp": "input"})}, r"bypass\[1\] does not pass"),
         ("bert", {"config_fields": {"neurons": ("hidden_size",)}}, "config_fields.*which is 32, but .* 37 neurons"),
@@ -116,6 +128,19 @@ def test_a_model_that_was_cut_is_refused():
     model = apply_plan(tiny_model("bert"), PruningPlan({"layer.0.heads": [1]}))
     with pytest.raises(ValueError, match="takes a model that was not cut"):
         check_architecture(model, tiny_batch())
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ({"input_ids": [[1, 2]]}, "; 'input_ids' is a list"),
+        (torch.tensor([[1, 2]]), "got a Tensor"),
+        ({"use_cache": False, "token_type_ids": None}, "it has none"),
+    ],
+)
+def test_a_batch_of_something_else_than_tensors_is_refused(batch, message):
+    with pytest.raises(TypeError, match=f"takes a batch of tensors by name, .*{message}"):
+        check_architecture(tiny_model("bert"), batch)
 
 
 def test_layers_of_an_architecture_without_bypass(monkeypatch):

@@ -39,11 +39,11 @@ Several processes on one machine, with GPUs or without (whatever the flag's name
 
 
 def set_up_logging(verbose: bool) -> None:
-    """What is guessed is told even if nobody asked for it, once and by the first process."""
+    """What is guessed, and where a run goes on, is told even if nobody asked for it, once and by the first process."""
     level = logging.INFO if verbose else logging.ERROR
     logging.basicConfig(format=f"[%(levelname)s{'|%(name)s' if verbose else ''}] %(message)s", level=level)
     logging.getLogger("optimum_camcut").setLevel(min(level, logging.WARNING))
-    for name in ("commands", "tasks"):
+    for name in ("commands", "tasks", "resume", "scoring.sums"):
         own = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR
         logging.getLogger(f"optimum_camcut.{name}").setLevel(own)
 

@@ -27,9 +27,14 @@ def read_settings(path: str) -> dict[str, Any]:
     """Reads a JSON or a YAML file of settings by name; a `~` that texts begin with is the home folder, as in a shell.
 
     Raises:
+        `FileNotFoundError`: there is no such file.
         `OSError`: it cannot be read.
         `ValueError`: it holds something else, or is of another kind.
     """
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"there is no file {path}; --config takes a .yaml, .yml or .json file of flags by name"
+        )
     kind = Path(path).suffix.lower()
     if kind == ".json":
         return {name: _at_home(value) for name, value in read_json(path).items()}

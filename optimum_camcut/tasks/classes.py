@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,7 +49,7 @@ def classes_of(feature: Any, values: Iterable[Any], column: str, given: Sequence
         values: all of them.
         column: its name, to be told of.
         given: the names that a user gives, in the order of the model's numbers; also of classes that are not in these
-            rows. Numbers are given as such.
+            rows. Numbers are given as such. As of the model's names, the case counts only where it tells them apart.
 
     Raises:
         `ValueError`: no labels, or such as are no classes, or not those that the user names.
@@ -58,7 +59,7 @@ def classes_of(feature: Any, values: Iterable[Any], column: str, given: Sequence
         _check_given(names, given, column)
         places = {**dict(enumerate(range(len(names)))), **{name: place for place, name in enumerate(names)}}
         return Classes(names, places, numbered=meaningless(names), ordered=True)
-    found = set(values) - {None}  # which `encode` tells, with its row
+    found = {value for value in values if not is_blank(value)}  # which `encode` tells, with its row
     if not found:
         raise ValueError(f"the column {column!r} has no labels")
     if all(isinstance(value, int) for value in found):
@@ -77,17 +78,27 @@ def classes_of(feature: Any, values: Iterable[Any], column: str, given: Sequence
 
 
 def _check_given(names: Sequence[str], given: Sequence[str], column: str) -> list[str]:
-    """The names in the order that a user gives, if there is one."""
+    """The names in the order that a user gives, if there is one; in the data's case."""
     if not given:
         return list(names)
-    missing = [name for name in names if name not in given]
-    unknown = [name for name in given if name not in names]
-    if missing or len(set(given)) != len(given):
+    order = match_names(names, given)
+    if order is None or len(set(given)) != len(given):
+        unknown = [name for name in given if name not in names]
+        hint = nearest(unknown[0], names) if unknown else ""
+        if any("," in name for name in unknown):
+            parts = [part.strip() for part in ",".join(given).split(",")]
+            hint = f"; put spaces between names, not commas: --label_names {shlex.join(filter(None, parts))}"
         raise ValueError(
             f"--label_names should name every class in {column!r} once, in the order of the model's numbers: "
-            f"{', '.join(names)}; got {', '.join(given)}{nearest(unknown[0], names) if unknown else ''}"
+            f"{', '.join(names)}; got {shown(list(given))}{hint}"
         )
-    return list(given)
+    own = dict(zip(order, names))
+    return [own.get(number, name) for number, name in enumerate(given)]
+
+
+def is_blank(value: Any) -> bool:
+    """Whether a cell holds no label: it is missing, or a text of nothing but spaces."""
+    return value is None or (isinstance(value, str) and not value.strip())
 
 
 def meaningless(names: Sequence[str]) -> bool:
@@ -96,8 +107,9 @@ def meaningless(names: Sequence[str]) -> bool:
 
 
 def match_names(names: Sequence[str], own: Sequence[str]) -> list[int] | None:
-    """For each class of the data, the number of the model's of the same name; by its case only where that is needed to
-    tell them apart. None if the model lacks one of the names, or if it is not clear which is meant."""
+    """For each class of the data, the number of the same name among the model's, or those that a user gives; by its
+    case only where that is needed to tell them apart. None if one of the names is missing there, or if it is not
+    clear which is meant."""
     for alike in (str, str.casefold):
         known = [alike(name) for name in own]
         wanted = [alike(name) for name in names]

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from ..files import nearest, shown
-from .classes import classes_of, match_names, meaningless
+from .classes import classes_of, is_blank, match_names, meaningless
 from .metrics import classification_metrics, larger_is_better
 
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 IGNORED = -100  # the label of tokens that no loss counts
+MISSING_LABEL = "fill it in, or leave the row out of the data"
 TASKS: dict[str, type[Task]] = {}
 
 
@@ -165,13 +166,12 @@ class Task(ABC):
         """Tells a model that gets a new head what it is to tell apart."""
         if self.names:
             names = self.label_names or self.names
-            config.id2label = dict(enumerate(names))
-            config.label2id = {name: number for number, name in enumerate(names)}
-            self._number_classes([names.index(name) for name in self.names])
+            _name_classes(config, names)
+            self._number_classes(match_names(self.names, names))
 
     def check_head(self, config: PretrainedConfig) -> None:
         """Finds out which class of the data is which of a model: classes keep the model's own numbers if they have
-        its names, in whatever case. What is assumed is said.
+        its names, in whatever case. A model without names gets those of `label_names`. What is assumed is said.
 
         Raises:
             `ValueError`: the model's head does not fit the data, or has other names.
@@ -179,8 +179,8 @@ class Task(ABC):
         if not self.names or self.fits:
             return
         own = [str(config.id2label[number]) for number in range(config.num_labels)]
-        if self.numbered and len(self.names) < len(own):  # the largest number is not in these rows
-            known = len(self.names)
+        if self.numbered and not self.label_names and len(self.names) < len(own):
+            known = len(self.names)  # the largest number is not in these rows
             self.names += [f"LABEL_{number}" for number in range(known, len(own))]
             self.classes |= {number: number for number in range(known, len(own))}
         if len(self.names) != len(own) and (len(self.names) > len(own) or self.label_names or meaningless(own)):
@@ -189,8 +189,10 @@ class Task(ABC):
                 f"{self.label_column!r} ({', '.join(self.names)})"
             )
         if self.label_names:
-            order = [self.label_names.index(name) for name in self.names]
+            order = match_names(self.names, self.label_names)
             logger.info("classes, as --label_names says: %s", self._told(order, own))
+            if meaningless(own):
+                _name_classes(config, self.label_names)
         elif meaningless(self.names):
             order = list(range(len(self.names)))
             if not meaningless(own):
@@ -261,8 +263,8 @@ class Task(ABC):
         Raises:
             `ValueError`: there is none, or it is not among the classes of the training rows.
         """
-        if value is None:
-            raise ValueError(f"{self.place(row, self.label_column)} has no label")
+        if is_blank(value):
+            raise ValueError(f"{self.place(row, self.label_column)} has no label, it has {value!r}: {MISSING_LABEL}")
         if value not in self.classes:
             raise ValueError(
                 f"{self.place(row, self.label_column)} has the label {value!r}; the classes of the training rows are "
@@ -426,6 +428,11 @@ class Task(ABC):
             ", ".join(worse),
             reasons,
         )
+
+
+def _name_classes(config: PretrainedConfig, names: Sequence[str]) -> None:
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: number for number, name in enumerate(names)}
 
 
 def first_output(outputs: Any) -> Any:

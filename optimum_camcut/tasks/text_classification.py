@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .metrics import CLASSIFICATION, REGRESSION, regression_metrics
-from .task import Task, first_output, register
+from .task import MISSING_LABEL, Task, first_output, register
 
 
 if TYPE_CHECKING:
@@ -96,7 +96,9 @@ class TextClassification(Task):
 
     def _to_number(self, value: Any, row: int) -> float:
         if value is None or not np.isfinite(value):
-            raise ValueError(f"{self.place(row, self.label_column)} should have a label, it has {value}")
+            raise ValueError(
+                f"{self.place(row, self.label_column)} should have a label, it has {value}: {MISSING_LABEL}"
+            )
         return float(value)
 
     def metrics(self, prediction: EvalPrediction, features: Any, rows: Any) -> dict[str, float]:
