@@ -482,7 +482,8 @@ class CamCutTrainer(Trainer):
         if self.pruning_config is not None and self._counted is not None and loss is not None:
             counts = bool(torch.isfinite(loss)) or counted_labels(self.model, inputs) != 0
             flags = torch.full((self.args.eval_batch_size,), float(counts), device=loss.device)
-            flags = self.gather_function(flags)  # as many as the losses that Trainer takes the mean of
+            # As many as the losses that Trainer takes the mean of; a list with `eval_use_gather_object`.
+            flags = torch.as_tensor(self.gather_function(flags))
             self._counted = [self._counted[0] + float(flags.sum()), self._counted[1] + len(flags)]
             loss = loss if counts else loss.nan_to_num()
         return loss, logits, labels
