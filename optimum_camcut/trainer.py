@@ -57,6 +57,7 @@ from .logs import (
     AtEpochBegin,
     AtEveryStep,
     cut_figures,
+    logged_dense_metrics,
     place_tensorboard,
     show_in_tensorboard,
     tensorboard_run,
@@ -274,8 +275,11 @@ class CamCutTrainer(Trainer):
         """Cuts the model as a checkpoint was cut, so that the checkpoint's weights fit."""
         if self.pruning_config.distill_weight > 0:
             self.dense_model = self._as_teacher(load_teacher(self._root, bare_model(self)))
+        if self.pruning_config.dense_epochs:
+            self._evaluations.forget()  # of the model before these epochs
         self._apply(PruningPlan.load(checkpoint))
         self._plan_metrics = None  # the history of the checkpoint has them
+        self._evaluations.dense = logged_dense_metrics(Path(checkpoint)) or self._evaluations.dense
 
     def _score_resumably(self, phase: str) -> None:
         """Scores for a phase, unless there are scores from before the first."""

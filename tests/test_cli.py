@@ -42,7 +42,7 @@ from optimum.commands.optimum_cli import register_optimum_cli_subcommand
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, EvalPrediction
 
-from optimum_camcut import Comparison, PruningPlan, apply_plan, find_groups, load_pruned, measure
+from optimum_camcut import CamCutTrainer, Comparison, PruningPlan, apply_plan, find_groups, load_pruned, measure
 from optimum_camcut.commands.camcut import CamCutCommand
 from optimum_camcut.commands.compare import CompareCommand
 from optimum_camcut.commands.job import training_arguments
@@ -579,7 +579,12 @@ def test_which_class_is_which(labels, own, given, expected, said, caplog):
         (["positive", "neutral"], NAMED, None, "apart Negative, Positive, and the data have neutral, positive"),
         (["positive", "Positive"], NAMED, None, "the data have Positive, positive .* by --label_names"),
         (["a", "b", "c"], NAMED, None, r"2 classes apart .*, and the data have 3 in 'label' \(a, b, c\)"),
-        (["happy", "unhappy"], None, ["hapy", "unhappy"], "every class .* happy, unhappy; got hapy, unhappy; did you mean 'happy'"),
+        (
+            ["happy", "unhappy"],
+            None,
+            ["hapy", "unhappy"],
+            "every class .* happy, unhappy; got hapy, unhappy; did you mean 'happy'",
+        ),
         (["happy", "unhappy"], None, ["happy"], "should name every class in 'label' once"),
         ([0.5, 1.5], None, ["a", "b"], "--label_names are for classes, and text-classification has none in label"),
     ],
@@ -1099,8 +1104,27 @@ def test_stopped_and_resumed(job, tmp_path, caplog):
     main("prune", *own, *flags(output=whole))
     one, two = (json.loads((folder / "pruning_results.json").read_text()) for folder in (output, whole))
     assert one["dense"]["metrics"] == two["dense"]["metrics"] != {}
+    assert f"| loss | {one['dense']['metrics']['loss']:.4g} |" in (output / "README.md").read_text()
     assert load_pruned(output).pruning_plan == load_pruned(whole).pruning_plan
     assert not (output / "_run.json").exists()
+
+
+@pytest.mark.report
+def test_a_resumed_run_tells_how_good_the_dense_model_was(job, tmp_path, monkeypatch):
+    """Which was evaluated before the run was stopped."""
+
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    output = tmp_path / "out"
+    own = flags(**job, method="magnitude", recovery="none", output=output)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(CamCutTrainer, "score", stop)
+        main("prune", *own)
+    main("prune", *own, "--resume")
+    dense = json.loads((output / "pruning_results.json").read_text())["dense"]["metrics"]["loss"]
+    assert f"| loss | {dense:.4g} |" in (output / "README.md").read_text()
+    assert re.search(rf"loss</th>\s*<td[^>]*>{dense:.4g}</td>", (output / "report.html").read_text())
 
 
 def test_nothing_to_resume(job, tmp_path, caplog):

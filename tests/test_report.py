@@ -474,12 +474,22 @@ def test_the_trainer_writes_it(rounds, browser, tmp_path):
     assert table(browser)["accuracy"][:2] == [dense, pruned]
 
 
-def test_a_resumed_run_has_no_scores(tmp_path):
-    config = pruning(method="magnitude")
-    make_trainer(tmp_path, config, save_strategy="epoch").train()
+@pytest.mark.parametrize("dense_epochs", [0, 1])
+def test_a_resumed_run_has_no_scores(dense_epochs, tmp_path):
+    """But the metrics of the dense model as it was cut, whatever the one is like that the trainer is made with."""
+    config = pruning(method="magnitude", dense_epochs=dense_epochs)
+    trainer = make_trainer(tmp_path, config, save_strategy="epoch", eval_strategy="epoch")
+    dense = trainer.evaluate()
+    trainer.train()
+    assert (trainer._evaluations.dense == dense) != dense_epochs
     (tmp_path / "report.html").unlink()
-    make_trainer(tmp_path, config, save_strategy="epoch").train(resume_from_checkpoint=True)
+    resumed = make_trainer(tmp_path, config, save_strategy="epoch", eval_strategy="epoch")
+    resumed.evaluate()
+    resumed.train(resume_from_checkpoint=True)
+    loss = trainer._evaluations.dense["eval_loss"]
+    assert resumed._evaluations.dense["eval_loss"] == loss
     page = (tmp_path / "report.html").read_text()
+    assert f"{loss:.4g}</td>" in page
     assert "What every layer keeps" in page and "Scores and the cut" not in page and "coloured" not in page
     assert "latency of a forward pass (ms)" in page and "Agreement" not in page
 
