@@ -44,7 +44,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, Hu
 from transformers.utils import is_datasets_available
 
 from .allocation import check_budget, make_plan
-from .card import Place, load_arguments, write_card
+from .card import write_card
 from .checkpoint import PrunedCheckpoint
 from .checks import check_masks, check_model, check_overrides, check_trainer, overrides, warn_of_float16
 from .config import CONFIG_NAME, PruningConfig
@@ -65,6 +65,7 @@ from .logs import (
 )
 from .masking import hold_masks, list_masks, warn_of_zeros
 from .phases import DENSE, phase_arguments, phase_names, round_config
+from .places import Place, first_with_plan, in_folder, on_hub
 from .plan import PLAN_NAME, PruningPlan
 from .progress import load_teacher, remove_progress, save_teacher, scores_file
 from .rebuild import reconstruct
@@ -668,28 +669,19 @@ class CamCutTrainer(Trainer):
             self.pruning_config.save_pretrained(folder)
         if self.is_world_process_zero() and isinstance(model, PrunedCheckpoint):
             write_card(folder, model, self.hub_model_id, self.args.hub_revision, self._metrics())
-            self._report.update(*self._to_report(self._root))
+            self._report.update(lambda: self._to_report(self._root))
 
     def _to_report(self, folder: str | Path) -> tuple[PreTrainedModel, Place | None, dict[str, dict[str, float]]]:
         """The model, where it can be loaded from, and what was measured."""
         model = self.accelerator.unwrap_model(self.model)
         if self.hub_model_id is not None:
-            return model, Place(load_arguments(self.hub_model_id, self.args.hub_revision)), self._metrics()
+            return model, on_hub(self.hub_model_id, self.args.hub_revision), self._metrics()
         step = self.state.best_global_step if self._best_loaded else self.state.global_step
-        saved = [self._saved, Path(folder) / f"{PREFIX_CHECKPOINT_DIR}-{step}"]
-        holding = (str(path) for path in saved if path is not None and self._holds(Path(path), model))
-        location = next(holding, None)
-        if location is None:
-            return model, None, self._metrics()
-        note = "" if Path(location).is_absolute() else "The path begins at the folder that the training ran in."
-        return model, Place(load_arguments(Path(location).as_posix()), note), self._metrics()
-
-    def _holds(self, folder: Path, model: PreTrainedModel) -> bool:
-        """Whether a folder holds a checkpoint of a model that is cut like this one."""
-        try:
-            return (folder / PLAN_NAME).is_file() and PruningPlan.load(folder).keep == model.pruning_plan.keep
-        except (OSError, ValueError):  # an old file, or half of one
-            return False
+        folders = [*([self._saved] if self._saved else []), Path(folder) / f"{PREFIX_CHECKPOINT_DIR}-{step}"]
+        places = [
+            (Path(each) / PLAN_NAME, in_folder(Path(each).as_posix(), "the training ran in")) for each in folders
+        ]
+        return model, first_with_plan(model.pruning_plan, places), self._metrics()
 
     def _metrics(self) -> dict[str, dict[str, float]]:
         return {"dense": self._evaluations.dense, "pruned": self._evaluations.current(self.state)}

@@ -48,6 +48,7 @@ from optimum_camcut import (
     run_report,
     score_groups,
 )
+from optimum_camcut.card import write_card
 from optimum_camcut.measure import LatencyResult, count_parameters, measure_latency
 from optimum_camcut.plots import plot_head_importance, plot_kept, plot_scores
 from optimum_camcut.report import uncut_scores, write_report
@@ -247,6 +248,27 @@ def test_where_to_load_from(tmp_path):
         model.config._name_or_path = name
         page = write_report(tmp_path / "copy", model).read_text()
         assert "load_pruned(" not in page and "the model was not saved where it could be loaded from" in page
+
+
+def test_a_folder_named_like_a_repository_is_not_the_place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("user/name").mkdir(parents=True)
+    write_card("user/name", prune_heads(tiny_model("bert"), {0: [1]}), location="user/name")
+    text = Path("user/name/README.md").read_text()
+    assert 'load_pruned("user/name")' in text and "The path begins" not in text
+
+
+def test_without_a_report_no_plan_is_read(tmp_path, monkeypatch):
+    """At every checkpoint, to say in the report where the model is."""
+
+    def load(*args):
+        raise AssertionError("not needed")
+
+    trainer = make_trainer(tmp_path, pruning(method="magnitude"), save_strategy="epoch", num_train_epochs=2)
+    trainer._finish = lambda folder: None
+    monkeypatch.setattr(PruningPlan, "load", load)
+    trainer.train()
+    assert (tmp_path / "checkpoint-12").is_dir()
 
 
 def test_a_dense_model_that_was_not_evaluated_is_told(tmp_path):
