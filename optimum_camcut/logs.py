@@ -96,10 +96,16 @@ def cut_figures(
     return {f"pruning/{name}": value for name, value in figures.items()}
 
 
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """The `TrainerState` in a checkpoint, as JSON; empty if there is none."""
+    path = checkpoint / TRAINER_STATE_NAME
+    return read_json(path) if path.exists() else {}
+
+
 def logged_dense_metrics(checkpoint: Path) -> dict[str, float]:
     """What `cut_figures` told of the dense model, from the history in a checkpoint."""
-    path, before = checkpoint / TRAINER_STATE_NAME, "pruning/dense_"
-    figures = [figure for entry in read_json(path)["log_history"] for figure in entry.items()] if path.exists() else []
+    figures = [figure for entry in read_state(checkpoint).get("log_history", []) for figure in entry.items()]
+    before = "pruning/dense_"
     return {name.removeprefix(before): value for name, value in figures if name.startswith(before)}
 
 

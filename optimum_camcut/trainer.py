@@ -59,6 +59,7 @@ from .logs import (
     cut_figures,
     logged_dense_metrics,
     place_tensorboard,
+    read_state,
     show_in_tensorboard,
     tensorboard_run,
     timed,
@@ -164,7 +165,7 @@ class CamCutTrainer(Trainer):
         self._half_cut = False  # while something of the last cut is still to come
         self._unfinished = False  # from the start of a run to its report
         self._report = RunReport()
-        self._saved: str | None = None  # where the user saved the weights as they are
+        self._saved: dict[Path, int] = {}  # folder that weights were saved in -> the step that they had then
         self._best_loaded = False  # the weights are those of the best checkpoint
         self._root = Path(self.args.output_dir)
         if pruning_config is None:
@@ -331,7 +332,7 @@ class CamCutTrainer(Trainer):
             if WEIGHTS not in config.granularity and not self.is_fsdp_enabled and can_report():
                 with self._timed("timing the dense and the pruned model"):
                     self._report.time(model, config, self.dense_model)
-            self._report.write(folder, *self._to_report(folder))
+            self._report.write(folder, *self._to_report())
 
     # ------------------------------------------------------------------------------------------- the steps apart
 
@@ -508,6 +509,7 @@ class CamCutTrainer(Trainer):
     def _load_best_model(self) -> None:
         super()._load_best_model()
         self._best_loaded = True
+        self._note_saved(self.state.best_model_checkpoint)
         self._evaluations.record_best(self.state)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -519,8 +521,7 @@ class CamCutTrainer(Trainer):
             whole_checkpoints(self.accelerator) if whole else nullcontext(),
         ):
             super().save_model(output_dir, _internal_call)
-            if not _internal_call:
-                self._saved = output_dir or self.args.output_dir
+            self._note_saved(output_dir or self.args.output_dir)
             self._write_card(output_dir or self.args.output_dir)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -539,6 +540,7 @@ class CamCutTrainer(Trainer):
                 super()._save_checkpoint(model, trial)
             finally:
                 self.args.save_total_limit = limit
+            self._note_saved(checkpoint)  # also if `save_model` is the user's own
             if self.args.should_save:
                 torch.save(self.args, checkpoint / TRAINING_ARGS_NAME)  # with the limit that the user gave
         if self.args.push_to_hub:
@@ -574,7 +576,9 @@ class CamCutTrainer(Trainer):
             # accelerate tells the optimizer's parameters by their addresses, and all empty shards are at 0.
             gather_model(self)
         self._evaluations.forget()
-        self._saved, self._best_loaded = None, False
+        resumed = kwargs.get("resume_from_checkpoint")
+        step = read_state(Path(resumed)).get("global_step") if resumed else None
+        self._saved, self._best_loaded = {} if step is None else {Path(resumed): step}, False
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         check_masks(self, model)
         if self.is_world_process_zero() and not self._looked_for_zeros:
@@ -669,18 +673,24 @@ class CamCutTrainer(Trainer):
             self.pruning_config.save_pretrained(folder)
         if self.is_world_process_zero() and isinstance(model, PrunedCheckpoint):
             write_card(folder, model, self.hub_model_id, self.args.hub_revision, self._metrics())
-            self._report.update(lambda: self._to_report(self._root))
+            self._report.update(self._to_report)
 
-    def _to_report(self, folder: str | Path) -> tuple[PreTrainedModel, Place | None, dict[str, dict[str, float]]]:
+    def _note_saved(self, folder: str | Path) -> None:
+        """The weights as they are were saved in a folder. The last one comes first."""
+        self._saved.pop(Path(folder), None)
+        self._saved = {Path(folder): self._weights_step(), **self._saved}
+
+    def _weights_step(self) -> int:
+        """That the weights have as they are."""
+        return self.state.best_global_step if self._best_loaded else self.state.global_step
+
+    def _to_report(self) -> tuple[PreTrainedModel, Place | None, dict[str, dict[str, float]]]:
         """The model, where it can be loaded from, and what was measured."""
         model = self.accelerator.unwrap_model(self.model)
         if self.hub_model_id is not None:
             return model, on_hub(self.hub_model_id, self.args.hub_revision), self._metrics()
-        step = self.state.best_global_step if self._best_loaded else self.state.global_step
-        folders = [*([self._saved] if self._saved else []), Path(folder) / f"{PREFIX_CHECKPOINT_DIR}-{step}"]
-        places = [
-            (Path(each) / PLAN_NAME, in_folder(Path(each).as_posix(), "the training ran in")) for each in folders
-        ]
+        folders = [folder for folder, step in self._saved.items() if step == self._weights_step()]
+        places = [(each / PLAN_NAME, in_folder(each.as_posix(), "the training ran in")) for each in folders]
         return model, first_with_plan(model.pruning_plan, places), self._metrics()
 
     def _metrics(self) -> dict[str, dict[str, float]]:
@@ -761,6 +771,7 @@ class CamCutTrainer(Trainer):
         if self._groups_before is None:
             self._groups_before = find_groups(model, config.granularity)
         self._evaluations.forget()
+        self._saved = {}
         apply_plan(model, plan)
         self.model = self.model_wrapped = model
         free_training_state(self)

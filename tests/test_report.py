@@ -35,6 +35,7 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from test_trainer import Elsewhere, Minimal, make_trainer, pruning, sizes
+from transformers import TrainerCallback
 
 from optimum_camcut import (
     PruningConfig,
@@ -472,6 +473,31 @@ def test_the_lines_that_are_shown_load_the_model(tmp_path, monkeypatch):
     with torch.no_grad():
         for (_, code, kind), logits in zip(ways, torch.load("logits.pt"), strict=True):
             assert torch.equal(logits, expected[kind](**tiny_batch(labels=False)).logits), code
+
+
+class Save(TrainerCallback):
+    """At the second step."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 2:
+            self.trainer.save_model(f"{args.output_dir}/second")
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_checkpoint_of_other_weights_is_not_the_place(resume, tmp_path):
+    """Though its plan is the same: of an earlier run, or from before the training's end."""
+    config, save, page = pruning(method="magnitude"), Save(), tmp_path / "report.html"
+    make_trainer(tmp_path, config, save_strategy="epoch").train()
+    save.trainer = make_trainer(tmp_path, config, learning_rate=1e-2, callbacks=[save])
+    save.trainer.train(resume_from_checkpoint=resume)
+    if resume:  # from the end
+        assert f'load_pruned("{tmp_path / "checkpoint-6"}")' in shown_in(page)[0]
+        return
+    assert load_pruned(tmp_path / "second").pruning_plan == load_pruned(tmp_path / "checkpoint-6").pruning_plan
+    assert "the model was not saved where it could be loaded from" in page.read_text()
+    for name in ("one", "two", "one"):
+        save.trainer.save_model(tmp_path / name)
+        assert f'load_pruned("{tmp_path / name}")' in shown_in(page)[0]
 
 
 @pytest.mark.parametrize("rounds", [1, 2])
