@@ -20,7 +20,7 @@ import dataclasses
 import inspect
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -454,7 +454,7 @@ class CamCutTrainer(Trainer):
         """That of `Trainer`; the model card tells what it gives for the trainer's own `eval_dataset`."""
         metrics = super().evaluate(eval_dataset, *args, **kwargs)
         if eval_dataset is None or eval_dataset is self.eval_dataset:
-            self._evaluations.record(self.state, metrics)
+            self._record(metrics)
         return metrics
 
     def evaluation_loop(
@@ -503,14 +503,14 @@ class CamCutTrainer(Trainer):
     def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """That of `Trainer`, which evaluates while it trains, by whatever `evaluate` there is."""
         metrics = super()._evaluate(*args, **kwargs)
-        self._evaluations.record(self.state, metrics or {})
+        self._record(metrics or {})
         return metrics
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
         self._best_loaded = True
         self._note_saved(self.state.best_model_checkpoint)
-        self._evaluations.record_best(self.state)
+        self._evaluations.record_best(self.state, self._plan_in_memory())
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """That of `Trainer`; under FSDP, the whole model whatever `state_dict_type` says."""
@@ -694,7 +694,18 @@ class CamCutTrainer(Trainer):
         return model, first_with_plan(model.pruning_plan, places), self._metrics()
 
     def _metrics(self) -> dict[str, dict[str, float]]:
-        return {"dense": self._evaluations.dense, "pruned": self._evaluations.current(self.state)}
+        return {"dense": self._evaluations.dense, "pruned": self._measured()}
+
+    def _record(self, metrics: Mapping[str, float]) -> None:
+        """What was measured of the model as it is."""
+        self._evaluations.record(self.state, self._plan_in_memory(), metrics)
+
+    def _measured(self) -> dict[str, float]:
+        return self._evaluations.current(self.state, self._plan_in_memory())
+
+    def _plan_in_memory(self) -> PruningPlan | None:
+        """That of the model, which may have been cut by `apply_plan` outside of this trainer."""
+        return getattr(self.accelerator.unwrap_model(self.model, keep_torch_compile=False), "pruning_plan", None)
 
     def _check_model(self) -> None:
         check_model(self, bare_model(self) if self.is_fsdp_enabled else self.model, self.pruning_config)
@@ -767,7 +778,7 @@ class CamCutTrainer(Trainer):
         if config.recovery == "reconstruct" or config.distill_weight > 0:
             self._keep_dense_model()
         if getattr(inner_model(model), "pruning_plan", None) is None:
-            self._evaluations.dense = self._evaluations.current(self.state)
+            self._evaluations.dense = self._measured()
         if self._groups_before is None:
             self._groups_before = find_groups(model, config.granularity)
         self._evaluations.forget()
