@@ -37,6 +37,7 @@ from .groups import WEIGHTS, find_groups
 from .masking import count_zeros
 from .measure import longest_input
 from .modeling_camcut import ARCHITECTURES, RECORD, is_cut
+from .places import Place, in_folder, on_hub
 from .plan import PruningPlan, is_weight, layer_of
 from .plots import plot_head_importance, plot_kept
 from .twin import dense_shapes
@@ -87,7 +88,8 @@ def write_card(
     Args:
         folder: of the checkpoint.
         model: with its plan as `model.pruning_plan`.
-        location: the id or the folder that it will be loaded from. Default: the name of `folder`.
+        location: the id of the repository, or the name of the folder, that it will be loaded from. Default: the name
+            of `folder`.
         revision: the branch, if it is not the main one.
         metrics: of the evaluation, by their names, of the `"dense"` and of the `"pruned"` model; of either only if it
             was measured.
@@ -102,7 +104,7 @@ def write_card(
         card.text = f"\n# Pruned {name_of(model)}\n"
     location = location or Path(folder).resolve().name
     _complete(card.data, model, location, metrics.get("pruned", {}))
-    place = place_of(location, revision)
+    place = on_hub(location, revision) if "/" in location else in_folder(location)
     pictures = draw_pictures(model.pruning_plan)
     for name, picture in pictures.items():
         beside = path.with_name(name)
@@ -296,27 +298,6 @@ def _masks(model: PreTrainedModel, zeros: dict[str, int]) -> list[str]:
     ]
 
 
-class Place(NamedTuple):
-    """Where a checkpoint is.
-
-    Args:
-        arguments (`str`): what to write between the parentheses of a call that loads it: `'"user/name"'`, say.
-        note (`str`): a sentence on where that call runs, if not everywhere.
-    """
-
-    arguments: str
-    note: str = ""
-
-
-def place_of(location: str, revision: str | None = None) -> Place:
-    """The place of a checkpoint on the Hub, or in a folder of this name."""
-    if "/" in location:
-        relative = Path(location).is_dir() and not Path(location).is_absolute()
-        note = "The path begins at the folder that this was written in." if relative else ""
-        return Place(load_arguments(location, revision), note)
-    return Place(load_arguments(location), f"Run this in the folder that holds `{location}`, or give the path to it.")
-
-
 def _loading(model: PreTrainedModel, place: Place) -> list[str]:
     name, remote = name_of(model), is_cut(model.config)
     code = loading_code(model, place.arguments, getattr(model.config, "auto_map", None) or {})
@@ -341,11 +322,6 @@ def is_of_transformers(model: PreTrainedModel) -> bool:
     """Whether the model's class is one of transformers, which others find by its name."""
     known = getattr(transformers, name_of(model), None)
     return isinstance(known, type) and isinstance(model, known)
-
-
-def load_arguments(location: str, revision: str | None = None) -> str:
-    """What to write between the parentheses of a call that loads a model."""
-    return f'"{location}"' + (f', revision="{revision}"' if revision not in (None, "main") else "")
 
 
 def loading_code(model: PreTrainedModel, arguments: str, auto_map: Mapping[str, str]) -> list[str]:

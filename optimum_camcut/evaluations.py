@@ -15,9 +15,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from transformers import TrainerState
+
+from .plan import PruningPlan
 
 
 class Evaluations:
@@ -29,21 +31,33 @@ class Evaluations:
 
     def __init__(self) -> None:
         self.dense: dict[str, float] = {}
-        self._step, self._last = 0, {}
+        self._step, self._plan, self._found = 0, None, {}
 
-    def record(self, state: TrainerState, metrics: Mapping[str, float]) -> None:
-        """Of the weights as they are."""
-        self._step, self._last = state.global_step, dict(metrics)
+    def record(self, state: TrainerState, plan: PruningPlan | None, metrics: Mapping[str, float]) -> None:
+        """Of the weights as they are.
 
-    def record_best(self, state: TrainerState) -> None:
-        """The best weights so far are loaded: what was measured of them is in the history."""
+        Args:
+            plan: that the model is cut by.
+        """
+        self._step, self._plan = state.global_step, plan
+        self._found[self._step] = dict(metrics)
+
+    def record_best(self, state: TrainerState, plan: PruningPlan | None) -> None:
+        """The best weights so far are loaded: what was measured of them is known, or in the history of a run that was
+        resumed."""
         best = [entry for entry in state.log_history if entry.get("step") == state.best_global_step]
-        self.record(state, {name: v for entry in best for name, v in entry.items() if name.startswith("eval_")})
+        logged = {name: v for entry in best for name, v in entry.items() if name.startswith("eval_")}
+        self.record(state, plan, self._found.get(state.best_global_step, logged))
 
     def forget(self) -> None:
         """The weights change."""
-        self._step, self._last = 0, {}
+        self._step, self._plan, self._found = 0, None, {}
 
-    def current(self, state: TrainerState) -> dict[str, float]:
+    def current(self, state: TrainerState, plan: PruningPlan | None) -> dict[str, float]:
         """Of the weights as they are; empty if they were not measured."""
-        return self._last if self._step == state.global_step else {}
+        known = self._step == state.global_step and _keep(self._plan) == _keep(plan)
+        return self._found.get(self._step, {}) if known else {}
+
+
+def _keep(plan: PruningPlan | None) -> Mapping[str, Collection[int]] | None:
+    return plan.keep if plan is not None else None

@@ -24,10 +24,12 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback
+from transformers.trainer import TRAINER_STATE_NAME
 
 from .allocation import remaining_budget
 from .card import SPEED
 from .config import PruningConfig
+from .files import read_json
 from .groups import PrunableGroup
 from .latency import LatencyTable
 from .plan import PruningPlan
@@ -92,6 +94,19 @@ def cut_figures(
         **{f"dense_{name}": value for name, value in dense_metrics.items() if not name.endswith(SPEED)},
     }
     return {f"pruning/{name}": value for name, value in figures.items()}
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """The `TrainerState` in a checkpoint, as JSON; empty if there is none."""
+    path = checkpoint / TRAINER_STATE_NAME
+    return read_json(path) if path.exists() else {}
+
+
+def logged_dense_metrics(checkpoint: Path) -> dict[str, float]:
+    """What `cut_figures` told of the dense model, from the history in a checkpoint."""
+    figures = [figure for entry in read_state(checkpoint).get("log_history", []) for figure in entry.items()]
+    before = "pruning/dense_"
+    return {name.removeprefix(before): value for name, value in figures if name.startswith(before)}
 
 
 def place_tensorboard(trainer: Trainer) -> list[Any]:

@@ -31,12 +31,13 @@ from huggingface_hub import try_to_load_from_cache
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .card import SIZE, Metrics, Place, Row, compare_costs, compare_metrics, loading_code, name_of, place_of, recipe
+from .card import SIZE, Metrics, Row, compare_costs, compare_metrics, loading_code, name_of, recipe
 from .files import write_text
 from .groups import PrunableGroup
 from .masking import count_zeros
 from .measure import LatencyResult
 from .overlap import pairwise_iou
+from .places import Place, first_with_plan, in_folder, on_hub
 from .plan import PLAN_NAME, PruningPlan, is_weight, plan_of
 from .plots import plot_head_importance, plot_kept, plot_overlap_matrix, plot_scores
 from .plots.kept import kept_counts
@@ -223,13 +224,11 @@ def _template() -> Any:
 def _place(folder: Path, model: PreTrainedModel) -> Place | None:
     """Where the model is saved: in the folder of the report, or else where it came from, if its plan is there."""
     name = str(model.config._name_or_path)
-    stored = {folder.name: folder / PLAN_NAME}
+    places = [(folder / PLAN_NAME, in_folder(folder.name))]
     if name:
-        stored[name] = Path(name) / PLAN_NAME if Path(name).is_dir() else _cached(name)
-    for location, path in stored.items():
-        if path is not None and path.exists() and PruningPlan.load(path).keep == model.pruning_plan.keep:
-            return place_of(location)
-    return None
+        local = Path(name).is_dir()
+        places += [(Path(name) / PLAN_NAME, in_folder(name)) if local else (_cached(name), on_hub(name))]
+    return first_with_plan(model.pruning_plan, places)
 
 
 def _cached(repo_id: str) -> Path | None:

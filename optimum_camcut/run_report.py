@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,12 +26,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .allocation import make_plan
-from .card import Metrics, Place
+from .card import Metrics
 from .config import PruningConfig
 from .files import write_text
 from .groups import WEIGHTS, PrunableGroup
 from .latency import LatencyTable, device_name
 from .measure import LatencyResult, longest_input, measure_latency
+from .places import Place
 from .plan import PruningPlan, plan_of
 from .report import REPORT_NAME, check_libraries, render_report
 from .scoring.loop import score_groups
@@ -142,10 +143,14 @@ class RunReport:
         else:
             logger.info("wrote %s", path)
 
-    def update(self, model: PreTrainedModel, place: Place | None, metrics: Metrics) -> None:
-        """Writes it anew where it is, but not over one that somebody else wrote there with more in it."""
+    def update(self, tell: Callable[[], tuple[PreTrainedModel, Place | None, Metrics]]) -> None:
+        """Writes it anew where it is, but not over one that somebody else wrote there with more in it.
+
+        Args:
+            tell: gives what `write` takes; only asked if it is written.
+        """
         if self._page is not None and self._path.is_file() and self._path.read_bytes() == self._page:
-            self.write(self._path.parent, model, place, metrics)
+            self.write(self._path.parent, *tell())
 
 
 def can_report() -> bool:

@@ -20,7 +20,7 @@ import dataclasses
 import inspect
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -44,7 +44,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, Hu
 from transformers.utils import is_datasets_available
 
 from .allocation import check_budget, make_plan
-from .card import Place, load_arguments, write_card
+from .card import write_card
 from .checkpoint import PrunedCheckpoint
 from .checks import check_masks, check_model, check_overrides, check_trainer, overrides, warn_of_float16
 from .config import CONFIG_NAME, PruningConfig
@@ -57,13 +57,16 @@ from .logs import (
     AtEpochBegin,
     AtEveryStep,
     cut_figures,
+    logged_dense_metrics,
     place_tensorboard,
+    read_state,
     show_in_tensorboard,
     tensorboard_run,
     timed,
 )
 from .masking import hold_masks, list_masks, warn_of_zeros
 from .phases import DENSE, phase_arguments, phase_names, round_config
+from .places import Place, first_with_plan, in_folder, on_hub
 from .plan import PLAN_NAME, PruningPlan
 from .progress import load_teacher, remove_progress, save_teacher, scores_file
 from .rebuild import reconstruct
@@ -163,7 +166,7 @@ class CamCutTrainer(Trainer):
         self._half_cut = False  # while something of the last cut is still to come
         self._unfinished = False  # from the start of a run to its report
         self._report = RunReport()
-        self._saved: str | None = None  # where the user saved the weights as they are
+        self._saved: dict[Path, int] = {}  # folder that weights were saved in -> the step that they had then
         self._best_loaded = False  # the weights are those of the best checkpoint
         self._root = Path(self.args.output_dir)
         if pruning_config is None:
@@ -275,8 +278,11 @@ class CamCutTrainer(Trainer):
         """Cuts the model as a checkpoint was cut, so that the checkpoint's weights fit."""
         if self.pruning_config.distill_weight > 0:
             self.dense_model = self._as_teacher(load_teacher(self._root, bare_model(self)))
+        if self.pruning_config.dense_epochs:
+            self._evaluations.forget()  # of the model before these epochs
         self._apply(PruningPlan.load(checkpoint))
         self._plan_metrics = None  # the history of the checkpoint has them
+        self._evaluations.dense = logged_dense_metrics(Path(checkpoint)) or self._evaluations.dense
 
     def _score_resumably(self, phase: str) -> None:
         """Scores for a phase, unless there are scores from before the first."""
@@ -327,7 +333,7 @@ class CamCutTrainer(Trainer):
             if WEIGHTS not in config.granularity and not self.is_fsdp_enabled and can_report():
                 with self._timed("timing the dense and the pruned model"):
                     self._report.time(model, config, self.dense_model)
-            self._report.write(folder, *self._to_report(folder))
+            self._report.write(folder, *self._to_report())
 
     # ------------------------------------------------------------------------------------------- the steps apart
 
@@ -450,7 +456,7 @@ class CamCutTrainer(Trainer):
         """That of `Trainer`; the model card tells what it gives for the trainer's own `eval_dataset`."""
         metrics = super().evaluate(eval_dataset, *args, **kwargs)
         if eval_dataset is None or eval_dataset is self.eval_dataset:
-            self._evaluations.record(self.state, metrics)
+            self._record(metrics)
         return metrics
 
     def evaluation_loop(
@@ -484,7 +490,8 @@ class CamCutTrainer(Trainer):
         if self.pruning_config is not None and self._counted is not None and loss is not None:
             counts = not is_mean_of_nothing(loss, self.model, inputs)
             flags = torch.full((self.args.eval_batch_size,), float(counts), device=loss.device)
-            flags = self.gather_function(flags)  # as many as the losses that Trainer takes the mean of
+            # As many as the losses that Trainer takes the mean of; a list with `eval_use_gather_object`.
+            flags = torch.as_tensor(self.gather_function(flags))
             self._counted = [self._counted[0] + float(flags.sum()), self._counted[1] + len(flags)]
             loss = loss if counts else loss.nan_to_num()
         return loss, logits, labels
@@ -498,13 +505,14 @@ class CamCutTrainer(Trainer):
     def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """That of `Trainer`, which evaluates while it trains, by whatever `evaluate` there is."""
         metrics = super()._evaluate(*args, **kwargs)
-        self._evaluations.record(self.state, metrics or {})
+        self._record(metrics or {})
         return metrics
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
         self._best_loaded = True
-        self._evaluations.record_best(self.state)
+        self._note_saved(self.state.best_model_checkpoint)
+        self._evaluations.record_best(self.state, self._plan_in_memory())
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """That of `Trainer`; under FSDP, the whole model whatever `state_dict_type` says."""
@@ -515,8 +523,7 @@ class CamCutTrainer(Trainer):
             whole_checkpoints(self.accelerator) if whole else nullcontext(),
         ):
             super().save_model(output_dir, _internal_call)
-            if not _internal_call:
-                self._saved = output_dir or self.args.output_dir
+            self._note_saved(output_dir or self.args.output_dir)
             self._write_card(output_dir or self.args.output_dir)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -535,6 +542,7 @@ class CamCutTrainer(Trainer):
                 super()._save_checkpoint(model, trial)
             finally:
                 self.args.save_total_limit = limit
+            self._note_saved(checkpoint)  # also if `save_model` is the user's own
             if self.args.should_save:
                 torch.save(self.args, checkpoint / TRAINING_ARGS_NAME)  # with the limit that the user gave
         if self.args.push_to_hub:
@@ -570,7 +578,9 @@ class CamCutTrainer(Trainer):
             # accelerate tells the optimizer's parameters by their addresses, and all empty shards are at 0.
             gather_model(self)
         self._evaluations.forget()
-        self._saved, self._best_loaded = None, False
+        resumed = kwargs.get("resume_from_checkpoint")
+        step = read_state(Path(resumed)).get("global_step") if resumed else None
+        self._saved, self._best_loaded = {} if step is None else {Path(resumed): step}, False
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         check_masks(self, model)
         if self.is_world_process_zero() and not self._looked_for_zeros:
@@ -665,31 +675,39 @@ class CamCutTrainer(Trainer):
             self.pruning_config.save_pretrained(folder)
         if self.is_world_process_zero() and isinstance(model, PrunedCheckpoint):
             write_card(folder, model, self.hub_model_id, self.args.hub_revision, self._metrics())
-            self._report.update(*self._to_report(self._root))
+            self._report.update(self._to_report)
 
-    def _to_report(self, folder: str | Path) -> tuple[PreTrainedModel, Place | None, dict[str, dict[str, float]]]:
+    def _note_saved(self, folder: str | Path) -> None:
+        """The weights as they are were saved in a folder. The last one comes first."""
+        self._saved.pop(Path(folder), None)
+        self._saved = {Path(folder): self._weights_step(), **self._saved}
+
+    def _weights_step(self) -> int:
+        """That the weights have as they are."""
+        return self.state.best_global_step if self._best_loaded else self.state.global_step
+
+    def _to_report(self) -> tuple[PreTrainedModel, Place | None, dict[str, dict[str, float]]]:
         """The model, where it can be loaded from, and what was measured."""
         model = self.accelerator.unwrap_model(self.model)
         if self.hub_model_id is not None:
-            return model, Place(load_arguments(self.hub_model_id, self.args.hub_revision)), self._metrics()
-        step = self.state.best_global_step if self._best_loaded else self.state.global_step
-        saved = [self._saved, Path(folder) / f"{PREFIX_CHECKPOINT_DIR}-{step}"]
-        holding = (str(path) for path in saved if path is not None and self._holds(Path(path), model))
-        location = next(holding, None)
-        if location is None:
-            return model, None, self._metrics()
-        note = "" if Path(location).is_absolute() else "The path begins at the folder that the training ran in."
-        return model, Place(load_arguments(Path(location).as_posix()), note), self._metrics()
-
-    def _holds(self, folder: Path, model: PreTrainedModel) -> bool:
-        """Whether a folder holds a checkpoint of a model that is cut like this one."""
-        try:
-            return (folder / PLAN_NAME).is_file() and PruningPlan.load(folder).keep == model.pruning_plan.keep
-        except (OSError, ValueError):  # an old file, or half of one
-            return False
+            return model, on_hub(self.hub_model_id, self.args.hub_revision), self._metrics()
+        folders = [folder for folder, step in self._saved.items() if step == self._weights_step()]
+        places = [(each / PLAN_NAME, in_folder(each.as_posix(), "the training ran in")) for each in folders]
+        return model, first_with_plan(model.pruning_plan, places), self._metrics()
 
     def _metrics(self) -> dict[str, dict[str, float]]:
-        return {"dense": self._evaluations.dense, "pruned": self._evaluations.current(self.state)}
+        return {"dense": self._evaluations.dense, "pruned": self._measured()}
+
+    def _record(self, metrics: Mapping[str, float]) -> None:
+        """What was measured of the model as it is."""
+        self._evaluations.record(self.state, self._plan_in_memory(), metrics)
+
+    def _measured(self) -> dict[str, float]:
+        return self._evaluations.current(self.state, self._plan_in_memory())
+
+    def _plan_in_memory(self) -> PruningPlan | None:
+        """That of the model, which may have been cut by `apply_plan` outside of this trainer."""
+        return getattr(self.accelerator.unwrap_model(self.model, keep_torch_compile=False), "pruning_plan", None)
 
     def _check_model(self) -> None:
         check_model(self, bare_model(self) if self.is_fsdp_enabled else self.model, self.pruning_config)
@@ -762,10 +780,11 @@ class CamCutTrainer(Trainer):
         if config.recovery == "reconstruct" or config.distill_weight > 0:
             self._keep_dense_model()
         if getattr(inner_model(model), "pruning_plan", None) is None:
-            self._evaluations.dense = self._evaluations.current(self.state)
+            self._evaluations.dense = self._measured()
         if self._groups_before is None:
             self._groups_before = find_groups(model, config.granularity)
         self._evaluations.forget()
+        self._saved = {}
         apply_plan(model, plan)
         self.model = self.model_wrapped = model
         free_training_state(self)

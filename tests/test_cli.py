@@ -42,7 +42,7 @@ from optimum.commands.optimum_cli import register_optimum_cli_subcommand
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, EvalPrediction
 
-from optimum_camcut import Comparison, PruningPlan, apply_plan, find_groups, load_pruned, measure
+from optimum_camcut import CamCutTrainer, Comparison, PruningPlan, apply_plan, find_groups, load_pruned, measure
 from optimum_camcut.commands.camcut import CamCutCommand
 from optimum_camcut.commands.compare import CompareCommand
 from optimum_camcut.commands.job import training_arguments
@@ -1141,6 +1141,7 @@ def test_stopped_and_resumed(job, tmp_path, caplog):
     main("prune", *own, *flags(output=whole))
     one, two = (json.loads((folder / "pruning_results.json").read_text()) for folder in (output, whole))
     assert one["dense"]["metrics"] == two["dense"]["metrics"] != {}
+    assert f"| loss | {one['dense']['metrics']['loss']:.4g} |" in (output / "README.md").read_text()
     assert load_pruned(output).pruning_plan == load_pruned(whole).pruning_plan
     assert not (output / "_run.json").exists()
 
@@ -1161,6 +1162,24 @@ def test_resumed_after_scores(job, tmp_path, caplog, monkeypatch):
     assert told[f"{output} has no checkpoint yet: scoring goes on from where it stopped"] == "INFO"
     assert any(re.match(r"scoring goes on after \d+ batches, from ", line) for line in told)
     assert not any("no checkpoint to resume from" in line for line in told)
+
+
+@pytest.mark.report
+def test_a_resumed_run_tells_how_good_the_dense_model_was(job, tmp_path, monkeypatch):
+    """Which was evaluated before the run was stopped."""
+
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    output = tmp_path / "out"
+    own = flags(**job, method="magnitude", recovery="none", output=output)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(CamCutTrainer, "score", stop)
+        main("prune", *own)
+    main("prune", *own, "--resume")
+    dense = json.loads((output / "pruning_results.json").read_text())["dense"]["metrics"]["loss"]
+    assert f"| loss | {dense:.4g} |" in (output / "README.md").read_text()
+    assert re.search(rf"loss</th>\s*<td[^>]*>{dense:.4g}</td>", (output / "report.html").read_text())
 
 
 def test_nothing_to_resume(job, tmp_path, caplog):

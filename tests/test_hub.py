@@ -567,11 +567,39 @@ def test_metrics_are_those_of_these_weights(tmp_path):
     assert trainer._evaluations.dense == {}
 
 
+def test_metrics_of_a_model_that_is_then_cut_by_hand(tmp_path):
+    """Are none of the cut one."""
+    trainer = make_trainer(tmp_path, compute_metrics=accuracy)
+    trainer.evaluate()
+    prune_heads(trainer.model, {0: [1]})
+    trainer.save_model()
+    assert "accuracy" not in (tmp_path / "README.md").read_text()
+    found = trainer.evaluate()["eval_accuracy"]
+    trainer.save_model()
+    assert f"| accuracy |  | {found:.4g} |" in (tmp_path / "README.md").read_text()
+
+
+class OtherData(transformers.TrainerCallback):
+    """Evaluates on the training data after every evaluation, under the same names."""
+
+    busy = False
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        if not self.busy:
+            self.busy = True
+            self.trainer.evaluate(self.trainer.train_dataset.select(range(5)))
+            self.busy = False
+
+
 def test_the_best_model_has_its_own_metrics(tmp_path):
     best = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": True}
     each = {"eval_strategy": "epoch", "save_strategy": "epoch", "num_train_epochs": 3}
-    trainer = make_trainer(tmp_path, pruning(method="magnitude"), compute_metrics=accuracy, **best, **each)
+    other = OtherData()
+    trainer = make_trainer(
+        tmp_path, pruning(method="magnitude"), compute_metrics=accuracy, callbacks=[other], **best, **each
+    )
+    other.trainer = trainer
     trainer.train()
     assert trainer.state.best_global_step == 6 and trainer.state.global_step == 18
-    known = trainer._evaluations.current(trainer.state)
+    known = trainer._measured()
     assert known["eval_loss"] == pytest.approx(trainer.evaluate()["eval_loss"])

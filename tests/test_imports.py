@@ -55,6 +55,7 @@ ORDER = (
     "measure",
     "latency",
     "plan",
+    "places",
     "allocation",
     "overlap",
     "plots.figure",

@@ -35,6 +35,7 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from test_trainer import Elsewhere, Minimal, make_trainer, pruning, sizes
+from transformers import TrainerCallback
 
 from optimum_camcut import (
     PruningConfig,
@@ -48,6 +49,7 @@ from optimum_camcut import (
     run_report,
     score_groups,
 )
+from optimum_camcut.card import write_card
 from optimum_camcut.measure import LatencyResult, count_parameters, measure_latency
 from optimum_camcut.plots import plot_head_importance, plot_kept, plot_scores
 from optimum_camcut.report import uncut_scores, write_report
@@ -247,6 +249,27 @@ def test_where_to_load_from(tmp_path):
         model.config._name_or_path = name
         page = write_report(tmp_path / "copy", model).read_text()
         assert "load_pruned(" not in page and "the model was not saved where it could be loaded from" in page
+
+
+def test_a_folder_named_like_a_repository_is_not_the_place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("user/name").mkdir(parents=True)
+    write_card("user/name", prune_heads(tiny_model("bert"), {0: [1]}), location="user/name")
+    text = Path("user/name/README.md").read_text()
+    assert 'load_pruned("user/name")' in text and "The path begins" not in text
+
+
+def test_without_a_report_no_plan_is_read(tmp_path, monkeypatch):
+    """At every checkpoint, to say in the report where the model is."""
+
+    def load(*args):
+        raise AssertionError("not needed")
+
+    trainer = make_trainer(tmp_path, pruning(method="magnitude"), save_strategy="epoch", num_train_epochs=2)
+    trainer._finish = lambda folder: None
+    monkeypatch.setattr(PruningPlan, "load", load)
+    trainer.train()
+    assert (tmp_path / "checkpoint-12").is_dir()
 
 
 def test_a_dense_model_that_was_not_evaluated_is_told(tmp_path):
@@ -452,6 +475,31 @@ def test_the_lines_that_are_shown_load_the_model(tmp_path, monkeypatch):
             assert torch.equal(logits, expected[kind](**tiny_batch(labels=False)).logits), code
 
 
+class Save(TrainerCallback):
+    """At the second step."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 2:
+            self.trainer.save_model(f"{args.output_dir}/second")
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_checkpoint_of_other_weights_is_not_the_place(resume, tmp_path):
+    """Though its plan is the same: of an earlier run, or from before the training's end."""
+    config, save, page = pruning(method="magnitude"), Save(), tmp_path / "report.html"
+    make_trainer(tmp_path, config, save_strategy="epoch").train()
+    save.trainer = make_trainer(tmp_path, config, learning_rate=1e-2, callbacks=[save])
+    save.trainer.train(resume_from_checkpoint=resume)
+    if resume:  # from the end
+        assert f'load_pruned("{tmp_path / "checkpoint-6"}")' in shown_in(page)[0]
+        return
+    assert load_pruned(tmp_path / "second").pruning_plan == load_pruned(tmp_path / "checkpoint-6").pruning_plan
+    assert "the model was not saved where it could be loaded from" in page.read_text()
+    for name in ("one", "two", "one"):
+        save.trainer.save_model(tmp_path / name)
+        assert f'load_pruned("{tmp_path / name}")' in shown_in(page)[0]
+
+
 @pytest.mark.parametrize("rounds", [1, 2])
 def test_the_trainer_writes_it(rounds, browser, tmp_path):
     """At the end of training, with scores; what is measured later comes with the model that is saved."""
@@ -474,12 +522,22 @@ def test_the_trainer_writes_it(rounds, browser, tmp_path):
     assert table(browser)["accuracy"][:2] == [dense, pruned]
 
 
-def test_a_resumed_run_has_no_scores(tmp_path):
-    config = pruning(method="magnitude")
-    make_trainer(tmp_path, config, save_strategy="epoch").train()
+@pytest.mark.parametrize("dense_epochs", [0, 1])
+def test_a_resumed_run_has_no_scores(dense_epochs, tmp_path):
+    """But the metrics of the dense model as it was cut, whatever the one is like that the trainer is made with."""
+    config = pruning(method="magnitude", dense_epochs=dense_epochs)
+    trainer = make_trainer(tmp_path, config, save_strategy="epoch", eval_strategy="epoch")
+    dense = trainer.evaluate()
+    trainer.train()
+    assert (trainer._evaluations.dense == dense) != dense_epochs
     (tmp_path / "report.html").unlink()
-    make_trainer(tmp_path, config, save_strategy="epoch").train(resume_from_checkpoint=True)
+    resumed = make_trainer(tmp_path, config, save_strategy="epoch", eval_strategy="epoch")
+    resumed.evaluate()
+    resumed.train(resume_from_checkpoint=True)
+    loss = trainer._evaluations.dense["eval_loss"]
+    assert resumed._evaluations.dense["eval_loss"] == loss
     page = (tmp_path / "report.html").read_text()
+    assert f"{loss:.4g}</td>" in page
     assert "What every layer keeps" in page and "Scores and the cut" not in page and "coloured" not in page
     assert "latency of a forward pass (ms)" in page and "Agreement" not in page
 

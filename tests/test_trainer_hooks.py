@@ -23,6 +23,7 @@ from test_trainer import Minimal, arguments, examples, make_trainer, pruning, sa
 from torch.nn import functional
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
+from workers import together
 
 from optimum_camcut import CamCutTrainer, distillation_loss, load_pruned
 from optimum_camcut.distillation import meanings_of
@@ -328,6 +329,25 @@ def test_batches_in_which_no_label_counts(tmp_path, caplog):
     assert len(logged) == 8 and min(logged) > 0  # Trainer replaces what is NaN; a distance is left of a batch
     with pytest.raises(ValueError, match="all labels in the 8 scoring batches are -100"):
         make(*range(8)).score()
+
+
+def evaluate_by_objects(folder):
+    """`Trainer` gathers objects in its first evaluation, and tensors from then on."""
+    trainer = CamCutTrainer(
+        tiny_model("bert", "MaskedLM"),
+        arguments(folder, per_device_eval_batch_size=2, eval_use_gather_object=True),
+        eval_dataset=Ignoring(2, 3),
+        pruning_config=pruning(),
+    )
+    print(*(trainer.evaluate()["eval_loss"] for _ in range(2)))
+
+
+def test_losses_that_are_gathered_as_objects(tmp_path):
+    for worker in together(2, evaluate_by_objects, tmp_path):
+        code, output = worker.end()
+        assert code == 0, output
+        objects, tensors = map(float, output.splitlines()[-1].split())
+        assert objects == pytest.approx(tensors)
 
 
 # --- what logits stand for ------------------------------------------------------------------------------------------

@@ -165,6 +165,7 @@ TrainingArguments, for the recovery by fine-tuning:
         self.output = output
         if before is not None and before.get(DENSE):
             measured[DENSE], job.task.warned = before[DENSE], True
+            job.trainer._record({f"eval_{name}": value for name, value in measured[DENSE].items()})
         with dense_measured_after_training(job, measured, output) if config.dense_epochs else nullcontext():
             if not config.dense_epochs and not measured:
                 measured[DENSE] = job.evaluate()
