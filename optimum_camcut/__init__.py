@@ -22,21 +22,21 @@ from .version import __version__
 
 
 if TYPE_CHECKING:
-    from .allocation import make_plan
-    from .checkpoint import load_pruned
-    from .comparison import Comparison, compare
+    from .planning.allocation import make_plan
+    from .checkpoints.checkpoint import load_pruned
+    from .reporting.comparison import Comparison, compare
     from .config import PruningConfig
-    from .distillation import distillation_loss
-    from .entries import check_architecture
-    from .groups import PrunableGroup, find_groups
-    from .latency import LatencyTable, latency_table
-    from .masking import hold_masks
-    from .overlap import MaskOverlap, mask_iou
-    from .plan import PruningPlan
-    from .rebuild import reconstruct, reconstruct_all
+    from .training.distillation import distillation_loss
+    from .checkpoints.check import check_architecture
+    from .architectures.groups import PrunableGroup, find_groups
+    from .planning.latency import LatencyTable, latency_table
+    from .surgery.masking import hold_masks
+    from .planning.overlap import MaskOverlap, mask_iou
+    from .planning.plan import PruningPlan
+    from .surgery.rebuild import reconstruct, reconstruct_all
     from .scoring.loop import score_groups
-    from .surgery import apply_plan, prune_heads
-    from .trainer import CamCutTrainer
+    from .surgery.cut import apply_plan, prune_heads
+    from .training.trainer import CamCutTrainer
 
 # Public name -> the module that defines it, imported at first use (PEP 562): importing the package costs nothing.
 _MODULES = {

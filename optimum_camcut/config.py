@@ -25,8 +25,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .files import nearest, read_json, shown, write_json
-from .hub import make_repo, push
+from .utils.files import nearest, read_json, shown, write_json
+from .utils.hub import make_repo, push
 from .scoring import SCORERS, WEIGHT_SCORERS, get_scorer, scorers_of
 
 

@@ -42,7 +42,7 @@ def without_report(request, monkeypatch):
         raise ImportError("the tests draw no reports but where they are marked for it")
 
     for name in ("check_libraries", "render_report"):
-        monkeypatch.setattr(f"optimum_camcut.run_report.{name}", missing)
+        monkeypatch.setattr(f"optimum_camcut.training.run_report.{name}", missing)
 
 
 @pytest.fixture(autouse=True)

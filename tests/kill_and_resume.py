@@ -41,7 +41,7 @@ from models import tiny_batch, tiny_model
 from transformers import TrainerCallback, TrainingArguments, modeling_utils
 
 from optimum_camcut import CamCutTrainer, PruningConfig
-from optimum_camcut import trainer as trainer_module
+from optimum_camcut.training import trainer as trainer_module
 from optimum_camcut.scoring import sums
 
 

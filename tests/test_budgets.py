@@ -37,11 +37,11 @@ from optimum_camcut import (
     latency_table,
     make_plan,
 )
-from optimum_camcut.allocation import check_budget, remaining_budget, unit_cost
-from optimum_camcut.groups import KINDS
-from optimum_camcut.latency import _conditions
-from optimum_camcut.measure import count_flops, count_parameters, measure_latency, random_inputs
-from optimum_camcut.modeling_camcut import Slice
+from optimum_camcut.planning.allocation import check_budget, remaining_budget, unit_cost
+from optimum_camcut.architectures.groups import KINDS
+from optimum_camcut.planning.latency import _conditions
+from optimum_camcut.planning.measure import count_flops, count_parameters, measure_latency, random_inputs
+from optimum_camcut.architectures.modeling_camcut import Slice
 
 
 SHAPES = {
@@ -461,7 +461,7 @@ def test_what_a_table_is_kept_by(monkeypatch):
     ]
     for target, value in (
         ("torch.get_float32_matmul_precision", lambda: "high"),
-        ("optimum_camcut.latency.__version__", "another"),
+        ("optimum_camcut.planning.latency.__version__", "another"),
     ):
         assert _conditions(model, config_of()) == keys[0]
         with monkeypatch.context() as patch:

@@ -45,10 +45,10 @@ from optimum_camcut import (
     prune_heads,
     score_groups,
 )
-from optimum_camcut.modeling_camcut import ARCHITECTURES as TABLE
-from optimum_camcut.modeling_camcut import RECORD
+from optimum_camcut.architectures.modeling_camcut import ARCHITECTURES as TABLE
+from optimum_camcut.architectures.modeling_camcut import RECORD
 from optimum_camcut.scoring import SCORERS, scorer
-from optimum_camcut.stored import check_finite
+from optimum_camcut.checkpoints.stored import check_finite
 
 
 FILES = {"config.json", "model.safetensors", "pruning_plan.json", "modeling_camcut.py", "README.md"}
@@ -254,8 +254,8 @@ def test_an_architecture_travels_whenever_it_was_registered(tmp_path):
         import dataclasses, sys, torch, transformers
         import optimum_camcut
         if sys.argv[1] == "late":
-            import optimum_camcut.saving, optimum_camcut.surgery
-        from optimum_camcut.modeling_camcut import ARCHITECTURES, Architecture, Cut
+            import optimum_camcut.checkpoints.saving, optimum_camcut.surgery.cut
+        from optimum_camcut.architectures.modeling_camcut import ARCHITECTURES, Architecture, Cut
         torch.set_num_threads(1)
         ARCHITECTURES["bert"] = dataclasses.replace(ARCHITECTURES["bert"], bypass=None)
         ARCHITECTURES["ernie"] = ARCHITECTURES["bert"]
@@ -394,7 +394,7 @@ def test_a_model_that_lost_its_plan_is_not_cut_further(tmp_path):
 
 
 def test_importing_the_file_alone_gives_classes_by_name():
-    from optimum_camcut import modeling_camcut
+    from optimum_camcut.architectures import modeling_camcut
 
     cls = modeling_camcut.BertForSequenceClassification
     assert cls is modeling_camcut.BertForSequenceClassification and cls.__name__ == "BertForSequenceClassification"
@@ -492,7 +492,7 @@ def test_nothing_that_a_config_names_is_executed(even, tmp_path):
 
 
 def test_the_stand_alone_file_is_the_same_in_all_checkpoints(tmp_path):
-    from optimum_camcut import modeling_camcut
+    from optimum_camcut.architectures import modeling_camcut
 
     with open(modeling_camcut.__file__, "rb") as file:
         source = file.read()
@@ -593,7 +593,7 @@ def test_a_class_on_the_meta_device_is_tied_as_it_would_be(tmp_path):
 
 def test_a_model_built_from_a_config_draws_its_weights():
     """Only where there is no storage is that left out."""
-    from optimum_camcut import modeling_camcut
+    from optimum_camcut.architectures import modeling_camcut
 
     config = prune_heads(tiny_model("bert"), {0: [1]}).config
     model = modeling_camcut.BertForSequenceClassification(config)

@@ -51,8 +51,8 @@ from optimum_camcut.commands.results import measured_length
 from optimum_camcut.commands.saved_scores import Origin, SavedScores, identify, scores_table
 from optimum_camcut.commands.settings import read_settings
 from optimum_camcut.config import PruningConfig
-from optimum_camcut.measure import count_bytes, count_parameters, peak_memory
-from optimum_camcut.scoring.errors import ScoringError
+from optimum_camcut.planning.measure import count_bytes, count_parameters, peak_memory
+from optimum_camcut.utils.errors import ScoringError
 from optimum_camcut.tasks import TASKS
 from optimum_camcut.tasks import data as data_module
 from optimum_camcut.tasks.data import load_data
@@ -848,7 +848,7 @@ def test_advice_while_scoring_is_one_line(job, tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise ScoringError("a single example does not fit into memory while scoring: give shorter ones")
 
-    monkeypatch.setattr("optimum_camcut.trainer.score_groups", fail)
+    monkeypatch.setattr("optimum_camcut.training.trainer.score_groups", fail)
     with pytest.raises(SystemExit, match="score: error: a single example does not fit into memory .* shorter ones$"):
         main("score", *flags(**scoring_flags(job), output=tmp_path / "out"))
 
@@ -1154,7 +1154,7 @@ def test_resumed_after_scores(job, tmp_path, caplog, monkeypatch):
 
     output = tmp_path / "out"
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr("optimum_camcut.trainer.make_plan", stop)
+        patch.setattr("optimum_camcut.training.trainer.make_plan", stop)
         main("prune", *flags(**job, recovery="none", output=output))
     caplog.clear()
     main("prune", *flags(**job, recovery="none", output=output), "--resume")

@@ -35,9 +35,9 @@ from optimum_camcut import (
     reconstruct,
     score_groups,
 )
-from optimum_camcut.comparison import ComparedModel
-from optimum_camcut.measure import count_flops, count_parameters, measure_latency
-from optimum_camcut.plots import plot_pareto
+from optimum_camcut.reporting.comparison import ComparedModel
+from optimum_camcut.planning.measure import count_flops, count_parameters, measure_latency
+from optimum_camcut.reporting.plots import plot_pareto
 
 
 BATCHES = [tiny_batch(8, seed=seed) for seed in range(3)]
@@ -424,6 +424,6 @@ def test_how_many_copies_are_in_memory(recovery, most, monkeypatch):
         copies.append(weakref.ref(model))
         return apply_plan(model, plan)
 
-    monkeypatch.setattr("optimum_camcut.comparison.apply_plan", counted)
+    monkeypatch.setattr("optimum_camcut.reporting.comparison.apply_plan", counted)
     run(recovery=recovery, sparsities=[0.2, 0.3, 0.5])
     assert len(alive) == 6 and max(alive) == most

@@ -67,7 +67,7 @@ def test_a_full_disk_ends_training_and_loses_nothing(place, undisturbed, tmp_pat
         fault = (*fault[:3], sum(sizes) // 2)
     code, output = Worker(workers.train, tmp_path, fault, False, then).end()
     assert code == 1 and "The above exception was the direct cause" in output
-    assert re.search(f"^optimum_camcut.files.WriteError: .*{message}", output, re.MULTILINE), output
+    assert re.search(f"^optimum_camcut.utils.files.WriteError: .*{message}", output, re.MULTILINE), output
     phase = tmp_path / "_dense" if place == "dense" else tmp_path
     left = {path.name for path in phase.glob("checkpoint-4/*")}
     assert left == (set() if place == "teacher" else {".unfinished"})

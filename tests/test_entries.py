@@ -20,8 +20,8 @@ import torch
 from models import ARCHITECTURES, tiny_batch, tiny_model
 
 from optimum_camcut import PruningPlan, apply_plan, check_architecture, find_groups
-from optimum_camcut.modeling_camcut import ARCHITECTURES as TABLE
-from optimum_camcut.modeling_camcut import HEAD, Architecture, Cut
+from optimum_camcut.architectures.modeling_camcut import ARCHITECTURES as TABLE
+from optimum_camcut.architectures.modeling_camcut import HEAD, Architecture, Cut
 
 
 BERT, LLAMA = TABLE["bert"], TABLE["llama"]

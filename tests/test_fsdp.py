@@ -121,8 +121,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from optimum_camcut import PruningPlan, apply_plan, find_groups, reconstruct, score_groups
 from optimum_camcut import sharding, trainer as trainer_module
-from optimum_camcut.masking import hold_masks
-from optimum_camcut.sharding import gather, is_sharded
+from optimum_camcut.surgery.masking import hold_masks
+from optimum_camcut.utils.sharding import gather, is_sharded
 
 folder, rank = sys.argv[1], PartialState(cpu=True).process_index
 batches = make_trainer(folder, pruning()).get_scoring_dataloader()
@@ -229,7 +229,7 @@ from accelerate import PartialState
 from models import tiny_batch
 from test_fsdp import RUNS, make_trainer, model_of, pruning, same, start_fsdp_on_the_cpu, weights
 from test_trainer import Interrupt
-from optimum_camcut.sharding import gather, is_sharded
+from optimum_camcut.utils.sharding import gather, is_sharded
 
 folder, rank = sys.argv[1], PartialState(cpu=True).process_index
 start_fsdp_on_the_cpu()
@@ -320,7 +320,7 @@ from test_fsdp import make_trainer, model_of, pruning, start_fsdp_on_the_cpu
 from torch import nn
 from transformers import BertForSequenceClassification
 from optimum_camcut import PruningPlan, apply_plan
-from optimum_camcut.sharding import check_fsdp
+from optimum_camcut.utils.sharding import check_fsdp
 
 folder, rank = sys.argv[1], PartialState(cpu=True).process_index
 

@@ -38,11 +38,11 @@ from optimum_camcut import (
     reconstruct,
     score_groups,
 )
-from optimum_camcut.allocation import remaining_budget, unit_cost
-from optimum_camcut.groups import KINDS
-from optimum_camcut.measure import count_flops, count_parameters
-from optimum_camcut.modeling_camcut import ARCHITECTURES as TABLE
-from optimum_camcut.modeling_camcut import RECORD, list_blocks, list_groups
+from optimum_camcut.planning.allocation import remaining_budget, unit_cost
+from optimum_camcut.architectures.groups import KINDS
+from optimum_camcut.planning.measure import count_flops, count_parameters
+from optimum_camcut.architectures.modeling_camcut import ARCHITECTURES as TABLE
+from optimum_camcut.architectures.modeling_camcut import RECORD, list_blocks, list_groups
 from optimum_camcut.scoring import SCORERS
 
 
@@ -809,7 +809,7 @@ def test_reconstruct_makes_up_for_sublayers(architecture):
 
 
 def test_reconstruct_solves_each_projection_once(monkeypatch):
-    module, solved = importlib.import_module("optimum_camcut.rebuild"), []
+    module, solved = importlib.import_module("optimum_camcut.surgery.rebuild"), []
     monkeypatch.setattr(module, "_solve", lambda model, stage, group, *_: solved.append(group.name))
     dense, plan = tiny_model("bert"), without("layer.1.attention")
     reconstruct(apply_plan(copy.deepcopy(dense), plan), dense, plan, [tiny_batch()], disable_tqdm=True)
@@ -864,7 +864,7 @@ def test_the_trainer_arrives_at_the_target_in_rounds(recovery, granularity, tmp_
 
 
 def test_shrinking_again_does_nothing():
-    from optimum_camcut.modeling_camcut import shrink
+    from optimum_camcut.architectures.modeling_camcut import shrink
 
     model = apply_plan(tiny_model("mpnet"), PruningPlan({"layer.0.attention": (), "layer.1.heads": (0, 2)}))
     modules = dict(model.named_modules())

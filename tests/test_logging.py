@@ -24,7 +24,7 @@ from test_trainer import make_trainer, pruning
 from workers import together
 
 from optimum_camcut import find_groups
-from optimum_camcut.measure import count_parameters
+from optimum_camcut.planning.measure import count_parameters
 
 
 SCORING_AND_CUT, TIMING = ("scoring by taylor", "planning and cutting"), "timing the dense and the pruned model"

@@ -23,8 +23,8 @@ import numpy as np
 import pytest
 
 from optimum_camcut import MaskOverlap, PruningPlan, mask_iou
-from optimum_camcut.overlap import pairwise_iou
-from optimum_camcut.plots import plot_overlap, plot_overlap_matrix, plot_totals
+from optimum_camcut.planning.overlap import pairwise_iou
+from optimum_camcut.reporting.plots import plot_overlap, plot_overlap_matrix, plot_totals
 
 
 SIZES = {"layer.0.heads": 4, "layer.0.neurons": 6, "layer.1.heads": 4, "layer.1.neurons": 6}
@@ -222,7 +222,7 @@ def test_without_matplotlib():
 import sys
 sys.modules["matplotlib"] = None
 from optimum_camcut import MaskOverlap
-from optimum_camcut.plots import plot_overlap
+from optimum_camcut.reporting.plots import plot_overlap
 plot_overlap(MaskOverlap({}, {}, 1.0))
 """
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}

@@ -25,8 +25,8 @@ from test_surgery import outputs, task_classes
 from test_trainer import make_trainer, pruning
 
 from optimum_camcut import PruningConfig, PruningPlan, apply_plan, find_groups, load_pruned, make_plan
-from optimum_camcut.modeling_camcut import ARCHITECTURES as TABLE
-from optimum_camcut.modeling_camcut import RECORD
+from optimum_camcut.architectures.modeling_camcut import ARCHITECTURES as TABLE
+from optimum_camcut.architectures.modeling_camcut import RECORD
 
 
 def even_plan(model, seed=0, **sizes):

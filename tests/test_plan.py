@@ -35,9 +35,9 @@ from optimum_camcut import (
     reconstruct,
     score_groups,
 )
-from optimum_camcut.allocation import check_budget, remaining_budget, unit_cost
-from optimum_camcut.measure import count_flops, count_parameters
-from optimum_camcut.plan import layer_of
+from optimum_camcut.planning.allocation import check_budget, remaining_budget, unit_cost
+from optimum_camcut.planning.measure import count_flops, count_parameters
+from optimum_camcut.planning.plan import layer_of
 
 
 def group(name, size, **changes):

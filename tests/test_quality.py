@@ -26,8 +26,8 @@ from test_benchmarks import run as run_script
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
 
 from optimum_camcut import PruningConfig, apply_plan, find_groups, make_plan, reconstruct, score_groups
-from optimum_camcut.allocation import remaining_budget
-from optimum_camcut.sampling import draw_examples
+from optimum_camcut.planning.allocation import remaining_budget
+from optimum_camcut.training.sampling import draw_examples
 
 
 FOLDER = Path(__file__).resolve().parents[1] / "examples" / "benchmarks"

@@ -25,11 +25,11 @@ from models import ARCHITECTURES, random_plan, tiny_batch, tiny_model
 from transformers.pytorch_utils import Conv1D
 
 from optimum_camcut import PruningPlan, apply_plan, find_groups
-from optimum_camcut.modeling_camcut import list_blocks
+from optimum_camcut.architectures.modeling_camcut import list_blocks
 
 
 # The name is both a function of the package and the module that defines it.
-module = importlib.import_module("optimum_camcut.rebuild")
+module = importlib.import_module("optimum_camcut.surgery.rebuild")
 
 
 def reconstruct(model, dense, plan, batches, **changes):

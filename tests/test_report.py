@@ -49,10 +49,10 @@ from optimum_camcut import (
     run_report,
     score_groups,
 )
-from optimum_camcut.card import write_card
-from optimum_camcut.measure import LatencyResult, count_parameters, measure_latency
-from optimum_camcut.plots import plot_head_importance, plot_kept, plot_scores
-from optimum_camcut.report import uncut_scores, write_report
+from optimum_camcut.reporting.card import write_card
+from optimum_camcut.planning.measure import LatencyResult, count_parameters, measure_latency
+from optimum_camcut.reporting.plots import plot_head_importance, plot_kept, plot_scores
+from optimum_camcut.reporting.report import uncut_scores, write_report
 
 
 pytestmark = pytest.mark.report
@@ -681,7 +681,7 @@ def test_a_report_of_the_users_own_stays(tmp_path):
 
 def test_pictures_that_fail_lose_no_checkpoint(tmp_path, monkeypatch, caplog):
     """A user's settings, say, ask for a LaTeX that is not there."""
-    monkeypatch.setattr("optimum_camcut.card._drawn", (lambda: None, {}))
+    monkeypatch.setattr("optimum_camcut.reporting.card._drawn", (lambda: None, {}))
     monkeypatch.setenv("PATH", str(tmp_path))
     model = tiny_model("bert")
     apply_plan(model, PruningPlan({"layer.0.heads": [0]}))
@@ -701,7 +701,7 @@ sys.path[:0] = [{str(Path(__file__).parent)!r}]
 import huggingface_hub.repocard  # needs jinja2 itself
 from test_trainer import make_trainer, pruning
 sys.modules[{missing!r}] = None
-from optimum_camcut.report import write_report
+from optimum_camcut.reporting.report import write_report
 logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stdout)
 trainer = make_trainer({str(tmp_path)!r}, pruning(method="magnitude", recovery="none"))
 trainer.train()

@@ -25,7 +25,7 @@ from models import ARCHITECTURES, mask_units, random_plan, tiny_batch, tiny_conf
 from transformers.models.auto import modeling_auto
 
 from optimum_camcut import PruningPlan, apply_plan, find_groups, load_pruned, prune_heads
-from optimum_camcut.modeling_camcut import ARCHITECTURES as TABLE
+from optimum_camcut.architectures.modeling_camcut import ARCHITECTURES as TABLE
 
 
 PLANS = 50

@@ -38,8 +38,8 @@ from optimum_camcut import (
     reconstruct,
     score_groups,
 )
-from optimum_camcut.distillation import distillation_loss
-from optimum_camcut.measure import count_parameters
+from optimum_camcut.training.distillation import distillation_loss
+from optimum_camcut.planning.measure import count_parameters
 
 
 def examples(count=48, seed=0):
@@ -290,7 +290,7 @@ def test_what_was_cut_in_part_does_not_train_on_as_if_it_were_done(tmp_path, mon
 
     rebuilt = make_trainer(tmp_path / "rebuild", pruning(method="magnitude", recovery="reconstruct"))
     with monkeypatch.context() as patch:
-        patch.setattr("optimum_camcut.trainer.reconstruct", stop)
+        patch.setattr("optimum_camcut.training.trainer.reconstruct", stop)
         with pytest.raises(KeyboardInterrupt):
             rebuilt.train()
     with pytest.raises(ValueError, match="Make a new trainer"):
@@ -744,7 +744,7 @@ def test_scores_that_are_there_are_not_computed_again(rounds, tmp_path, monkeypa
         calls.append(args)
         return score_groups(*args, **kwargs)
 
-    monkeypatch.setattr("optimum_camcut.trainer.score_groups", count)
+    monkeypatch.setattr("optimum_camcut.training.trainer.score_groups", count)
     config = pruning(recovery="reconstruct+finetune", rounds=rounds)
     alone, scored, given = (make_trainer(tmp_path / name, config) for name in "abc")
     alone.train()

@@ -26,8 +26,8 @@ from transformers import Trainer, TrainerCallback
 from workers import together
 
 from optimum_camcut import CamCutTrainer, distillation_loss, load_pruned
-from optimum_camcut.distillation import meanings_of
-from optimum_camcut.trainer import TrainerKeywords
+from optimum_camcut.training.distillation import meanings_of
+from optimum_camcut.training.trainer import TrainerKeywords
 
 
 def trained(folder, trainer_class=CamCutTrainer, change=None, **settings):

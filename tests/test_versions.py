@@ -31,8 +31,8 @@ from test_plain_shapes import even_plan, kinds_of
 from test_surgery import outputs
 
 from optimum_camcut import PruningPlan, apply_plan, find_groups, load_pruned, modeling_camcut, prune_heads
-from optimum_camcut.modeling_camcut import ARCHITECTURES as TABLE
-from optimum_camcut.modeling_camcut import list_blocks
+from optimum_camcut.architectures.modeling_camcut import ARCHITECTURES as TABLE
+from optimum_camcut.architectures.modeling_camcut import list_blocks
 
 
 FOUR = transformers.__version__.startswith("4.")

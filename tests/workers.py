@@ -38,7 +38,7 @@ from models import tiny_batch, tiny_model
 from transformers import TrainerCallback, TrainingArguments, modeling_utils
 
 from optimum_camcut import CamCutTrainer, PruningConfig, find_groups, latency_table, load_pruned, score_groups
-from optimum_camcut.card import write_card
+from optimum_camcut.reporting.card import write_card
 from optimum_camcut.scoring import sums
 
 

@@ -58,7 +58,7 @@ from optimum_camcut import (
     reconstruct_all,
     score_groups,
 )
-from optimum_camcut.allocation import remaining_budget, removed_by
+from optimum_camcut.planning.allocation import remaining_budget, removed_by
 from optimum_camcut.scoring import SCORERS
 
 

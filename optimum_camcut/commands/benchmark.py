@@ -20,8 +20,8 @@ from pathlib import Path
 
 from optimum.commands.base import CommandInfo
 
-from ..files import write_json
-from ..tables import as_text
+from ..utils.files import write_json
+from ..reporting.tables import as_text
 from .command import Command
 from .job import check_model
 from .options import MODEL, REPEATS, Option
@@ -60,7 +60,7 @@ the throughput, the memory of the weights and activations, and the speed-up over
 
         import torch
 
-        from ..measure import count_flops, count_parameters, longest_input, measure_latency, peak_memory
+        from ..planning.measure import count_flops, count_parameters, longest_input, measure_latency, peak_memory
         from ..tasks.models import load_model
 
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from optimum.commands.base import CommandInfo
 
 from ..config import PruningConfig
-from ..files import write_text
+from ..utils.files import write_text
 from .command import Command
 from .job import Job, check_job, dataset_name, make_job
 from .options import (
@@ -109,7 +109,7 @@ gets comparison.json, comparison.md and, with matplotlib, comparison.png.
         check_job(arguments, evaluates=True)
         quiet(arguments.verbose)
 
-        from ..comparison import Comparison, compare
+        from ..reporting.comparison import Comparison, compare
 
         comparisons = []
         with tempfile.TemporaryDirectory() as folder:
@@ -164,7 +164,7 @@ gets comparison.json, comparison.md and, with matplotlib, comparison.png.
         result.save(output / "comparison.json")
         write_text(output / "comparison.md", result.to_markdown())
         try:
-            from ..plots import plot_pareto
+            from ..reporting.plots import plot_pareto
 
             title = f"{result.settings['metric']} on {result.settings['dataset']}"
             plot_pareto(result, title).savefig(output / "comparison.png", dpi=150)

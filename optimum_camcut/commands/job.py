@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import PruningConfig
-from ..files import nearest
+from ..utils.files import nearest
 from .output import quiet
 
 
@@ -89,7 +89,7 @@ class Job:
 
     def evaluate(self) -> dict[str, float]:
         """Metrics of the model as it is, the one to compare by first."""
-        from ..card import SPEED
+        from ..reporting.card import SPEED
 
         measured = self.trainer.evaluate()
         found = {name.removeprefix("eval_"): float(v) for name, v in measured.items() if not name.endswith(SPEED)}
@@ -183,7 +183,7 @@ def make_job(
     from ..tasks import get_task
     from ..tasks.data import HELD_OUT, SEED, choose_split, evaluation_split, hold_out, load_data
     from ..tasks.models import load_model, load_tokenizer
-    from ..trainer import CamCutTrainer
+    from ..training.trainer import CamCutTrainer
 
     training = training_arguments(arguments, folder, config)
     # The other processes then find in the cache what the first has made.

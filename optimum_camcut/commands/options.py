@@ -23,7 +23,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from ..config import CHOICES, PruningConfig
-from ..files import nearest
+from ..utils.files import nearest
 
 
 UNIONS = (Union, types.UnionType)

@@ -29,7 +29,7 @@ from typing import Any
 from optimum.commands.base import CommandInfo
 
 from ..config import PruningConfig, differences
-from ..files import read_json, write_json
+from ..utils.files import read_json, write_json
 from .command import Command
 from .job import Job, check_job, dataset_name, make_job
 from .options import DATA, EVALUATION, MODEL, OUTPUT, REPEATS, SCORES, Option, pruning_config, pruning_options
@@ -123,7 +123,7 @@ TrainingArguments, for the recovery by fine-tuning:
     def _dry_run(self, arguments: argparse.Namespace, config: PruningConfig, job: Job) -> None:
         import copy
 
-        from ..plan import PruningPlan
+        from ..planning.plan import PruningPlan
 
         job.trainer._prepare()  # as training does at first
         if config.dense_epochs or config.rounds > 1:

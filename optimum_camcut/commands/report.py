@@ -21,7 +21,7 @@ from pathlib import Path
 from optimum.commands.base import CommandInfo
 
 from ..config import PruningConfig
-from ..files import read_json
+from ..utils.files import read_json
 from .command import Command
 from .job import check_model
 from .options import MODEL, REPEATS, SCORES, Option
@@ -67,11 +67,11 @@ Writes a report on a pruned checkpoint, or on a plan for a model. What `prune` h
 
         import torch
 
-        from ..groups import find_groups
-        from ..measure import LatencyResult
-        from ..plan import PruningPlan
-        from ..report import uncut_scores, write_report
-        from ..surgery import apply_plan
+        from ..architectures.groups import find_groups
+        from ..planning.measure import LatencyResult
+        from ..planning.plan import PruningPlan
+        from ..reporting.report import uncut_scores, write_report
+        from ..surgery.cut import apply_plan
         from ..tasks.models import load_model
 
         plans = {}

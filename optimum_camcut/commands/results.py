@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import PruningConfig
-from ..tables import as_text
+from ..reporting.tables import as_text
 
 
 if TYPE_CHECKING:
@@ -34,14 +34,14 @@ DENSE, PRUNED = "dense", "pruned"
 
 def measured_length(model: PreTrainedModel, config: PruningConfig) -> int:
     """Tokens to measure with: what the config says, or as many as the model takes."""
-    from ..measure import longest_input
+    from ..planning.measure import longest_input
 
     return longest_input(model, config.sequence_length)
 
 
 def costs(model: PreTrainedModel, length: int) -> dict[str, float]:
     """Parameters, FLOPs of one sequence and bytes of the weights."""
-    from ..measure import count_bytes, count_flops, count_parameters
+    from ..planning.measure import count_bytes, count_flops, count_parameters
 
     return {
         "parameters": count_parameters(model),
@@ -58,7 +58,7 @@ def measure_both(
     dense: PreTrainedModel, pruned: PreTrainedModel, config: PruningConfig, repeats: int
 ) -> dict[str, Any]:
     """Costs and latency of both, measured in turn, as JSON types."""
-    from ..measure import measure_latency
+    from ..planning.measure import measure_latency
 
     length = measured_length(pruned, config)
     dense.to(pruned.device)

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import NOISE, PruningConfig, differences
-from ..files import replacing
+from ..utils.files import replacing
 from ..scoring import get_scorer
 from .job import Job, dataset_name
 from .options import DATA, SCORING_FIELDS

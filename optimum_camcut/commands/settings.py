@@ -20,7 +20,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ..files import read_json
+from ..utils.files import read_json
 
 
 def read_settings(path: str) -> dict[str, Any]:

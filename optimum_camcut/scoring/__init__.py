@@ -14,7 +14,7 @@
 """Scores: how much each unit matters for the task. Scorers never cut."""
 
 from . import cam_cut, smooth_cut, baselines  # noqa: I001 - registers the methods, the project's own first
-from .registry import SCORERS, WEIGHT_SCORERS, Scorer, get_scorer, scorer, scorers_of, weight_scorer
+from ..methods.registry import SCORERS, WEIGHT_SCORERS, Scorer, get_scorer, scorer, scorers_of, weight_scorer
 
 
 __all__ = ["SCORERS", "WEIGHT_SCORERS", "Scorer", "get_scorer", "scorer", "scorers_of", "weight_scorer"]

@@ -23,7 +23,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ..groups import PrunableGroup
+from ..architectures.groups import PrunableGroup
 
 
 Observe = Callable[[PrunableGroup, Tensor | None, Tensor | None], None]

@@ -31,15 +31,15 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..config import PruningConfig
-from ..files import nearest
-from ..groups import WEIGHTS, PrunableGroup, below, body_of, check_group
-from ..modeling_camcut import ARCHITECTURES
-from ..sharding import is_sharded, reshard, whole
+from ..utils.files import nearest
+from ..architectures.groups import WEIGHTS, PrunableGroup, below, body_of, check_group
+from ..architectures.modeling_camcut import ARCHITECTURES
+from ..utils.sharding import is_sharded, reshard, whole
 from .batches import Batch, count_examples, for_each_batch, limit, token_mask
 from .capture import ActivationCapture
 from .loss import SCORED, SKIPPED, CheckedLoss, LossFunction, loss_shares, model_loss, tell_skipped
 from .noise import GaussianNoise, linear_noise
-from .registry import Scorer, get_scorer
+from ..methods.registry import Scorer, get_scorer
 from .sums import RunningSums, widest
 from .weights import EachBatch, score_weights
 

@@ -26,12 +26,12 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..config import PruningConfig
-from ..groups import PrunableGroup, body_of
+from ..architectures.groups import PrunableGroup, body_of
 from .batches import Batch
 from .gradients import summed_gradients
 from .loss import SCORED, SKIPPED, CheckedLoss, loss_shares, tell_skipped
 from .noise import GaussianNoise, linear_noise
-from .registry import Scorer
+from ..methods.registry import Scorer
 from .sums import RunningSums
 
 

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..files import nearest, shown
+from ..utils.files import nearest, shown
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from ..files import nearest, read_json
+from ..utils.files import nearest, read_json
 
 
 EVALUATION_SPLITS = ("validation", "validation_matched", "dev", "valid", "val", "eval", "test")

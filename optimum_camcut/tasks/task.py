@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from ..files import nearest, shown
+from ..utils.files import nearest, shown
 from .classes import classes_of, is_blank, match_names, meaningless
 from .metrics import classification_metrics, larger_is_better
 
@@ -244,7 +244,7 @@ class Task(ABC):
             `ValueError`: the tokenizer does not know where a token is in the text, which the task needs; or so few
                 tokens that no text fits.
         """
-        from ..measure import longest_input
+        from ..planning.measure import longest_input
 
         if self.by_place and not tokenizer.is_fast:
             raise ValueError(f"{self.name} needs a fast tokenizer, which tells where a token is in the text")

@@ -31,7 +31,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from optimum_camcut import MaskOverlap
-from optimum_camcut.files import write_text
+from optimum_camcut.utils.files import write_text
 from optimum_camcut.plots import plot_overlap, plot_totals
 
 

@@ -58,8 +58,8 @@ from transformers.trainer_callback import PrinterCallback
 
 import optimum_camcut
 from optimum_camcut import CamCutTrainer, PruningConfig, PruningPlan, apply_plan, find_groups, make_plan
-from optimum_camcut.files import read_json, write_json
-from optimum_camcut.overlap import pairwise_iou
+from optimum_camcut.utils.files import read_json, write_json
+from optimum_camcut.planning.overlap import pairwise_iou
 from optimum_camcut.scoring import get_scorer
 
 

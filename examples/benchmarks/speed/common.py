@@ -33,7 +33,7 @@ from tables import as_text
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification, PreTrainedModel
 
 from optimum_camcut import PruningConfig, apply_plan, find_groups, make_plan, score_groups
-from optimum_camcut.latency import device_name
+from optimum_camcut.planning.latency import device_name
 
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}

@@ -1,0 +1,327 @@
+# Copyright 2026 The optimum-camcut authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What may be cut: groups of units that live and die together."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from ..utils.files import nearest
+from .modeling_camcut import (
+    RECORD,
+    Group,
+    Slice,
+    count_units,
+    find_architecture,
+    kept_heads,
+    linear_map,
+    list_blocks,
+    list_groups,
+)
+
+
+__all__ = [
+    "PrunableGroup",
+    "Slice",
+    "below",
+    "body_of",
+    "check_bare",
+    "check_group",
+    "find_groups",
+    "inner_model",
+    "linear_parameters",
+    "possible_kinds",
+    "transformers_models",
+]
+
+KINDS = ("heads", "neurons", "layers")
+WEIGHTS = "weights"
+
+
+@dataclass(frozen=True)
+class PrunableGroup(Group):
+    """A group with what is needed to score it and to plan: what its units cost, and where they come from.
+
+    Args:
+        name (`str`): unique in the model; its first number is the layer index.
+        kind (`str`): `"heads"`, `"neurons"`, `"layers"` (a whole sub-layer, as one unit) or `"weights"`.
+        size (`int`): number of units now.
+        slices (`tuple[Slice, ...]`): the linear maps involved; the last is the output projection, whose input is
+            where activations are observed. None for `"weights"`: the group is the parameter of its name.
+        attributes (`Mapping[str, int]`): path of a module attribute -> amount per unit, kept true by a cut.
+        bypass (`Mapping[str, str]`): of a sub-layer, path of each module that goes with it -> what stands in for it.
+        units (`Sequence[int]`): index of each present unit in the uncut model. Default: `0 ... size - 1`.
+        original_size (`int`): number of units in the uncut model. Default: `size`.
+        residual (`str`): path of a module whose input is the residual stream that the output is added to.
+        unit_parameters (`int`): parameters that go with one unit.
+        unit_flops (`int`): FLOPs per token that go with one unit, less the part that grows with the sequence.
+        unit_flops_per_position (`int`): that part, per token and position attended to.
+        model_parameters (`int`): parameters of the whole model now, each counted once.
+        model_type (`str`): of the model's config.
+        num_layers (`int`): blocks of the model.
+    """
+
+    units: Sequence[int] = None
+    original_size: int = None
+    residual: str = None
+    unit_parameters: int = 1
+    unit_flops: int = 1
+    unit_flops_per_position: int = 0
+    model_parameters: int = None
+    model_type: str = None
+    num_layers: int = None
+
+    def __post_init__(self):
+        if self.units is None:
+            object.__setattr__(self, "units", tuple(range(self.size)))
+        if self.original_size is None:
+            object.__setattr__(self, "original_size", self.size)
+
+
+def transformers_models(module: nn.Module) -> dict[str, PreTrainedModel]:
+    """Path -> transformers model, of those in a module that are not a part of another one; the module itself has the
+    path `""`."""
+    found: dict[str, PreTrainedModel] = {}
+    seen: set[int] = set()
+
+    def walk(part: nn.Module, path: str) -> None:
+        if id(part) in seen:
+            return
+        seen.add(id(part))
+        if isinstance(part, PreTrainedModel):
+            found[path] = part
+            return
+        for name, child in part.named_children():
+            walk(child, f"{path}.{name}" if path else name)
+
+    walk(module, "")
+    return found
+
+
+def inner_model(module: nn.Module, adapters: bool = True) -> PreTrainedModel:
+    """The transformers model in a module: the module itself, or the only one inside of what is wrapped around it, be
+    that DDP, `torch.compile`, PEFT or a module of one's own.
+
+    Args:
+        module (`nn.Module`): may be a transformers model.
+        adapters (`bool`): whether it may carry adapters of PEFT.
+
+    Raises:
+        `TypeError`: it holds none, or several, or carries an adapter that it may not.
+    """
+    name = type(module).__name__
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"expected a transformers PreTrainedModel, got {name}")
+    found = transformers_models(module)
+    if not adapters and any(type(part).__module__.startswith("peft.") for part in module.modules()):
+        raise TypeError(
+            f"expected a transformers PreTrainedModel, got {name}; merge the adapter first: "
+            "`model = model.merge_and_unload()`"
+            if type(module).__module__.startswith("peft.")
+            else f"this {name} carries an adapter of PEFT; merge it first (`merge_and_unload()` of the PEFT model)"
+        )
+    if len(found) != 1:
+        parts = " and ".join(f"`{path}` ({type(part).__name__})" for path, part in found.items())
+        held = f"which holds several: {parts}; pass the one you mean" if found else "which holds none"
+        raise TypeError(f"expected a transformers PreTrainedModel, or a module that holds one; got {name}, {held}")
+    return next(iter(found.values()))
+
+
+def check_bare(module: nn.Module, action: str) -> None:
+    """Raises `TypeError` unless this is a transformers model itself, with nothing around it."""
+    if not isinstance(module, PreTrainedModel):
+        found = transformers_models(module) if isinstance(module, nn.Module) else {}
+        inside = " or ".join(f"`{path}` ({type(part).__name__})" for path, part in found.items())
+        hint = f"; pass what is inside it: {inside}" if found else ""
+        raise TypeError(f"{action} takes a transformers PreTrainedModel, got {type(module).__name__}{hint}")
+
+
+def body_of(module: nn.Module) -> nn.Module:
+    """`inner_model`, or the module itself if it holds no transformers model: groups may be made by hand."""
+    return inner_model(module) if transformers_models(module) else module
+
+
+def below(groups: Sequence[PrunableGroup], path: str) -> list[PrunableGroup]:
+    """The groups of a model at a path inside of a module, as that module sees them."""
+    return [
+        dataclasses.replace(
+            group,
+            name=f"{path}.{group.name}" if group.kind == WEIGHTS else group.name,
+            slices=tuple(dataclasses.replace(piece, module=f"{path}.{piece.module}") for piece in group.slices),
+        )
+        for group in groups
+    ]
+
+
+def find_groups(model: nn.Module, kinds: Sequence[str] = ("heads", "neurons")) -> list[PrunableGroup]:
+    """Lists everything that can be cut in a model: one group a layer and kind, or one a weight matrix and bias.
+
+    In architectures with grouped key-value heads (llama) a unit of `"heads"` is a key-value head with all the query
+    heads that share it. A group of `"layers"` is one sub-layer, attention or feed-forward, as a single unit.
+
+    Args:
+        model (`PreTrainedModel` or `nn.Module`): a transformers model of a supported architecture, with any task head
+            (for `"weights"`, of any architecture), or a module that holds one: the groups are those of the model
+            inside.
+        kinds (`Sequence[str]`): which of `"heads"`, `"neurons"` and `"layers"` to list. With `"weights"`, every weight
+            and bias of the linear layers below the task head is a group, named like the parameter; its units are the
+            elements, numbered in row-major order.
+
+    Returns:
+        `list[PrunableGroup]`: in the order of the layers. In a pruned model, `group.units` holds the original index of
+        each unit that is left (of a single weight, that is not masked); of a sub-layer that was removed, nothing is
+        listed.
+
+    Raises:
+        `TypeError`: `model` neither is a transformers model nor holds exactly one, or it carries an adapter.
+        `ValueError`: an unknown kind, `"layers"` of an architecture whose entry has no `bypass`, an unsupported
+            architecture, or a pruned model that has lost its plan.
+    """
+    if isinstance(kinds, str):
+        kinds = (kinds,)
+    unknown = set(kinds) - {*KINDS, WEIGHTS}
+    if unknown or not kinds:
+        raise ValueError(
+            f"unknown kinds {sorted(unknown)}; expected one or more of {', '.join((*KINDS, WEIGHTS))}"
+            f"{nearest(min(unknown, default=''), (*KINDS, WEIGHTS))}"
+        )
+    model = inner_model(model, adapters=False)
+    if "layers" in kinds and find_architecture(model).bypass is None:
+        raise ValueError(
+            f"whole sub-layers of {model.config.model_type!r} cannot go: its entry of ARCHITECTURES has no `bypass`, "
+            "which says what stands in for them; add that, or leave 'layers' out"
+        )
+    groups = _unit_groups(model) if set(kinds) - {WEIGHTS} else []
+    plan = getattr(model, "pruning_plan", None)
+    if plan is None and getattr(model.config, RECORD, None) is not None:
+        raise ValueError(
+            "this model is pruned, but which units it kept is not known to it; load it with "
+            "`optimum_camcut.load_pruned`, which reads its pruning_plan.json"
+        )
+    keep, sizes = (plan.keep, plan.sizes) if plan is not None else ({}, {})
+    if plan is None and getattr(model.config, "pruned_heads", None) and groups:  # by transformers 4 itself
+        keep = kept_heads(model.config, len(list_blocks(model)))
+        sizes = dict.fromkeys(keep, model.config.num_attention_heads)
+    groups = [
+        dataclasses.replace(group, units=tuple(keep[group.name]), original_size=sizes[group.name])
+        if group.name in keep
+        else group
+        for group in groups
+    ]
+    groups = [group for group in groups if group.kind in kinds]
+    return groups + _weight_groups(model, plan) if WEIGHTS in kinds else groups
+
+
+def possible_kinds(model: nn.Module) -> tuple[str, ...]:
+    """Kinds of units that can go in a model: whole sub-layers only where its architecture says how."""
+    bypass = find_architecture(inner_model(model)).bypass
+    return tuple(kind for kind in KINDS if kind != "layers" or bypass is not None)
+
+
+def _unit_groups(model: PreTrainedModel) -> list[PrunableGroup]:
+    """Sub-layers that are there, heads and neurons, with their costs."""
+    residual, blocks, groups = find_architecture(model).residual, list_blocks(model), []
+    facts = {
+        "model_parameters": sum(p.numel() for p in model.parameters()),
+        "model_type": model.config.model_type,
+        "num_layers": len(blocks),
+    }
+    for group in list_groups(model):
+        if not group.slices:
+            continue
+        attention = group.name.endswith((".heads", ".attention"))
+        maps = [linear_map(model, piece.module) for piece in group.slices]
+        weights = sum(m.weight.numel() for m in maps)
+        if group.bypass:
+            parts = [p for path in group.bypass for p in model.get_submodule(path).parameters()]
+        else:
+            parts = [m.weight for m in maps]
+            parts += [m.bias for m, piece in zip(maps, group.slices) if piece.axis == "out" and m.bias is not None]
+        groups.append(
+            PrunableGroup(
+                **vars(group),
+                residual=f"{blocks[int(group.name.split('.')[1])]}.{residual[not attention]}",
+                unit_parameters=sum(p.numel() for p in parts) // max(group.size, 1),
+                unit_flops=2 * weights // max(group.size, 1),
+                unit_flops_per_position=4 * group.output.width if attention else 0,
+                **facts,
+            )
+        )
+    return groups
+
+
+def linear_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+    """Name -> parameter, of all linear layers below the task head; what is also an embedding is left out."""
+    body = {id(module) for module in model.base_model.modules()}
+    shared = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    parameters: dict[str, nn.Parameter] = {}
+    for path, module in model.named_modules():
+        head = model.base_model is model and path.partition(".")[0] == "classifier"
+        if isinstance(module, nn.Linear | Conv1D) and id(module) in body and not head:
+            for name, parameter in module.named_parameters(recurse=False):
+                if id(parameter) not in shared:
+                    shared.add(id(parameter))
+                    parameters[f"{path}.{name}"] = parameter
+    return parameters
+
+
+def _weight_groups(model: PreTrainedModel, plan: Any) -> list[PrunableGroup]:
+    """The linear parameters of a model, as groups."""
+    parameters = linear_parameters(model)
+    for path in dict.fromkeys(name.rpartition(".")[0] for name in parameters):
+        linear_map(model, path)  # raises if its weight is not plain
+    if not parameters:
+        raise ValueError(
+            f"{type(model).__name__} has no linear layers below its task head: nothing can be masked in it"
+        )
+    masked = {name: plan.keep[name] for name in parameters if plan is not None and name in plan.keep}
+    present = sum(p.numel() for p in model.parameters()) - sum(parameters[n].numel() - len(masked[n]) for n in masked)
+    return [
+        PrunableGroup(
+            name=name,
+            kind=WEIGHTS,
+            size=len(masked.get(name, range(parameter.numel()))),
+            slices=(),
+            units=masked.get(name, range(parameter.numel())),
+            original_size=parameter.numel(),
+            model_parameters=present,
+            model_type=model.config.model_type,
+            num_layers=getattr(model.config, "num_hidden_layers", None),
+        )
+        for name, parameter in parameters.items()
+    ]
+
+
+def check_group(model: nn.Module, group: PrunableGroup) -> None:
+    """Raises `ValueError` if a group is from another model, or from before a cut."""
+    try:
+        if group.kind == WEIGHTS:
+            size = model.get_parameter(group.name).numel()
+        else:
+            size = count_units(model, group.output)
+    except AttributeError:
+        size = None
+    if size != (group.original_size if group.kind == WEIGHTS else group.size):
+        has = "lacks it" if size is None else f"has {size}"
+        raise ValueError(
+            f"the group {group.name!r} has {group.size} units, but the {type(model).__name__} {has}; list the groups "
+            "anew with find_groups(model)"
+        )

@@ -1,0 +1,407 @@
+# Copyright 2026 The optimum-camcut authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""`check_architecture`: whether the entry of an architecture is right, by what a model of it computes when cut."""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import ModelOutput
+
+from ..architectures.groups import PrunableGroup, check_bare, find_groups, possible_kinds
+from ..architectures.modeling_camcut import (
+    HEAD,
+    QUERIES,
+    UNIT,
+    Architecture,
+    Slice,
+    _features,
+    find_architecture,
+    linear_map,
+    list_blocks,
+)
+from ..planning.plan import PruningPlan
+from .saving import auto_map
+from ..utils.sharding import check_whole
+from ..surgery.cut import apply_plan
+
+
+TOLERANCE = 1e-4  # of the largest output, in float32
+NOISE = 0.1  # of the spread of each parameter: what starts at zero would hide what was forgotten
+SCRIPT = """
+import sys
+sys.modules["optimum_camcut"] = None  # the file beside the weights has to do
+import torch, transformers
+folder, auto = sys.argv[1:]
+batch = torch.load(folder + "/batch.pt")
+model = getattr(transformers, auto).from_pretrained(folder, trust_remote_code=True).eval()
+with torch.no_grad():
+    output = model(**batch)
+torch.save(output.logits if hasattr(output, "logits") else output[0], folder + "/output.pt")
+"""
+
+
+def check_architecture(model: PreTrainedModel, batch: Mapping[str, Any], *, reload: bool = True) -> None:
+    """Checks the entry of a model's architecture in `ARCHITECTURES`: that all it names is in the model and has the
+    size that it should have; that the model cut by heads, by neurons, by whole sub-layers where the entry has
+    `bypass`, and by all of these computes what the model computes with the removed units at zero; that the modules of
+    `residual` read what the layers' outputs are added to; and that a process with nothing but torch and transformers
+    loads what was cut and computes the same.
+
+    It works on copies, in float32 and on the model's device; the model stays as it is. Take a small one: a copy or
+    two of it are in memory, and one is written to a temporary folder.
+
+    Args:
+        model (`PreTrainedModel`): whole, and with two or more heads and blocks.
+        batch (`Mapping[str, Any]`): keywords of its forward, tensors on its device; labels are left out.
+        reload (`bool`): also load it in a new process, which takes most of the time.
+
+    Raises:
+        `TypeError`: not a transformers model itself, or a batch of something else than tensors by name.
+        `ValueError`: the architecture has no entry, or it is wrong; names the entry and the field. Or the model was
+            cut already.
+    """
+    check_bare(model, "check_architecture")
+    check_whole(model, "check_architecture")
+    _check_batch(batch)
+    entry = find_architecture(model)
+    if getattr(model, "pruning_plan", None) is not None:
+        raise ValueError("check_architecture takes a model that was not cut; load or make it anew")
+    with torch.no_grad():
+        _check_paths(model, entry)
+        batch = {name: value for name, value in batch.items() if not name.startswith("label")}
+        dense = copy.deepcopy(model).float().eval()
+        with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
+            torch.manual_seed(0)
+            for parameter in dense.parameters():
+                spread = parameter.std() if parameter.numel() > 1 else parameter.abs()
+                parameter.add_(torch.randn_like(parameter) * (NOISE * spread.nan_to_num() + 0.02))
+        groups = find_groups(dense, ("heads", "neurons"))
+        keep = {group.name: _some(group) for group in groups if group.size > 1}
+        for kind in ("heads", "neurons"):
+            if not any(name.endswith(f".{kind}") for name in keep):
+                raise ValueError(
+                    f"the model has one of {kind!r} in every layer: take one with more to check its entry"
+                )
+            of_kind = {name: units for name, units in keep.items() if name.endswith(f".{kind}")}
+            _compare(dense, groups, of_kind, batch, kind)
+        cut = _compare(dense, groups, keep, batch, "heads and neurons")
+        _check_residual(dense, entry, batch)
+        if "layers" in possible_kinds(dense):
+            _check_layers(dense, entry, batch)
+            last = len(list_blocks(dense)) - 1
+            if last > 0:
+                cut = _cut(dense, {**keep, f"layer.{last}.attention": [], f"layer.{last}.feed_forward": []}, "bypass")
+        if reload:
+            _check_reload(cut, batch)
+
+
+def _check_batch(batch: Any) -> None:
+    expected = "check_architecture takes a batch of tensors by name, such as tokenizer(texts, return_tensors='pt')"
+    if not isinstance(batch, Mapping):
+        raise TypeError(f"{expected}; got a {type(batch).__name__}")
+    for name, value in batch.items():
+        if not isinstance(value, Tensor | bool | int | float | str | None):
+            raise TypeError(f"{expected}; {name!r} is a {type(value).__name__}")
+    if not any(isinstance(value, Tensor) for value in batch.values()):
+        raise TypeError(f"{expected}; it has none")
+
+
+def _wrong(model: PreTrainedModel, field: str, what: str) -> ValueError:
+    return ValueError(f"the entry {model.config.model_type!r} of ARCHITECTURES: {field} {what}")
+
+
+def _check_paths(model: PreTrainedModel, entry: Architecture) -> None:
+    """What is named is there, and maps have as many features as their units say."""
+    config = model.config
+    total = getattr(config, "num_attention_heads", None)
+    hidden = getattr(config, "hidden_size", None)
+    if not total or not hidden:
+        raise _wrong(model, "the config", "has no num_attention_heads or hidden_size, which the head size comes from")
+    shared = getattr(config, "num_key_value_heads", None) or total
+    head = getattr(config, "head_dim", None) or hidden // total
+    widths = {UNIT: 1, HEAD: head, QUERIES: head * (total // shared)}
+    try:
+        blocks = list_blocks(model)
+    except ValueError as error:
+        raise _wrong(model, "layers", f"is {entry.layers!r}, but {error}") from error
+
+    def module(block: str, path: str, field: str) -> nn.Module:
+        try:
+            return model.get_submodule(f"{block}.{path}")
+        except AttributeError as error:
+            known = [name for name, _ in model.get_submodule(block).named_modules() if name]
+            raise _wrong(model, field, f"is {path!r}, which {block} lacks; it has {', '.join(known)}") from error
+
+    for block in blocks:
+        counts = {}
+        for kind in ("heads", "neurons"):
+            cuts = getattr(entry, kind)
+            sizes = {}
+            for number, cut in enumerate(cuts):
+                field = f"{kind}[{number}]"
+                module(block, cut.module, f"{field}.module")
+                try:
+                    features = _features(linear_map(model, f"{block}.{cut.module}"), cut.axis)
+                except ValueError as error:
+                    raise _wrong(model, f"{field}.module", f"names no map that can be cut: {error}") from error
+                width = widths[cut.width] * cut.blocks
+                if features % width:
+                    raise _wrong(
+                        model,
+                        field,
+                        f"gives each unit {width} features, but {block}.{cut.module} has {features} on its "
+                        f"{cut.axis!r} side, which is no multiple; look at axis, width and blocks",
+                    )
+                sizes[field] = features // width
+            expected = shared if kind == "heads" else sizes[f"{kind}[{len(cuts) - 1}]"]
+            for (field, size), cut in zip(sizes.items(), cuts):
+                if size != expected:
+                    raise _wrong(
+                        model,
+                        field,
+                        f"({cut.module!r}, {cut.axis!r}, {cut.width!r}, blocks={cut.blocks}) gives {size} {kind} in "
+                        f"{block}, but there are {expected}; look at axis, width and blocks",
+                    )
+            counts[kind] = expected
+        for kind, name in (("heads", "attributes"), ("neurons", "neuron_attributes")):
+            for path, width in getattr(entry, name).items():
+                owner, _, attribute = path.rpartition(".")
+                value = getattr(module(block, owner, f"{name}[{path!r}]") if owner else None, attribute, None)
+                if value != counts[kind] * widths[width]:
+                    raise _wrong(
+                        model,
+                        f"{name}[{path!r}]",
+                        f"should be {counts[kind] * widths[width]} in {block}, {counts[kind]} times {width!r}; it is "
+                        f"{value!r:.99}",
+                    )
+        for number, path in enumerate(entry.residual):
+            module(block, path, f"residual[{number}]")
+        for number, modules in enumerate(entry.bypass or ()):
+            for path in modules:
+                module(block, path, f"bypass[{number}]")
+        if entry.position_bias is not None:
+            module(block, entry.position_bias, "position_bias")
+    for kind, names in entry.config_fields.items():
+        for name in names:
+            if not hasattr(config, name):
+                raise _wrong(model, f"config_fields[{kind!r}]", f"names {name!r}, which the config lacks")
+        value = getattr(config, names[0])
+        if value is not None and value != counts[kind]:  # None stands for a default in GPT-2
+            raise _wrong(
+                model,
+                f"config_fields[{kind!r}]",
+                f"names {names[0]!r}, which is {value!r:.99}, but every layer has {counts[kind]} {kind}",
+            )
+
+
+def _some(group: PrunableGroup) -> list[int]:
+    """Some units of a group, neither the first alone nor the last, so that an order that is wrong shows."""
+    kept = [unit for unit in range(group.size) if unit % 3 == 1]
+    return kept or [group.size - 1]
+
+
+def _cut(dense: PreTrainedModel, keep: Mapping[str, Sequence[int]], field: str) -> PreTrainedModel:
+    cut = copy.deepcopy(dense)
+    try:
+        return apply_plan(cut, PruningPlan(keep))
+    except (AttributeError, IndexError, RuntimeError) as error:
+        raise _wrong(dense, field, f"leads to an error when cut: {type(error).__name__}: {error}") from error
+
+
+def _compare(
+    dense: PreTrainedModel,
+    groups: Sequence[PrunableGroup],
+    keep: Mapping[str, Sequence[int]],
+    batch: Mapping[str, Any],
+    field: str,
+) -> PreTrainedModel:
+    """The cut model; it computes what the uncut one does with the inputs of its output projections at zero where the
+    units are gone."""
+    cut = _cut(dense, keep, field)
+    with ExitStack() as stack:
+        for group in groups:
+            if group.name in keep:
+                gone = sorted(set(range(group.size)) - set(keep[group.name]))
+                stack.enter_context(_zeroed(dense, group.output, group.output.index(group.size, gone)))
+        expected = _output(dense, batch)
+    try:
+        got = _output(cut, batch)
+    except (AttributeError, IndexError, RuntimeError, ValueError) as error:
+        raise _wrong(
+            dense,
+            field,
+            f"misses something: the cut model does not run ({type(error).__name__}: {error}); look for a linear map "
+            "of the block that is not named, and for an attribute that counts units",
+        ) from error
+    what = (
+        "misses something: the cut model computes something else than the uncut one with the removed units at zero; "
+        "look for a linear map that is not named, or cut in the wrong way"
+    )
+    _check_same(dense, got, expected, field, what)
+    if _same(_output(dense, batch), expected):
+        raise _wrong(
+            dense,
+            field,
+            "cannot be checked: without its units the model computes the same. Is the last map of the entry the "
+            "output projection, and does the batch reach it?",
+        )
+    return cut
+
+
+@contextmanager
+def _zeroed(model: PreTrainedModel, output: Slice, features: Tensor) -> Iterator[None]:
+    def zero(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return inputs[0].index_fill(-1, features.to(inputs[0].device), 0), *inputs[1:]
+
+    handle = model.get_submodule(output.module).register_forward_pre_hook(zero)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _check_residual(dense: PreTrainedModel, entry: Architecture, batch: Mapping[str, Any]) -> None:
+    """A projection's output is added to what the module of `residual` reads: where it is what that lacks of the first
+    token's, all tokens leave the block alike, whatever norms come behind."""
+    block = list_blocks(dense)[0]
+    for number, (path, cuts) in enumerate(zip(entry.residual, (entry.heads, entry.neurons))):
+        output, reads = cuts[-1].module, []
+
+        def read(_: nn.Module, args: tuple[Tensor, ...], reads: list[Tensor] = reads) -> None:
+            reads.append(args[0])  # as `reconstruct` takes it
+
+        def lack(_: nn.Module, args: tuple[Tensor, ...], result: Tensor, reads: list[Tensor] = reads) -> Tensor:
+            return (reads[-1].flatten(0, -2)[0] - reads[-1]).view_as(result)
+
+        with ExitStack() as stack:
+            stack.callback(dense.get_submodule(f"{block}.{path}").register_forward_pre_hook(read).remove)
+            stack.callback(dense.get_submodule(f"{block}.{output}").register_forward_hook(lack).remove)
+            try:
+                left = _streams(dense, block, None, batch)["out"].flatten(0, -2)
+            except (AttributeError, IndexError, RuntimeError):  # it runs later, or reads something of another shape
+                left = None
+        what = (
+            f"is {path!r}, which does not read the residual stream that the output of {output} is added to; name the "
+            "norm that reads it, or in post-norm blocks the first linear map that does. Where a norm or a factor "
+            "stands between that output and the sum, none is right: reconstruct is not for such blocks"
+        )
+        _check_same(dense, left, None if left is None else left[:1].expand_as(left), f"residual[{number}]", what)
+
+
+def _check_layers(dense: PreTrainedModel, entry: Architecture, batch: Mapping[str, Any]) -> None:
+    """Without a sub-layer the residual stream passes unchanged: without attention from the block's input to where the
+    feed-forward layer reads it, without feed-forward from there to the block's output, without both through the
+    block."""
+    block = list_blocks(dense)[0]
+    reads = f"{block}.{entry.residual[1]}"
+    whole = _streams(dense, block, reads, batch)
+    for number, gone in enumerate((["attention"], ["feed_forward"], ["attention", "feed_forward"])):
+        field = ("bypass[0]", "bypass[1]", "bypass")[number]
+        cut = _cut(dense, {f"layer.0.{part}": [] for part in gone}, field)
+        try:
+            streams = _streams(cut, block, None if number else reads, batch)
+        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            raise _wrong(dense, field, f"does not run: {type(error).__name__}: {error}") from error
+        pairs = ((streams["reads"], streams["in"]), (streams["out"], whole["reads"]), (streams["out"], streams["in"]))
+        got, expected = pairs[number]
+        what = (
+            f"does not pass the residual stream on unchanged where {' and '.join(gone)} is gone; look at what stands "
+            "in for each module, for a norm that stays, and at `residual`"
+        )
+        _check_same(dense, got, expected, field, what)
+
+
+def _streams(
+    model: PreTrainedModel, block: str, reads: str | None, batch: Mapping[str, Any]
+) -> dict[str, Tensor | None]:
+    """What enters a block and leaves it at its first call, and what a module in it reads."""
+    found: dict[str, Tensor | None] = {"reads": None}
+
+    def enter(_: nn.Module, args: tuple, kwargs: dict) -> None:
+        found.setdefault("in", args[0] if args else kwargs["hidden_states"])
+
+    def leave(_: nn.Module, args: tuple, result: Any) -> None:
+        found.setdefault("out", result[0] if isinstance(result, tuple) else result)
+
+    def read(_: nn.Module, args: tuple, kwargs: dict) -> None:
+        if found["reads"] is None:
+            found["reads"] = next(iter((*args, *kwargs.values())))
+
+    with ExitStack() as stack:
+        body = model.get_submodule(block)
+        stack.callback(body.register_forward_pre_hook(enter, with_kwargs=True).remove)
+        stack.callback(body.register_forward_hook(leave).remove)
+        if reads is not None:
+            stack.callback(model.get_submodule(reads).register_forward_pre_hook(read, with_kwargs=True).remove)
+        _output(model, batch)
+    return found
+
+
+def _check_reload(cut: PreTrainedModel, batch: Mapping[str, Any]) -> None:
+    """A new process without this package loads the cut model and computes the same."""
+    targets = {target.rpartition(".")[2]: auto for auto, target in auto_map(cut).items()}
+    auto = targets.get(type(cut).__name__)
+    if auto is None:
+        raise ValueError(
+            f"no AutoModel class of transformers makes a {type(cut).__name__}, so nothing but optimum-camcut could "
+            f"load it; take one of {', '.join(sorted(targets))}"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        cut.save_pretrained(folder)
+        torch.save({name: _on_cpu(value) for name, value in batch.items()}, Path(folder) / "batch.pt")
+        # Modules of checkpoints are kept by transformers; these should not be there for good.
+        environment = {**os.environ, "HF_MODULES_CACHE": str(Path(folder) / "modules"), "HF_HUB_OFFLINE": "1"}
+        command = [sys.executable, "-c", SCRIPT, folder, auto]
+        run = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if run.returncode:
+            raise _wrong(
+                cut, "the checkpoint", f"does not load in a process without this package: {run.stderr[-999:]}"
+            )
+        got = torch.load(Path(folder) / "output.pt")
+    expected = _output(cut.cpu(), {name: _on_cpu(value) for name, value in batch.items()})
+    _check_same(cut, got, expected, "the checkpoint", "computes something else when it is loaded in another process")
+
+
+def _on_cpu(value: Any) -> Any:
+    return value.cpu() if isinstance(value, Tensor) else value
+
+
+@torch.no_grad()
+def _output(model: PreTrainedModel, batch: Mapping[str, Any]) -> Tensor:
+    output = model(**batch)
+    if isinstance(output, ModelOutput):
+        return output.logits if hasattr(output, "logits") else output[0]
+    return output["logits"] if isinstance(output, Mapping) else output[0]
+
+
+def _same(got: Tensor, expected: Tensor) -> bool:
+    scale = expected.abs().max().clamp(min=1e-6)
+    return got.shape == expected.shape and bool((got - expected).abs().max() <= TOLERANCE * scale)
+
+
+def _check_same(model: PreTrainedModel, got: Tensor, expected: Tensor, field: str, what: str) -> None:
+    if got is None or expected is None or not _same(got, expected):
+        raise _wrong(model, field, what)

@@ -1,0 +1,132 @@
+# Copyright 2026 The optimum-camcut authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The registry of scoring methods: a dict and a decorator."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from ..utils.files import nearest
+
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Source = Literal["gradient", "activation", "input", "weights"]
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """One scoring method.
+
+    Args:
+        name (`str`): the `method` of `PruningConfig`.
+        function: for the sources `"gradient"` and `"activation"`, from `activation`, `gradient` (each
+            `torch.Tensor` of shape `(batch, tokens, units, width)`; no gradient for `"activation"`) and `mask`
+            (`(batch, tokens)`, 1 at real tokens) to `(batch, units)`: the score of each unit for each example, whose
+            mean is the result. For `"weights"`, from `weights` (`(units, weights of a unit)`) and a seeded
+            `torch.Generator` to `(units,)`.
+            Methods for single weights: see `weight_scorer`.
+        source: what the method observes.
+        smooth (`bool`): average the gradients over noisy passes first.
+        output (`bool`): of single weights: needs the mean outputs of the layers.
+        quadratic (`bool`): the score grows with the square of the gradient and so estimates a change of the loss,
+            comparable between kinds of units.
+    """
+
+    name: str
+    function: Callable[..., Tensor]
+    source: Source = "gradient"
+    smooth: bool = False
+    quadratic: bool = False
+    output: bool = False
+
+
+SCORERS: dict[str, Scorer] = {}  # of units: heads, neurons and layers
+WEIGHT_SCORERS: dict[str, Scorer] = {}  # of single weights
+
+
+def scorer(
+    name: str, source: Source = "gradient", smooth: bool = False, quadratic: bool = False
+) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    """Registers a function as a scoring method; see `Scorer` for its arguments.
+
+    Raises:
+        `ValueError`: the name is taken.
+    """
+
+    return _register(SCORERS, Scorer(name, None, source, smooth, quadratic))
+
+
+def weight_scorer(
+    name: str, source: Source = "gradient", smooth: bool = False, output: bool = False
+) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    """Registers a function as a scoring method of single weights.
+
+    The function returns scores in the shape of `weight`, a weight or bias of a linear layer:
+
+    - source `"gradient"`: from `weight`, `gradient` (of the batch's mean loss; with `smooth`, its mean over the noisy
+      passes) and `output` (with `output=True`, `shift` plus the layer's mean output over the batch and the tokens,
+      broadcastable to `weight`; else None) to the score for one batch; the sum over the batches is the result. It is
+      called with some rows at a time, and may overwrite `gradient`;
+    - source `"input"`: from `weight` and `norm` (L2 norm of each input feature over all tokens of all batches,
+      broadcastable to `weight`; for a bias, whose input is 1, the root of the number of tokens);
+    - source `"weights"`: from `weight` and a seeded `torch.Generator`.
+
+    Raises:
+        `ValueError`: the name is taken.
+    """
+    return _register(WEIGHT_SCORERS, Scorer(name, None, source, smooth, output=output))
+
+
+def _register(scorers: dict[str, Scorer], scorer: Scorer) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    def register(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        if scorer.name in scorers:
+            raise ValueError(f"a scoring method named {scorer.name!r} is registered already")
+        scorers[scorer.name] = dataclasses.replace(scorer, function=function)
+        return function
+
+    return register
+
+
+def scorers_of(granularity: Iterable[str]) -> dict[str, Scorer]:
+    """The methods that score these kinds.
+
+    Args:
+        granularity (`Iterable[str]`): `PruningConfig.granularity`: with `"weights"`, the methods of single weights;
+            else, and if empty, those of units.
+    """
+    return WEIGHT_SCORERS if "weights" in granularity else SCORERS
+
+
+def get_scorer(name: str, granularity: Iterable[str] = ()) -> Scorer:
+    """The method of a name.
+
+    Args:
+        name (`str`): as it was registered.
+        granularity (`Iterable[str]`): see `scorers_of`.
+
+    Raises:
+        `ValueError`: there is none of this name for these kinds; the message lists the known.
+    """
+    scorers = scorers_of(granularity)
+    if name not in scorers:
+        kinds = f" for {' and '.join(granularity)}" if granularity else ""
+        raise ValueError(
+            f"unknown method {name!r}{kinds}; known methods{kinds}: {', '.join(scorers)}{nearest(name, scorers)}"
+        )
+    return scorers[name]

@@ -1,0 +1,432 @@
+# Copyright 2026 The optimum-camcut authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""`latency_table`: how long attention and feed-forward layers of each size take on this device."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import platform
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from huggingface_hub import constants
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from ..config import PruningConfig, check_fields
+from ..utils.files import WriteError, read_json, write_json
+from ..architectures.groups import PrunableGroup, check_bare
+from .measure import keeping_memory, random_inputs, time_forward
+from ..architectures.modeling_camcut import SUBLAYERS, Group, bind_position_bias, cut_groups, list_groups, sublayer_of
+from ..utils.processes import all_or_none
+from ..utils.sharding import check_whole
+from ..version import __version__
+
+
+logger = logging.getLogger(__name__)
+
+# Layers that are there while others are measured, at most: enough to tell from the rest of the model, and a third of
+# the time of all twelve of a BERT.
+LAYERS = 4
+SIZES = 16  # heads, and neurons, to measure at, at most
+ROUNDS = 5
+WHOLE, BARE, PRUNED = "whole", "bare", "pruned"  # the model, without its sub-layers, and cut unevenly, as plans do:
+PRUNED_TO = (1 / 6, 1 / 2, 1 / 3)  # to these fractions, layer by layer
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """Seconds of one forward pass, by its parts; `print` shows them.
+
+    Args:
+        conditions (`Mapping[str, str | int]`): what was measured, and where: `"device"`, `"dtype"`, `"batch_size"`,
+            `"sequence_length"`, ...
+        total (`float`): seconds of the model as it was.
+        times (`Mapping[str, Mapping[int, float]]`): `"heads"` or `"neurons"` -> how many of them a layer keeps -> what
+            its attention or feed-forward sub-layer adds to `total`, in seconds.
+        sizes (`Mapping[str, int]`): name of every group of heads or neurons that was there -> how many.
+        widths (`Mapping[str, int]`): `"heads"` or `"neurons"` -> input features of the output projection for each.
+
+    Raises:
+        `ValueError`: values of another form.
+    """
+
+    conditions: Mapping[str, Any]
+    total: float
+    times: Mapping[str, Mapping[int, float]]
+    sizes: Mapping[str, int]
+    widths: Mapping[str, int]
+
+    def __post_init__(self):
+        try:
+            times = {
+                kind: {int(size): float(seconds) for size, seconds in sorted(points.items(), key=lambda p: int(p[0]))}
+                for kind, points in self.times.items()
+            }
+            valid = set(times) == set(self.widths) == {name.rpartition(".")[2] for name in self.sizes} and all(
+                max(times[name.rpartition(".")[2]]) >= size > 0 for name, size in self.sizes.items()
+            )
+            numbers = [self.total, *(seconds for points in times.values() for seconds in points.values())]
+            valid = valid and all(np.isfinite(number) and number >= 0 for number in numbers) and self.total > 0
+        except (AttributeError, TypeError, ValueError):
+            valid = False
+        if not valid:
+            raise ValueError(
+                "a latency table should hold a total in seconds, and for the kind of every group its width and the "
+                "times by size up to that of the group; latency_table(model, config) measures one"
+            )
+        object.__setattr__(self, "times", times)
+
+    def seconds(self, kind: str, units: int) -> float:
+        """What a sub-layer with so many heads or neurons takes; between two sizes that were measured, on the line from
+        one to the other."""
+        points = self.times.get(kind, {0: 0.0})
+        return float(np.interp(units, list(points), list(points.values())))
+
+    def price(self, group: PrunableGroup) -> np.ndarray:
+        """Seconds that a group takes with 0 to all of its units: float64 of shape `(group.size + 1,)`. A sub-layer
+        that is removed takes none; one that has lost all its units takes the time of the smallest that was measured.
+
+        Raises:
+            `ValueError`: the table is of another model.
+        """
+        if group.kind == "layers":
+            kind = next(kind for kind, part in SUBLAYERS.items() if group.name.endswith(f".{part}"))
+            units = group.output.width // self.widths.get(kind, 1)
+            self._check(group.name.removesuffix(SUBLAYERS[kind]) + kind, units)
+            return np.array([0.0, self.seconds(kind, units)])
+        self._check(group.name, group.size)
+        points = self.times.get(group.kind, {0: 0.0})
+        return np.interp(np.arange(group.size + 1), list(points), list(points.values()))
+
+    def total_of(self, groups: Sequence[PrunableGroup]) -> float:
+        """Seconds of the model whose groups these are now. Of kinds that are not among them, there is what there was
+        when the table was measured."""
+        listed = {group.name: group for group in groups}
+        kinds, total = {group.kind for group in groups}, self.total
+        for group in groups:
+            self.price(group)  # raises for groups of another model
+        for name, size in self.sizes.items():
+            kind, units = name.rpartition(".")[2], size
+            if name in listed:
+                units = listed[name].size
+            elif sublayer_of(name) in listed:
+                units = listed[sublayer_of(name)].output.width // self.widths[kind]
+            elif kinds & {kind, "layers"}:
+                total -= self.seconds(kind, size)  # it was removed
+                continue
+            total += self.seconds(kind, units) - self.seconds(kind, size)
+        return total
+
+    def _check(self, name: str, units: int) -> None:
+        if units > self.sizes.get(name, 0):
+            has = f"has {self.sizes[name]}" if name in self.sizes else "lacks it"
+            raise ValueError(
+                f"the model has {units} units in {name!r}, but the latency table {has}: it is of another model, or of "
+                "this one when it was smaller; measure it anew with latency_table(model, config)"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The table as JSON types."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> LatencyTable:
+        """From what `to_dict` gives.
+
+        Raises:
+            `ValueError`: something else.
+        """
+        check_fields(cls, values)
+        return cls(**{field.name: values.get(field.name) for field in dataclasses.fields(cls)})
+
+    def save(self, path: str | Path) -> None:
+        """Writes the table to a JSON file."""
+        write_json(path, self.to_dict())
+
+    @classmethod
+    def load(cls, path: str | Path) -> LatencyTable:
+        """Reads what `save` wrote."""
+        return cls.from_dict(read_json(path))
+
+    def __str__(self) -> str:
+        where = self.conditions
+        shape = f"{where.get('batch_size', '?')} x {where.get('sequence_length', '?')} tokens"
+        facts = ", ".join(str(where[name]) for name in ("dtype", "attention", "torch") if name in where)
+        lines = [
+            f"{where.get('model', 'model')} on {where.get('device', 'a device')}, {shape} ({facts}), ms",
+            f"whole model {1e3 * self.total:.3f}",
+        ]
+        rest = self.total
+        for kind, points in self.times.items():
+            sizes = [size for name, size in self.sizes.items() if name.endswith(f".{kind}")]
+            spent = sum(self.seconds(kind, size) for size in sizes)
+            rest -= spent
+            lines.append(f"{len(sizes)} {SUBLAYERS[kind]} sub-layers {1e3 * spent:.3f}; one of them by its {kind}:")
+            lines += [f"{size:>8} {1e3 * seconds:>10.3f}" for size, seconds in points.items()]
+        return "\n".join([*lines, f"all else {1e3 * rest:.3f}"])
+
+
+def latency_table(
+    model: PreTrainedModel,
+    config: PruningConfig,
+    *,
+    cache_dir: str | Path | None = None,
+    refresh: bool = False,
+    disable_tqdm: bool = False,
+) -> LatencyTable:
+    """Measures how long the attention and the feed-forward layers of a model take by their numbers of heads and
+    neurons, in place and on the device where the model is; or reads what was measured before.
+
+    The whole model runs with some sub-layers of one size in it and the others left out, and once cut unevenly. All run
+    in turn, several times, with the uncut model between them, so that whatever else the machine does slows all alike;
+    the medians count. That takes the time of about 40 forward passes of a BERT of 12 layers, of more where there are
+    fewer layers, once: the table is kept in a file, by all that it depends on.
+
+    With several processes, call it in all of them: one measures, and all get its table.
+
+    Args:
+        model (`PreTrainedModel`): of a supported architecture, whole; it is not changed.
+        config (`PruningConfig`): `latency_batch_size` and `sequence_length` to measure at; and `multiple_of`, since
+            sizes that do not suit the hardware take longer.
+        cache_dir (`str | Path`, *optional*): folder of the tables. Default: the environment's `CAMCUT_CACHE`, or
+            `camcut` in `HF_HOME` (`~/.cache/huggingface`).
+        refresh (`bool`): measure again, whatever the cache holds.
+        disable_tqdm (`bool`): no progress bar.
+
+    Raises:
+        `ValueError`: the architecture is not supported, the model is sharded, or inputs for it cannot be made.
+    """
+    check_bare(model, "latency_table")
+    check_whole(model, "measuring latency")
+    random_inputs(model, 1, config.sequence_length)  # raises if none can be made
+    conditions = _conditions(model, config)
+    folder = Path(cache_dir or os.environ.get("CAMCUT_CACHE") or Path(constants.HF_HOME) / "camcut")
+    digest = hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).hexdigest()[:16]
+    path = folder / f"latency-{model.config.model_type}-{digest}.json"
+    state, found = PartialState(), [None]
+    with all_or_none():
+        if state.is_main_process:
+            found = [None if refresh else _read(path, conditions)]
+            if found[0] is None:
+                table = _measure(model, config, conditions, disable_tqdm)
+                found = [table.to_dict()]
+                _write(path, table)
+    if state.num_processes > 1:
+        found = broadcast_object_list(found)
+    table = LatencyTable.from_dict(found[0])
+    logger.info("latency table (%s):\n%s", path, table)
+    return table
+
+
+def _read(path: Path, conditions: Mapping[str, Any]) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        table = LatencyTable.load(path)
+    except (OSError, ValueError) as error:
+        logger.warning("the latency table in %s cannot be used, and is measured again: %s", path, error)
+        return None
+    return table.to_dict() if table.conditions == conditions else None
+
+
+def _write(path: Path, table: LatencyTable) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        table.save(path)
+    except (OSError, WriteError) as error:
+        logger.warning("the latency table could not be kept for the next time: %s", error)
+
+
+def _conditions(model: PreTrainedModel, config: PruningConfig) -> dict[str, Any]:
+    """All that the times depend on, as JSON types."""
+    shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
+    # What shapes do not show: how often ALBERT calls a layer, the activation function, ...
+    facts = {
+        name: value
+        for name, value in model.config.to_dict().items()
+        if isinstance(value, int | float | str) and name not in ("_name_or_path", "transformers_version")
+    }
+    return {
+        "device": device_name(model.device),
+        "model": type(model).__name__,
+        "shape": hashlib.sha256(json.dumps([shapes, facts], sort_keys=True).encode()).hexdigest()[:16],
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "attention": model.config._attn_implementation,
+        "float32_matmul": _float32_matmul(),
+        "batch_size": config.latency_batch_size,
+        "sequence_length": config.sequence_length,
+        "multiple_of": config.multiple_of,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "optimum_camcut": __version__,  # which measures in another way, perhaps
+    }
+
+
+def _float32_matmul() -> str:
+    """How exactly the device multiplies float32: TF32 is several times as fast."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # where the switches of each backend are set, this one may not be read
+        return torch.backends.cuda.matmul.fp32_precision
+
+
+def device_name(device: torch.device) -> str:
+    """The name of the processor with the number of threads, or of the accelerator."""
+    if device.type == "cpu":
+        name = platform.processor() or platform.machine()
+        information = Path("/proc/cpuinfo")
+        if information.exists():
+            lines = [line for line in information.read_text().splitlines() if line.startswith("model name")]
+            name = lines[0].partition(":")[2].strip() if lines else name
+        threads = torch.get_num_threads()
+        return f"{name}, {threads} thread{'s' if threads > 1 else ''}"
+    if device.type in ("cuda", "xpu"):
+        return torch.get_device_module(device).get_device_name(device)
+    return device.type
+
+
+@torch.no_grad()
+def _measure(
+    model: PreTrainedModel, config: PruningConfig, conditions: Mapping[str, Any], disable_tqdm: bool
+) -> LatencyTable:
+    groups = [group for group in list_groups(model) if group.size]
+    kinds = {kind: [group for group in groups if group.kind == kind] for kind in SUBLAYERS}
+    kinds = {kind: found for kind, found in kinds.items() if found}
+    live, grids = {}, {}  # of each kind, the layers that are measured, all of one size; and the sizes
+    for kind, found in kinds.items():
+        largest = max(group.size for group in found)
+        live[kind] = [group.name for group in found if group.size == largest][:LAYERS]
+        grids[kind] = _grid(largest, config.multiple_of if kind == "neurons" else None)
+    # What is there in each copy to time, and how much of it: nothing, one kind at one size, and a whole pruned model.
+    probes: dict[Any, dict[str, int]] = {PRUNED: {}, BARE: {}}
+    for kind, found in kinds.items():
+        probes |= {(kind, size): dict.fromkeys(live[kind], size) for size in grids[kind]}
+        for number, group in enumerate(found):
+            wanted = group.size * PRUNED_TO[number % len(PRUNED_TO)]
+            fitting = [size for size in grids[kind] if size <= group.size]
+            probes[PRUNED][group.name] = min(fitting, key=lambda size: abs(size - wanted), default=group.size)
+    timed = _time_in_turn(model, groups, probes, config, disable_tqdm)
+    total = statistics.median(timed[WHOLE])
+    ratio = {probe: statistics.median(timed[probe]) for probe in probes}  # to the whole model
+    shares = {}
+    for kind, grid in grids.items():
+        errors = [statistics.variance(timed[kind, size]) / ROUNDS for size in grid]
+        smooth = _less_noise(grid, [ratio[kind, size] - ratio[BARE] for size in grid], statistics.fmean(errors))
+        shares[kind] = {size: max(share, 0.0) / len(live[kind]) for size, share in zip(grid, smooth)}
+    table = LatencyTable(
+        conditions=dict(conditions),
+        total=total,
+        times=shares,
+        sizes={group.name: group.size for found in kinds.values() for group in found},
+        widths={kind: found[0].output.width for kind, found in kinds.items()},
+    )
+    # Together sub-layers take a little longer than one by one, in proportion or not: the table is scaled to give the
+    # whole model's time, halfway between leaving all else as it was alone, and meeting the pruned model's time too.
+    whole, pruned = (
+        sum(table.seconds(name.rpartition(".")[2], size) for name, size in sizes.items())
+        for sizes in (table.sizes, probes[PRUNED])
+    )
+    alone = (1 - ratio[BARE]) / (whole or 1.0)
+    met = (1 - ratio[PRUNED]) / (whole - pruned) if whole > pruned else alone
+    scale = total * min(max((alone + met) / 2, 0.5), 2.0, 1 / (whole or 1.0))  # noise must not turn it around
+    times = {kind: {size: scale * share for size, share in points.items()} for kind, points in shares.items()}
+    return dataclasses.replace(table, times=times)
+
+
+def _time_in_turn(
+    model: PreTrainedModel,
+    groups: Sequence[Group],
+    probes: Mapping[Any, Mapping[str, int]],
+    config: PruningConfig,
+    disable_tqdm: bool,
+) -> dict[Any, list[float]]:
+    """For every probe, one number a round: its time over that of the model. Under `WHOLE`, the model's, in seconds."""
+    inputs = random_inputs(model, config.latency_batch_size, config.sequence_length)
+    found: dict[Any, list[float]] = {probe: [] for probe in (WHOLE, *probes)}
+    sized = {probe: sizes for probe, sizes in probes.items() if probe != PRUNED}
+    step = -(-len(sized) // 3)
+    with (
+        keeping_memory(),
+        tqdm(total=(ROUNDS + 1) * len(sized), desc="latency", disable=disable_tqdm, leave=False) as bar,
+    ):
+        for number in range(ROUNDS + 1):
+            whole, pruned, seconds = [], [], {}
+            for position, (probe, sizes) in enumerate(sized.items()):
+                if position % step == 0:  # what all the others are measured by
+                    whole.append(time_forward(model, inputs))
+                    pruned.append(time_forward(_only(model, groups, probes[PRUNED]), inputs) / whole[-1])
+                seconds[probe] = time_forward(_only(model, groups, sizes), inputs)
+                bar.update()
+            if number > 0:  # the first round warms up
+                found[WHOLE] += whole
+                found[PRUNED] += pruned
+                for probe in sized:
+                    found[probe].append(seconds[probe] / statistics.median(whole))
+    return found
+
+
+def _less_noise(sizes: Sequence[int], times: Sequence[float], variance: float) -> list[float]:
+    """Draws times towards a line by as much of their distance from it as their variance explains (as the estimator of
+    James and Stein does): a search for the best sizes would else go for those that were measured too fast."""
+    if len(sizes) < 3:
+        return list(times)
+    line = np.polyval(np.polyfit(sizes, times, 1), sizes)
+    distance = np.asarray(times) - line
+    return (line + distance * max(1 - variance / max(float(np.mean(distance**2)), 1e-30), 0.0)).tolist()
+
+
+def _grid(size: int, multiple: int | None) -> list[int]:
+    """Sizes to measure up to the whole: of neurons, such as plans will have. Without a multiple to keep to, that is
+    odd numbers, which many kernels take longer for, up to the one next to the whole."""
+    points = {round(size * step / SIZES) for step in range(1, SIZES)} | {1}
+    if multiple is None:
+        points |= set(range(1, size)) if size <= SIZES else set()
+    elif multiple == 1:
+        points = {point - (point % 2 == 0) for point in points} | {size - 1}
+    else:
+        points = {multiple * max(round(point / multiple), 1) for point in points}
+    return sorted(point for point in points | {size} if 0 < point <= size)
+
+
+def _only(model: PreTrainedModel, groups: Sequence[Group], sizes: Mapping[str, int]) -> PreTrainedModel:
+    """A copy of the model that shares its weights, with so many units of the named groups and without the other
+    sub-layers. Those that cannot be left out keep one unit."""
+    probe = copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
+    parts = {sublayer_of(name) for name in sizes}
+    removable = {group.name for group in groups if group.kind == "layers"}
+    cuts: list[tuple[Group, Sequence[int]]] = []
+    for group in groups:
+        if group.kind == "layers":
+            cuts.append((group, range(group.name in parts)))
+        elif group.name in sizes or sublayer_of(group.name) not in removable:
+            cuts.append((group, range(sizes.get(group.name, 1))))
+    cut_groups(probe, [(group, units) for group, units in cuts if len(units) < group.size])
+    # Which heads are kept makes no difference to the time.
+    kept = {group.name: list(range(len(units))) for group, units in cuts if group.kind == "heads"}
+    bind_position_bias(probe, kept)
+    return probe

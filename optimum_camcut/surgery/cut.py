@@ -1,0 +1,311 @@
+# Copyright 2026 The optimum-camcut authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Cutting: `apply_plan` and `prune_heads` make the model physically smaller, in place."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import gc
+import logging
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from ..checkpoints.checkpoint import checkpoint_class
+from ..utils.files import nearest
+from ..architectures.groups import WEIGHTS, find_groups, inner_model, possible_kinds
+from .masking import list_masks, zero_weights
+from ..architectures.modeling_camcut import (
+    ARCHITECTURES,
+    RECORD,
+    SUBLAYERS,
+    bind_position_bias,
+    cut_groups,
+    list_blocks,
+    list_groups,
+    sub_configs,
+    sublayer_of,
+)
+from ..planning.plan import PruningPlan, is_weight, plain_shape, plan_of, without_removed
+from ..utils.sharding import check_whole
+from .stale import refuse_steps_of
+from ..planning.units import mask_of
+
+
+logger = logging.getLogger(__name__)
+
+ModelOrModule = TypeVar("ModelOrModule", bound=nn.Module)
+
+
+def apply_plan(model: ModelOrModule, plan: PruningPlan) -> ModelOrModule:
+    """Removes from the model every unit that the plan does not keep. All of it happens, or none.
+
+    Heads and neurons are cut: parameters are replaced by smaller ones of the same dtype, device and `requires_grad`.
+    Make the optimizer afterwards: the next step of one that holds replaced parameters is an error. A sub-layer that is
+    removed passes its input on unchanged, its norm included; blocks keep their numbers. The model's config becomes a
+    copy of its own that records the sizes. Single weights are set to zero in place, where `CamCutTrainer` keeps them,
+    and `hold_masks` around a training loop of your own.
+
+    A part of a composite model is cut on its own, `apply_plan(model.encoder, plan)`: every model that holds it gets a
+    config that records this too, and saves and loads what it takes.
+
+    The model's class becomes a subclass of the same name whose `save_pretrained` also writes the plan. A cut model is
+    read by `load_pruned` and by `from_pretrained(..., trust_remote_code=True)`; one with masked weights, or whose
+    layers all have the same size in numbers that its config has a field for, is a plain checkpoint.
+
+    Args:
+        model (`PreTrainedModel` or `nn.Module`): of a supported architecture, or a module that holds one such model;
+            pruned before or not.
+        plan (`PruningPlan`): indices are those of the uncut model, also for a model pruned before.
+
+    Returns:
+        The same object.
+
+    Raises:
+        `TypeError`: neither a transformers model nor a module that holds exactly one, or not a plan.
+        `ValueError`: the plan is for another model, names a group or unit that the model lacks, keeps a unit that an
+            earlier cut removed, keeps nothing of one in GPT-2, or cuts what has masked weights; or the model is
+            offloaded or sharded.
+    """
+    if not isinstance(plan, PruningPlan):
+        raise TypeError(f"expected a PruningPlan, got {type(plan).__name__}")
+    check_whole(model, "cutting")
+    given, model = model, inner_model(model, adapters=False)
+    if any(p.is_meta for p in model.parameters()) and any(hasattr(m, "_hf_hook") for m in model.modules()):
+        raise ValueError(
+            "the model's weights are offloaded by its device_map, out of reach: save the plan, load the model whole "
+            "(on the CPU, say) and apply the plan to that"
+        )
+    masks = {name: units for name, units in plan.keep.items() if is_weight(name)}
+    cuts_units = len(masks) < len(plan.keep) or not masks
+    kinds = [*(possible_kinds(model) if cuts_units else ()), *([WEIGHTS] if masks else ())]
+    groups = {group.name: group for group in find_groups(model, kinds)}
+    removed = {group.name for group in list_groups(model)} - set(groups) if cuts_units else set()
+    if plan.model_type is not None and plan.model_type != model.config.model_type:
+        raise ValueError(f"the plan is for a {plan.model_type!r} model; this one is {model.config.model_type!r}")
+    layers = len(list_blocks(model)) if cuts_units else next(iter(groups.values())).num_layers
+    if plan.num_layers is not None and plan.num_layers != layers:
+        raise ValueError(f"the plan is for a model of {plan.num_layers} layers; this one has {layers}")
+    for name, units in plan.keep.items():
+        if sublayer_of(name) in removed:
+            if units:
+                raise ValueError(f"the plan keeps units {list(units)} of {name!r}, which was removed already")
+            continue
+        if name not in groups:
+            raise ValueError(
+                f"the plan names the group {name!r}, which the model lacks; it has {', '.join(groups)}"
+                f"{nearest(name, groups)}"
+            )
+        group = groups[name]
+        size = plan.sizes.get(name, group.original_size)
+        if size != group.original_size:
+            hint = "; masks number the weights of a model as it was cut, so cut it first" if name in masks else ""
+            raise ValueError(
+                f"the plan is for a model with {size} units in {name!r}; this has {group.original_size}{hint}"
+            )
+        if len(units) and units[-1] >= group.original_size:
+            raise ValueError(f"{name!r} has no unit {units[-1]}: it has {group.original_size}, numbered from 0")
+        gone = mask_of(units, group.original_size) & ~mask_of(group.units, group.original_size)
+        if gone.any():
+            raise ValueError(
+                f"the plan keeps units {gone.nonzero()[0].tolist()[:10]} of {name!r}, which were removed already"
+            )
+    before = plan_of(model)
+    keep = without_removed({**(before.keep if before else {}), **plan.keep})
+    cuts = [(groups[n], keep[n]) for n in plan.keep if n in groups and n in keep and n not in masks]
+    cuts = [(group, units) for group, units in cuts if units != group.units]
+    if cuts and (masks or any(map(is_weight, keep))):
+        raise ValueError(
+            f"{cuts[0][0].name!r} cannot be cut together with masking single weights, nor after it: cut first, then "
+            "score and mask the weights that are left"
+        )
+    if cuts and any(isinstance(part, DistributedDataParallel) for part in given.modules()):
+        raise ValueError(
+            "DistributedDataParallel holds on to the parameters that a cut replaces: cut the model inside "
+            "(`model.module`) and wrap it anew"
+        )
+
+    for group, units in cuts:
+        if not units and not group.bypass and isinstance(model.get_submodule(group.output.module), Conv1D):
+            raise ValueError(
+                f"the plan keeps nothing of {group.name!r}, and transformers' Conv1D does not run without features; "
+                f"remove {sublayer_of(group.name)!r} instead, or keep a unit (min_units=1)"
+            )
+
+    parts = [part for pair in SUBLAYERS.items() for part in pair[::-1]]
+    names = [f"layer.{layer}.{part}" for layer in range(layers or 0) for part in parts]
+    sizes = {**(before.sizes if before else {}), **{name: group.original_size for name, group in groups.items()}}
+    kept = PruningPlan(
+        {name: keep[name] for name in dict.fromkeys([*names, *keep]) if name in keep},
+        {name: sizes.get(name, 1) for name in keep},
+        model.config.model_type,
+        plan.config or (before.config if before else None),
+        layers,
+        plan.cut_before or (before is not None and (before.cut_before or not _same_run(before, plan))),
+    )
+
+    before_cut = list(model.parameters())
+    cut_groups(model, [(group, [group.units.index(unit) for unit in units]) for group, units in cuts])
+    refuse_steps_of(before_cut, model)
+    model.pruning_plan = kept
+    zero_weights(mask for mask in list_masks(model) if mask.name in masks)
+    before_record = model.config
+    if cuts_units:
+        record(model)
+    model.__class__ = checkpoint_class(type(model))
+    for owner, path in owners_of(model):
+        tell_owner(owner, path, model, before_record)
+    logger.info("pruned %s:\n%s", type(model).__name__, model.pruning_plan)
+    return given
+
+
+def _same_run(before: PruningPlan, plan: PruningPlan) -> bool:
+    """Whether a plan is of a later round of the run that a model was cut in before."""
+    return plan.config is not None and plan.config.rounds > 1 and plan.config == before.config
+
+
+def record(model: PreTrainedModel) -> None:
+    """Writes the kept sizes into a config that is the model's own, and tells layers that need them the indices.
+
+    The sizes go into the config's own fields if these can express them, and then the config is an ordinary one; else
+    into a record beside fields that are those of the uncut model.
+    """
+    old, new = model.config, copy.deepcopy(model.config)
+    for module in model.modules():
+        if module.__dict__.get("config") is old:
+            module.config = new
+    plan, architecture = model.pruning_plan, ARCHITECTURES[new.model_type]
+    cut = [name for name in plan.keep if len(plan.keep[name]) < plan.sizes[name] and not is_weight(name)]
+    heads = {name: list(plan.keep[name]) for name in cut if name.endswith(".heads")}
+    entry = {"sizes": {name: len(plan.keep[name]) for name in cut}}
+    if architecture.position_bias is not None:
+        entry["kept_heads"] = heads
+    shape = plain_shape(new, plan)
+    for kind, (field, *others) in architecture.config_fields.items():
+        uncut = next((plan.sizes[name] for name in plan.keep if name.endswith(f".{kind}")), None)
+        before, size = getattr(new, field) or uncut, (shape or {}).get(kind, uncut)
+        if size != before and size is not None:
+            for other in others:
+                setattr(new, other, getattr(new, other) * size // before)
+            setattr(new, field, size)
+    if shape is None:
+        setattr(new, RECORD, entry)
+    elif getattr(new, RECORD, None) is not None:
+        delattr(new, RECORD)
+        new.__dict__.pop("auto_map", None)
+    if architecture.native_pruned_heads:
+        new.pruned_heads = {int(name.split(".")[1]): list(plan.removed(name)) for name in heads}
+    bind_position_bias(model, heads)
+
+
+def owners_of(model: PreTrainedModel) -> list[tuple[PreTrainedModel, str]]:
+    """The transformers models that hold this one as a part, with its path in each. A module does not know what it is
+    a part of, so all that live are asked."""
+    holders = (each.values() for each in gc.get_referrers(model) if isinstance(each, dict))
+    if not any(all(value is None or isinstance(value, nn.Module) for value in values) for values in holders):
+        return []  # no module has it among its own, as is usual: found in a third of the time
+    is_model = functools.cache(lambda kind: issubclass(kind, PreTrainedModel))  # of a million objects, few types
+    live = [each for each in gc.get_objects() if is_model(type(each)) and "_modules" in vars(each)]
+    return [(owner, path) for owner in live for path, module in owner.named_modules() if path and module is model]
+
+
+def tell_owner(owner: PreTrainedModel, path: str, model: PreTrainedModel, old: PretrainedConfig) -> None:
+    """Makes a model that holds a pruned one save and load what that takes: its config becomes a copy that holds the
+    part's, as that of a part of the same config does, and it gets the part's plan.
+
+    Args:
+        path: of the part inside of the owner.
+        model: the part, as it is now.
+        old: its config from before, which the owner's config holds.
+    """
+    before = owner.config
+    if before is old:
+        new, plan = model.config, model.pruning_plan
+        keep, sizes = (
+            {f"{path}.{name}" if is_weight(name) else name: value for name, value in values.items()}
+            for values in (plan.keep, plan.sizes)
+        )
+        owner.pruning_plan = dataclasses.replace(plan, keep=keep, sizes=sizes)
+    elif any(value is model.config for value in vars(before).values()):
+        new = before  # nothing was recorded, as of masks, or another owner of the same config was told before
+    else:
+        new = _with_part(before, old, model.config)
+    if new is None:
+        logger.warning(
+            "the config of the %s around it has no place for what was cut of %r: save that part on its own, with its "
+            "save_pretrained; what the whole model saves does not load",
+            type(owner).__name__,
+            path,
+        )
+        return
+    for module in owner.modules():
+        if module.__dict__.get("config") is before:
+            module.config = new
+    owner.__class__ = checkpoint_class(type(owner))
+
+
+def _with_part(config: PretrainedConfig, old: PretrainedConfig, new: PretrainedConfig) -> PretrainedConfig | None:
+    """A copy of a config with one of a part in it, at any depth, in the place of another; None if that is not there.
+    What some classes give to their parts is a copy of what they hold themselves."""
+    subs = sub_configs(config)
+    held = [name for name, sub in subs.items() if sub is old]
+    held = held or [name for name, sub in subs.items() if sub.to_dict() == old.to_dict()]
+    changed = {held[0]: new} if len(held) == 1 else {}
+    if not held:
+        found = {name: _with_part(sub, old, new) for name, sub in subs.items()}
+        changed = {name: sub for name, sub in found.items() if sub is not None}
+    if not changed:
+        return None
+    config = copy.copy(config)
+    for name, sub in changed.items():
+        setattr(config, name, sub)
+    return config
+
+
+def prune_heads(model: ModelOrModule, heads_to_prune: Mapping[int, Iterable[int]]) -> ModelOrModule:
+    """Removes attention heads, as `PreTrainedModel.prune_heads` of transformers 4 did.
+
+    Args:
+        model (`PreTrainedModel` or `nn.Module`): see `apply_plan`.
+        heads_to_prune (`Mapping[int, Iterable[int]]`): layer -> heads to remove, numbered as in the uncut model. In
+            llama a head is a key-value head with all its queries. Layers may be counted from the end, and heads that
+            were removed before are passed over.
+
+    Returns:
+        The same object.
+
+    Raises:
+        `ValueError`: a layer or head that the model lacks, or attention that was removed already.
+    """
+    groups = {int(group.name.split(".")[1]): group for group in find_groups(model, kinds=("heads",))}
+    layers = range(len(list_blocks(inner_model(model))))
+    keep: dict[str, list[int]] = {}
+    for layer, heads in heads_to_prune.items():
+        if layer not in layers and layer not in range(-len(layers), 0):
+            raise ValueError(f"the model has no layer {layer!r}; its layers are {list(layers)}")
+        layer = layers[layer]
+        if layer not in groups:
+            raise ValueError(f"the attention of layer {layer} was removed already, with all its heads")
+        group, heads = groups[layer], set(heads)
+        lacking = sorted(heads - set(range(group.original_size)))
+        if lacking:
+            raise ValueError(f"layer {layer} has no heads {lacking}: it has {group.original_size}, numbered from 0")
+        keep[group.name] = [unit for unit in keep.get(group.name, group.units) if unit not in heads]
+    return apply_plan(model, PruningPlan(keep))
