@@ -16,59 +16,78 @@
 from __future__ import annotations
 
 import importlib
+import sys
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from .utils.handed_in import hand_in
 from .version import __version__
 
 
 if TYPE_CHECKING:
-    from .planning.allocation import make_plan
-    from .checkpoints.checkpoint import load_pruned
-    from .reporting.comparison import Comparison, compare
-    from .config import PruningConfig
-    from .training.distillation import distillation_loss
-    from .checkpoints.check import check_architecture
     from .architectures.groups import PrunableGroup, find_groups
+    from .checkpoints.check import check_architecture
+    from .checkpoints.checkpoint import load_pruned
+    from .config import PruningConfig
+    from .planning.allocation import make_plan
     from .planning.latency import LatencyTable, latency_table
-    from .surgery.masking import hold_masks
     from .planning.overlap import MaskOverlap, mask_iou
     from .planning.plan import PruningPlan
-    from .surgery.rebuild import reconstruct, reconstruct_all
+    from .reporting.comparison import Comparison, compare
     from .scoring.loop import score_groups
     from .surgery.cut import apply_plan, prune_heads
+    from .surgery.masking import hold_masks
+    from .surgery.rebuild import reconstruct, reconstruct_all
+    from .training.distillation import distillation_loss
     from .training.trainer import CamCutTrainer
 
 # Public name -> the module that defines it, imported at first use (PEP 562): importing the package costs nothing.
 _MODULES = {
-    "CamCutTrainer": "trainer",
-    "Comparison": "comparison",
-    "LatencyTable": "latency",
-    "MaskOverlap": "overlap",
-    "PrunableGroup": "groups",
+    "CamCutTrainer": "training.trainer",
+    "Comparison": "reporting.comparison",
+    "LatencyTable": "planning.latency",
+    "MaskOverlap": "planning.overlap",
+    "PrunableGroup": "architectures.groups",
     "PruningConfig": "config",
-    "PruningPlan": "plan",
-    "apply_plan": "surgery",
-    "check_architecture": "entries",
-    "compare": "comparison",
-    "distillation_loss": "distillation",
-    "find_groups": "groups",
-    "hold_masks": "masking",
-    "latency_table": "latency",
-    "load_pruned": "checkpoint",
-    "make_plan": "allocation",
-    "mask_iou": "overlap",
-    "prune_heads": "surgery",
-    "reconstruct": "rebuild",
-    "reconstruct_all": "rebuild",
+    "PruningPlan": "planning.plan",
+    "apply_plan": "surgery.cut",
+    "check_architecture": "checkpoints.check",
+    "compare": "reporting.comparison",
+    "distillation_loss": "training.distillation",
+    "find_groups": "architectures.groups",
+    "hold_masks": "surgery.masking",
+    "latency_table": "planning.latency",
+    "load_pruned": "checkpoints.checkpoint",
+    "make_plan": "planning.allocation",
+    "mask_iou": "planning.overlap",
+    "prune_heads": "surgery.cut",
+    "reconstruct": "surgery.rebuild",
+    "reconstruct_all": "surgery.rebuild",
     "score_groups": "scoring.loop",
 }
+
+# Public modules by short names: `from optimum_camcut.plots import plot_kept`.
+_SHORT = {
+    "masking": "surgery.masking",
+    "measure": "planning.measure",
+    "modeling_camcut": "architectures.modeling_camcut",
+    "plots": "reporting.plots",
+    "report": "reporting.report",
+    "sharding": "utils.sharding",
+}
+
+# Imports go one way, from the command line down. What a room calls in one above it is handed in here.
+hand_in("checkpoint_class", f"{__name__}.checkpoints.checkpoint")
+hand_in("write_card", f"{__name__}.reporting.card")
 
 __all__ = ["__version__", *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
-        nearest = importlib.import_module(".files", __name__).nearest
+        nearest = importlib.import_module(".utils.files", __name__).nearest
         raise AttributeError(
             f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}{nearest(name, __all__)}"
         )
@@ -79,3 +98,22 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+class _ShortNames(MetaPathFinder, Loader):
+    """Imports a module by its short name as the one it stands for: there is one of each, and one table in it."""
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        package, _, short = name.rpartition(".")
+        return ModuleSpec(name, self) if package == __name__ and short in _SHORT else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        module = importlib.import_module(f".{_SHORT[spec.name.rpartition('.')[2]]}", __name__)
+        self.spec = module.__spec__
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__ = self.spec  # the import has put the short name there
+
+
+sys.meta_path.insert(0, _ShortNames())  # before a folder that an older version has left

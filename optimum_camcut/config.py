@@ -25,9 +25,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .methods import SCORERS, WEIGHT_SCORERS, get_scorer, scorers_of
 from .utils.files import nearest, read_json, shown, write_json
 from .utils.hub import make_repo, push
-from .scoring import SCORERS, WEIGHT_SCORERS, get_scorer, scorers_of
 
 
 CONFIG_NAME = "pruning_config.json"

@@ -41,8 +41,8 @@ from models import tiny_batch, tiny_model
 from transformers import TrainerCallback, TrainingArguments, modeling_utils
 
 from optimum_camcut import CamCutTrainer, PruningConfig
-from optimum_camcut.training import trainer as trainer_module
 from optimum_camcut.scoring import sums
+from optimum_camcut.training import trainer as trainer_module
 
 
 # Everything that a phase can have: dense epochs, noisy scores, two rounds, a teacher, a rewind, masks.

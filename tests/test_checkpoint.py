@@ -47,8 +47,8 @@ from optimum_camcut import (
 )
 from optimum_camcut.architectures.modeling_camcut import ARCHITECTURES as TABLE
 from optimum_camcut.architectures.modeling_camcut import RECORD
-from optimum_camcut.scoring import SCORERS, scorer
 from optimum_camcut.checkpoints.stored import check_finite
+from optimum_camcut.scoring import SCORERS, scorer
 
 
 FILES = {"config.json", "model.safetensors", "pruning_plan.json", "modeling_camcut.py", "README.md"}

@@ -52,11 +52,11 @@ from optimum_camcut.commands.saved_scores import Origin, SavedScores, identify, 
 from optimum_camcut.commands.settings import read_settings
 from optimum_camcut.config import PruningConfig
 from optimum_camcut.planning.measure import count_bytes, count_parameters, peak_memory
-from optimum_camcut.utils.errors import ScoringError
 from optimum_camcut.tasks import TASKS
 from optimum_camcut.tasks import data as data_module
 from optimum_camcut.tasks.data import load_data
 from optimum_camcut.tasks.metrics import classification_metrics, larger_is_better, regression_metrics
+from optimum_camcut.utils.errors import ScoringError
 
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -35,8 +35,8 @@ from optimum_camcut import (
     reconstruct,
     score_groups,
 )
-from optimum_camcut.reporting.comparison import ComparedModel
 from optimum_camcut.planning.measure import count_flops, count_parameters, measure_latency
+from optimum_camcut.reporting.comparison import ComparedModel
 from optimum_camcut.reporting.plots import plot_pareto
 
 

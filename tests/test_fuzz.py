@@ -35,11 +35,11 @@ from transformers import AutoConfig
 
 import optimum_camcut
 from optimum_camcut import LatencyTable, PruningConfig, PruningPlan, apply_plan, find_groups, load_pruned, make_plan
-from optimum_camcut.config import CHOICES
 from optimum_camcut.architectures.modeling_camcut import RECORD, list_groups, pruned_class
+from optimum_camcut.config import CHOICES
 from optimum_camcut.planning.plan import PLAN_NAME
-from optimum_camcut.scoring import SCORERS, WEIGHT_SCORERS
 from optimum_camcut.planning.units import IndexSet
+from optimum_camcut.scoring import SCORERS, WEIGHT_SCORERS
 
 
 CONFIGS, CONFIGS_FROM_JSON, PLANS, PLANS_FROM_JSON, PLANS_ON_A_MODEL = 8000, 3000, 3000, 5000, 800

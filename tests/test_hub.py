@@ -46,8 +46,8 @@ from optimum_camcut import (
     prune_heads,
     score_groups,
 )
-from optimum_camcut.reporting.card import recipe
 from optimum_camcut.architectures.modeling_camcut import RECORD
+from optimum_camcut.reporting.card import recipe
 
 
 @pytest.fixture(scope="module")

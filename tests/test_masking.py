@@ -51,9 +51,9 @@ from optimum_camcut import (
     mask_iou,
     score_groups,
 )
-from optimum_camcut.training import trainer as trainer_module
-from optimum_camcut.surgery.masking import hold_masks
 from optimum_camcut.planning.units import IndexSet
+from optimum_camcut.surgery.masking import hold_masks
+from optimum_camcut.training import trainer as trainer_module
 
 
 TESTS = Path(__file__).resolve().parent

@@ -49,8 +49,8 @@ from optimum_camcut import (
     run_report,
     score_groups,
 )
-from optimum_camcut.reporting.card import write_card
 from optimum_camcut.planning.measure import LatencyResult, count_parameters, measure_latency
+from optimum_camcut.reporting.card import write_card
 from optimum_camcut.reporting.plots import plot_head_importance, plot_kept, plot_scores
 from optimum_camcut.reporting.report import uncut_scores, write_report
 

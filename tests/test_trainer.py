@@ -38,8 +38,8 @@ from optimum_camcut import (
     reconstruct,
     score_groups,
 )
-from optimum_camcut.training.distillation import distillation_loss
 from optimum_camcut.planning.measure import count_parameters
+from optimum_camcut.training.distillation import distillation_loss
 
 
 def examples(count=48, seed=0):

@@ -18,8 +18,8 @@ import torch
 from models import ARCHITECTURES, random_plan, tiny_model
 
 from optimum_camcut import PruningPlan, apply_plan, load_pruned
-from optimum_camcut.planning.measure import longest_input, random_inputs
 from optimum_camcut.architectures.modeling_camcut import ARCHITECTURES as TABLE
+from optimum_camcut.planning.measure import longest_input, random_inputs
 from optimum_camcut.planning.twin import dense_twin
 
 

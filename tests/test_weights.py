@@ -40,11 +40,11 @@ from optimum_camcut import (
     prune_heads,
     score_groups,
 )
+from optimum_camcut.methods.registry import weight_scorer
 from optimum_camcut.planning.allocation import check_budget
+from optimum_camcut.planning.units import IndexSet, mask_of
 from optimum_camcut.scoring import WEIGHT_SCORERS, gradients
 from optimum_camcut.scoring.noise import GaussianNoise, linear_noise
-from optimum_camcut.methods.registry import weight_scorer
-from optimum_camcut.planning.units import IndexSet, mask_of
 
 
 METHODS = ("cam_cut", "smooth_cut", "smooth_cam_cut", "magnitude", "gradient", "snip", "wanda", "random")

@@ -43,8 +43,8 @@ from optimum_camcut import (
     make_plan,
     score_groups,
 )
-from optimum_camcut.planning.allocation import remaining_budget, unit_cost
 from optimum_camcut.measure import count_flops, count_parameters, keeping_memory, random_inputs, time_forward
+from optimum_camcut.planning.allocation import remaining_budget, unit_cost
 
 
 def paired_ratios(dense: PreTrainedModel, pruned: PreTrainedModel, options: argparse.Namespace) -> list[float]:

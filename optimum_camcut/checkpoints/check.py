@@ -43,9 +43,9 @@ from ..architectures.modeling_camcut import (
     list_blocks,
 )
 from ..planning.plan import PruningPlan
-from .saving import auto_map
-from ..utils.sharding import check_whole
 from ..surgery.cut import apply_plan
+from ..utils.sharding import check_whole
+from .saving import auto_map
 
 
 TOLERANCE = 1e-4  # of the largest output, in float32

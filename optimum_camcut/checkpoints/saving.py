@@ -31,18 +31,19 @@ from transformers.models.auto import modeling_auto
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from ..architectures import modeling_camcut
-from ..reporting.card import CARD_NAME, write_card
-from ..utils.files import sync, write_errors, write_json, write_text
-from ..utils.hub import fetch, make_repo, push
-from ..surgery.masking import make_plans_true
 from ..architectures.modeling_camcut import ARCHITECTURES, SHIPPED_ARCHITECTURES, cut_configs, is_cut, parts_of
 from ..planning.plan import PLAN_NAME, PLANS_NAME, PruningPlan
+from ..surgery.masking import make_plans_true
+from ..utils.files import sync, write_errors, write_json, write_text
+from ..utils.handed_in import handed_in
+from ..utils.hub import fetch, make_repo, push
 from .stored import add_variant
 
 
 logger = logging.getLogger(__name__)
 
 MODELING_NAME = "modeling_camcut.py"
+CARD_NAME = "README.md"
 SAVING = "_saving-"  # a folder for what is being written, by machine and process; hubs do not get it
 KINDS_OF_CHECKPOINT = {
     False: "a plain checkpoint, which from_pretrained loads with no extra code",
@@ -111,7 +112,7 @@ class SavesWhole:
                 write_json(folder / PLANS_NAME, plans)
             if (save_directory / CARD_NAME).exists():
                 shutil.copyfile(save_directory / CARD_NAME, folder / CARD_NAME)
-            write_card(folder, self, location=save_directory.name)
+            handed_in("write_card")(folder, self, location=save_directory.name)
         if not cut:
             (save_directory / MODELING_NAME).unlink(missing_ok=True)  # of an earlier save, which needed it
         if not plans:
@@ -243,6 +244,6 @@ def _upload(
     create_pr: bool = False,
 ) -> str:
     repo_id = make_repo(repo_id, private, token, revision, create_pr)
-    write_card(folder, model, location=repo_id, revision=None if create_pr else revision)
+    handed_in("write_card")(folder, model, location=repo_id, revision=None if create_pr else revision)
     message = commit_message or "Upload pruned model"
     return push(folder, repo_id, message, token, revision, create_pr, replaced=_weights_files(variant))

@@ -30,7 +30,6 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from ..architectures import modeling_camcut
-from ..utils.files import read_json
 from ..architectures.modeling_camcut import (
     ARCHITECTURES,
     DrawsNothing,
@@ -44,9 +43,10 @@ from ..architectures.modeling_camcut import (
     recorded_sizes,
     sublayer_of,
 )
+from ..methods import scorers_of
 from ..planning.plan import PLAN_NAME, PLANS_NAME, PruningPlan, is_weight, plain_shape, plan_of
-from ..scoring import scorers_of
 from ..planning.units import mask_of
+from ..utils.files import read_json
 
 
 logger = logging.getLogger(__name__)

@@ -20,8 +20,8 @@ from pathlib import Path
 
 from optimum.commands.base import CommandInfo
 
-from ..utils.files import write_json
 from ..reporting.tables import as_text
+from ..utils.files import write_json
 from .command import Command
 from .job import check_model
 from .options import MODEL, REPEATS, Option

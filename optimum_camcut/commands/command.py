@@ -25,8 +25,8 @@ from typing import Any, ClassVar
 
 from optimum.commands.base import BaseOptimumCLICommand
 
-from ..utils.files import nearest
 from ..utils.errors import ScoringError
+from ..utils.files import nearest
 from .options import COMMON, Option
 from .settings import read_settings
 

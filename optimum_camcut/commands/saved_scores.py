@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import NOISE, PruningConfig, differences
+from ..methods import get_scorer
 from ..utils.files import replacing
-from ..scoring import get_scorer
 from .job import Job, dataset_name
 from .options import DATA, SCORING_FIELDS
 

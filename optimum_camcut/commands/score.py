@@ -20,8 +20,8 @@ import tempfile
 
 from optimum.commands.base import CommandInfo
 
-from ..utils.files import write_text
 from ..reporting.tables import as_markdown, as_text
+from ..utils.files import write_text
 from .command import Command
 from .job import check_job, make_job
 from .options import DATA, MODEL, OUTPUT, SCORING_FIELDS, Option, pruning_config, pruning_options

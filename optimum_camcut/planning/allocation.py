@@ -26,14 +26,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import PruningConfig
-from ..utils.files import nearest
 from ..architectures.groups import WEIGHTS, PrunableGroup
-from .latency import LatencyTable
 from ..architectures.modeling_camcut import SUBLAYERS, sublayer_of
-from .plan import PruningPlan, layer_of
-from ..scoring import get_scorer
+from ..config import PruningConfig
+from ..methods import get_scorer
 from ..scoring.loop import Scores, check_scores
+from ..utils.files import nearest
+from .latency import LatencyTable
+from .plan import PruningPlan, layer_of
 from .units import IndexSet, mask_of
 
 

@@ -37,14 +37,14 @@ from huggingface_hub import constants
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from ..architectures.groups import PrunableGroup, check_bare
+from ..architectures.modeling_camcut import SUBLAYERS, Group, bind_position_bias, cut_groups, list_groups, sublayer_of
 from ..config import PruningConfig, check_fields
 from ..utils.files import WriteError, read_json, write_json
-from ..architectures.groups import PrunableGroup, check_bare
-from .measure import keeping_memory, random_inputs, time_forward
-from ..architectures.modeling_camcut import SUBLAYERS, Group, bind_position_bias, cut_groups, list_groups, sublayer_of
 from ..utils.processes import all_or_none
 from ..utils.sharding import check_whole
 from ..version import __version__
+from .measure import keeping_memory, random_inputs, time_forward
 
 
 logger = logging.getLogger(__name__)

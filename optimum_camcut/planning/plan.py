@@ -27,10 +27,10 @@ import numpy as np
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ..config import PruningConfig, check_fields
-from ..utils.files import read_json, shown, write_json
 from ..architectures.groups import WEIGHTS, find_groups, inner_model
 from ..architectures.modeling_camcut import ARCHITECTURES, RECORD, SUBLAYERS, kept_heads, list_blocks, sublayer_of
+from ..config import PruningConfig, check_fields
+from ..utils.files import read_json, shown, write_json
 from ..utils.sharding import check_whole
 from .units import IndexSet, mask_of
 

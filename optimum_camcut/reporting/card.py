@@ -31,21 +31,21 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from ..config import PruningConfig
-from ..utils.files import write_bytes, write_text
 from ..architectures.groups import WEIGHTS, find_groups
-from ..surgery.masking import count_zeros
-from ..planning.measure import longest_input
 from ..architectures.modeling_camcut import ARCHITECTURES, RECORD, is_cut
 from ..checkpoints.places import Place, in_folder, on_hub
+from ..checkpoints.saving import CARD_NAME
+from ..config import PruningConfig
+from ..planning.measure import longest_input
 from ..planning.plan import PruningPlan, is_weight, layer_of
-from .plots import plot_head_importance, plot_kept
 from ..planning.twin import dense_shapes
+from ..surgery.masking import count_zeros
+from ..utils.files import write_bytes, write_text
+from .plots import plot_head_importance, plot_kept
 
 
 logger = logging.getLogger(__name__)
 
-CARD_NAME = "README.md"
 HEADS_NAME, KEPT_NAME = "pruning_heads.png", "pruning_kept.png"  # beside the card, as a push leaves subfolders behind
 BEGIN, END = "<!-- optimum-camcut: begin -->", "<!-- optimum-camcut: end -->"
 TAGS = ["optimum-camcut", "pruned"]

@@ -31,18 +31,18 @@ from huggingface_hub import try_to_load_from_cache
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .card import SIZE, Metrics, Row, compare_costs, compare_metrics, loading_code, name_of, recipe
-from ..utils.files import write_text
 from ..architectures.groups import PrunableGroup
-from ..surgery.masking import count_zeros
+from ..checkpoints.places import Place, first_with_plan, in_folder, on_hub
+from ..checkpoints.saving import auto_map
 from ..planning.measure import LatencyResult
 from ..planning.overlap import pairwise_iou
-from ..checkpoints.places import Place, first_with_plan, in_folder, on_hub
 from ..planning.plan import PLAN_NAME, PruningPlan, is_weight, plan_of
+from ..scoring.loop import check_scores
+from ..surgery.masking import count_zeros
+from ..utils.files import write_text
+from .card import SIZE, Metrics, Row, compare_costs, compare_metrics, loading_code, name_of, recipe
 from .plots import plot_head_importance, plot_kept, plot_overlap_matrix, plot_scores
 from .plots.kept import kept_counts
-from ..checkpoints.saving import auto_map
-from ..scoring.loop import check_scores
 
 
 if TYPE_CHECKING:

@@ -11,10 +11,9 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Scores: how much each unit matters for the task. Scorers never cut."""
+"""Scores: how much each unit matters for the task, by one of the `methods`. Scoring never cuts."""
 
-from . import cam_cut, smooth_cut, baselines  # noqa: I001 - registers the methods, the project's own first
-from ..methods.registry import SCORERS, WEIGHT_SCORERS, Scorer, get_scorer, scorer, scorers_of, weight_scorer
+from ..methods import SCORERS, WEIGHT_SCORERS, Scorer, get_scorer, scorer, scorers_of, weight_scorer
 
 
 __all__ = ["SCORERS", "WEIGHT_SCORERS", "Scorer", "get_scorer", "scorer", "scorers_of", "weight_scorer"]

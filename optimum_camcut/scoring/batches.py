@@ -30,9 +30,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 from tqdm.auto import tqdm
 
-from ..utils.sharding import is_sharded
 from ..utils.errors import ScoringError
 from ..utils.processes import all_or_none
+from ..utils.sharding import is_sharded
 from .sums import RunningSums
 
 

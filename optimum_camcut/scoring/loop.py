@@ -18,7 +18,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -26,20 +25,19 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import align_module_device
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from ..config import PruningConfig
-from ..utils.files import nearest
 from ..architectures.groups import WEIGHTS, PrunableGroup, below, body_of, check_group
-from ..architectures.modeling_camcut import ARCHITECTURES
+from ..architectures.modes import scoring_mode
+from ..config import PruningConfig
+from ..methods.registry import Scorer, get_scorer
+from ..utils.files import nearest
 from ..utils.sharding import is_sharded, reshard, whole
 from .batches import Batch, count_examples, for_each_batch, limit, token_mask
 from .capture import ActivationCapture
 from .loss import SCORED, SKIPPED, CheckedLoss, LossFunction, loss_shares, model_loss, tell_skipped
 from .noise import GaussianNoise, linear_noise
-from ..methods.registry import Scorer, get_scorer
 from .sums import RunningSums, widest
 from .weights import EachBatch, score_weights
 
@@ -327,39 +325,3 @@ def _score_batch(
         # The score itself is taken at the activations without noise.
         capture.activations(lambda: model(**batch), size, score)
     yield from scores.items()
-
-
-@contextmanager
-def scoring_mode(model: nn.Module, dropout: bool = False) -> Iterator[None]:
-    """Evaluation mode (training mode with `dropout`) with all parameters frozen; afterwards every module and parameter
-    is as it was.
-
-    Gradient checkpointing that is on stays on, which in evaluation mode means to set a block's own `training` flag.
-    That is done for supported architectures, whose blocks leave dropout to the modules inside of them."""
-    modes = [(module, module.training) for module in model.modules()]
-    checkpointing = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False) is True]
-    known = getattr(getattr(model, "config", None), "model_type", None) in ARCHITECTURES
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    model.train(dropout)
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()  # its statistics are not dropout
-    functions = [module.__dict__.get("_gradient_checkpointing_func") for module in checkpointing]
-    # The reentrant kind would need an input that requires a gradient.
-    functional = [partial(function or checkpoint, use_reentrant=False) for function in functions]
-    for module, function in zip(checkpointing, functional):
-        module.training = dropout or known
-        module._gradient_checkpointing_func = function
-    for parameter in trainable:
-        parameter.requires_grad_(False)
-    try:
-        # A block that is run again runs to its end, where hooks offload its weights.
-        with set_checkpoint_early_stop(False):
-            yield
-    finally:
-        for parameter in trainable:
-            parameter.requires_grad_(True)
-        for module, function in zip(checkpointing, functions):
-            module._gradient_checkpointing_func = function
-        for module, mode in modes:
-            module.training = mode

@@ -25,13 +25,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from ..config import PruningConfig
 from ..architectures.groups import PrunableGroup, body_of
+from ..config import PruningConfig
+from ..methods.registry import Scorer
 from .batches import Batch
 from .gradients import summed_gradients
 from .loss import SCORED, SKIPPED, CheckedLoss, loss_shares, tell_skipped
 from .noise import GaussianNoise, linear_noise
-from ..methods.registry import Scorer
 from .sums import RunningSums
 
 

@@ -28,10 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from ..checkpoints.checkpoint import checkpoint_class
-from ..utils.files import nearest
 from ..architectures.groups import WEIGHTS, find_groups, inner_model, possible_kinds
-from .masking import list_masks, zero_weights
 from ..architectures.modeling_camcut import (
     ARCHITECTURES,
     RECORD,
@@ -44,9 +41,12 @@ from ..architectures.modeling_camcut import (
     sublayer_of,
 )
 from ..planning.plan import PruningPlan, is_weight, plain_shape, plan_of, without_removed
-from ..utils.sharding import check_whole
-from .stale import refuse_steps_of
 from ..planning.units import mask_of
+from ..utils.files import nearest
+from ..utils.handed_in import handed_in
+from ..utils.sharding import check_whole
+from .masking import list_masks, zero_weights
+from .stale import refuse_steps_of
 
 
 logger = logging.getLogger(__name__)
@@ -169,7 +169,7 @@ def apply_plan(model: ModelOrModule, plan: PruningPlan) -> ModelOrModule:
     before_record = model.config
     if cuts_units:
         record(model)
-    model.__class__ = checkpoint_class(type(model))
+    model.__class__ = handed_in("checkpoint_class")(type(model))
     for owner, path in owners_of(model):
         tell_owner(owner, path, model, before_record)
     logger.info("pruned %s:\n%s", type(model).__name__, model.pruning_plan)
@@ -258,7 +258,7 @@ def tell_owner(owner: PreTrainedModel, path: str, model: PreTrainedModel, old: P
     for module in owner.modules():
         if module.__dict__.get("config") is before:
             module.config = new
-    owner.__class__ = checkpoint_class(type(owner))
+    owner.__class__ = handed_in("checkpoint_class")(type(owner))
 
 
 def _with_part(config: PretrainedConfig, old: PretrainedConfig, new: PretrainedConfig) -> PretrainedConfig | None:

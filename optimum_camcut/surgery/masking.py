@@ -29,8 +29,8 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from ..architectures.groups import linear_parameters, transformers_models
 from ..planning.plan import PruningPlan, is_weight, layer_of
-from ..utils.sharding import check_whole, is_sharded
 from ..planning.units import IndexSet, mask_of
+from ..utils.sharding import check_whole, is_sharded
 
 
 logger = logging.getLogger(__name__)

@@ -29,12 +29,12 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import find_labels
 
-from ..utils.files import nearest
 from ..architectures.groups import PrunableGroup, check_bare, find_groups, possible_kinds
 from ..architectures.modeling_camcut import list_blocks, list_groups, sublayer_of
+from ..architectures.modes import scoring_mode
 from ..planning.plan import PruningPlan, is_weight, without_removed
 from ..scoring.batches import Batch, count_examples, limit
-from ..scoring.loop import scoring_mode
+from ..utils.files import nearest
 from ..utils.sharding import check_whole
 from .streams import (
     Stage,

@@ -21,10 +21,10 @@ import torch
 import transformers
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..checkpoints.checkpoint import load_pruned
 from ..architectures.modeling_camcut import is_cut
-from ..planning.plan import PLAN_NAME
+from ..checkpoints.checkpoint import load_pruned
 from ..checkpoints.stored import find, load_config
+from ..planning.plan import PLAN_NAME
 from .task import Task
 
 

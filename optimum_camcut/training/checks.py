@@ -21,11 +21,12 @@ from types import CodeType
 import torch
 from transformers import PreTrainedModel, Trainer
 
-from ..config import PruningConfig
 from ..architectures.groups import WEIGHTS, check_bare, find_groups
+from ..config import PruningConfig
+from ..methods import get_scorer
 from ..surgery.masking import list_masks
-from ..scoring import get_scorer
-from ..utils.sharding import check_can_gather, check_fsdp, check_whole, shard_by_block
+from ..utils.sharding import check_can_gather, check_fsdp, check_whole
+from .wrapping import shard_by_block
 
 
 logger = logging.getLogger(__name__)

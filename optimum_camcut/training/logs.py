@@ -26,13 +26,13 @@ from transformers import Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
-from ..planning.allocation import remaining_budget
-from ..reporting.card import SPEED
-from ..config import PruningConfig
-from ..utils.files import read_json
 from ..architectures.groups import PrunableGroup
+from ..config import PruningConfig
+from ..planning.allocation import remaining_budget
 from ..planning.latency import LatencyTable
 from ..planning.plan import PruningPlan
+from ..reporting.card import SPEED
+from ..utils.files import read_json
 
 
 logger = logging.getLogger(__name__)

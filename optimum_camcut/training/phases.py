@@ -22,9 +22,9 @@ from pathlib import Path
 
 from transformers import TrainingArguments, set_seed
 
-from ..planning.allocation import remaining_budget, removed_by
-from ..config import PruningConfig
 from ..architectures.groups import PrunableGroup
+from ..config import PruningConfig
+from ..planning.allocation import remaining_budget, removed_by
 from ..planning.latency import LatencyTable
 
 

@@ -25,9 +25,9 @@ from typing import Any
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..config import CONFIG_NAME, PruningConfig, differences
+from ..planning.plan import PLAN_NAME
 from ..utils.files import read_json
 from .phases import DENSE
-from ..planning.plan import PLAN_NAME
 from .progress import has_scores
 
 

@@ -25,18 +25,18 @@ from accelerate.utils import release_memory
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..planning.allocation import make_plan
-from ..reporting.card import Metrics
-from ..config import PruningConfig
-from ..utils.files import write_text
 from ..architectures.groups import WEIGHTS, PrunableGroup
+from ..checkpoints.places import Place
+from ..config import PruningConfig
+from ..planning.allocation import make_plan
 from ..planning.latency import LatencyTable, device_name
 from ..planning.measure import LatencyResult, longest_input, measure_latency
-from ..checkpoints.places import Place
 from ..planning.plan import PruningPlan, plan_of
+from ..planning.twin import dense_twin
+from ..reporting.card import Metrics
 from ..reporting.report import REPORT_NAME, check_libraries, render_report
 from ..scoring.loop import score_groups
-from ..planning.twin import dense_twin
+from ..utils.files import write_text
 
 
 logger = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ class RunReport:
             other = dataclasses.replace(config, method=method)
             try:
                 scores = score_groups(model, groups, None, other, disable_tqdm=True)
-                with _silent("optimum_camcut.planning.allocation"):  # its warnings are about plans that are carried out
+                with _silent(make_plan.__module__):  # its warnings are about plans that are carried out
                     self._plans[method] = make_plan(scores, groups, other, latency=latency)
             except Exception as error:  # all scores of a kind are zero, no memory, ...
                 logger.info("the report shows no plan by the method %r, which failed: %r", method, error)

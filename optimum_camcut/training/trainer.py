@@ -43,16 +43,28 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, HubStrategy, TrainOutput
 from transformers.utils import is_datasets_available
 
-from ..planning.allocation import check_budget, make_plan
-from ..reporting.card import write_card
+from ..architectures.groups import WEIGHTS, PrunableGroup, find_groups, inner_model
 from ..checkpoints.checkpoint import PrunedCheckpoint
-from .checks import check_masks, check_model, check_overrides, check_trainer, overrides, warn_of_float16
+from ..checkpoints.places import Place, first_with_plan, in_folder, on_hub
+from ..checkpoints.saving import MODELING_NAME
 from ..config import CONFIG_NAME, PruningConfig
+from ..methods import get_scorer
+from ..planning.allocation import check_budget, make_plan
+from ..planning.latency import LatencyTable, latency_table
+from ..planning.plan import PLAN_NAME, PruningPlan
+from ..reporting.card import write_card
+from ..reporting.report import uncut_scores
+from ..scoring.batches import Batch
+from ..scoring.loop import Scores, score_groups
+from ..scoring.loss import IGNORED, is_mean_of_nothing
+from ..surgery.cut import apply_plan
+from ..surgery.masking import hold_masks, list_masks, warn_of_zeros
+from ..surgery.rebuild import reconstruct
+from ..utils.files import write_errors
+from ..utils.sharding import gather, is_sharded, whole_checkpoints
+from .checks import check_masks, check_model, check_overrides, check_trainer, overrides, warn_of_float16
 from .distillation import Distillation, distillation_loss, meanings_of
 from .evaluations import Evaluations
-from ..utils.files import write_errors
-from ..architectures.groups import WEIGHTS, PrunableGroup, find_groups, inner_model
-from ..planning.latency import LatencyTable, latency_table
 from .logs import (
     AtEpochBegin,
     AtEveryStep,
@@ -64,13 +76,8 @@ from .logs import (
     tensorboard_run,
     timed,
 )
-from ..surgery.masking import hold_masks, list_masks, warn_of_zeros
 from .phases import DENSE, phase_arguments, phase_names, round_config
-from ..checkpoints.places import Place, first_with_plan, in_folder, on_hub
-from ..planning.plan import PLAN_NAME, PruningPlan
 from .progress import load_teacher, remove_progress, save_teacher, scores_file
-from ..surgery.rebuild import reconstruct
-from ..reporting.report import uncut_scores
 from .resume import (
     UNFINISHED,
     marked_unfinished,
@@ -80,13 +87,6 @@ from .resume import (
 )
 from .run_report import RunReport, can_report
 from .sampling import draw_examples
-from ..checkpoints.saving import MODELING_NAME
-from ..scoring import get_scorer
-from ..scoring.batches import Batch
-from ..scoring.loop import Scores, score_groups
-from ..scoring.loss import IGNORED, is_mean_of_nothing
-from ..utils.sharding import gather, is_sharded, whole_checkpoints
-from ..surgery.cut import apply_plan
 from .wrapping import bare_model, free_training_state, gather_model, place_model, shard_model
 
 

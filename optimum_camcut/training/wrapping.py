@@ -16,8 +16,10 @@
 from __future__ import annotations
 
 import torch
+from accelerate import Accelerator
 from transformers import PreTrainedModel, Trainer
 
+from ..architectures.modeling_camcut import list_blocks
 from ..utils.sharding import gather, is_sharded
 
 
@@ -61,3 +63,13 @@ def free_training_state(trainer: Trainer) -> None:
     """Lets go of the optimizer, the scheduler and any DDP wrapper, which hold parameters that are on their way out."""
     trainer.optimizer = trainer.lr_scheduler = None
     trainer.accelerator.free_memory()
+
+
+def shard_by_block(accelerator: Accelerator, model: PreTrainedModel) -> None:
+    """Lets accelerate shard a model block by block, unless told which layers to take. What it would go by, the
+    `_no_split_modules` of transformers, are not there for some architectures, and in BERT's `fully_shard` fails for
+    word embeddings inside of embeddings."""
+    plugin = accelerator.state.fsdp_plugin
+    if plugin.transformer_cls_names_to_wrap is None and not is_sharded(model):
+        blocks = {type(model.get_submodule(path)).__name__ for path in list_blocks(model)}
+        plugin.transformer_cls_names_to_wrap = sorted(blocks)

@@ -27,8 +27,6 @@ from accelerate.utils import DistributedType
 from torch import Tensor, distributed, nn
 from transformers import PreTrainedModel
 
-from ..architectures.modeling_camcut import list_blocks
-
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether FSDP2 has sharded the model or a part of it. Its class is then a subclass that torch made on the fly,
@@ -66,16 +64,6 @@ def check_fsdp(accelerator: Accelerator, asked: bool) -> None:
             "FSDP's activation_checkpointing runs layers twice while they are scored; turn it off and use "
             "gradient_checkpointing=True of the training arguments"
         )
-
-
-def shard_by_block(accelerator: Accelerator, model: PreTrainedModel) -> None:
-    """Lets accelerate shard a model block by block, unless told which layers to take. What it would go by, the
-    `_no_split_modules` of transformers, are not there for some architectures, and in BERT's `fully_shard` fails for
-    word embeddings inside of embeddings."""
-    plugin = accelerator.state.fsdp_plugin
-    if plugin.transformer_cls_names_to_wrap is None and not is_sharded(model):
-        blocks = {type(model.get_submodule(path)).__name__ for path in list_blocks(model)}
-        plugin.transformer_cls_names_to_wrap = sorted(blocks)
 
 
 def check_whole(model: nn.Module, action: str) -> None:

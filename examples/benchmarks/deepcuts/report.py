@@ -31,8 +31,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from optimum_camcut import MaskOverlap
-from optimum_camcut.utils.files import write_text
 from optimum_camcut.plots import plot_overlap, plot_totals
+from optimum_camcut.utils.files import write_text
 
 
 PAPER = ("cam_cut", "cam_cut+shift", "smooth_cut", "smooth_cam_cut", "smooth_cam_cut+shift")

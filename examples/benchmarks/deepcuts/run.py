@@ -58,9 +58,9 @@ from transformers.trainer_callback import PrinterCallback
 
 import optimum_camcut
 from optimum_camcut import CamCutTrainer, PruningConfig, PruningPlan, apply_plan, find_groups, make_plan
-from optimum_camcut.utils.files import read_json, write_json
 from optimum_camcut.planning.overlap import pairwise_iou
 from optimum_camcut.scoring import get_scorer
+from optimum_camcut.utils.files import read_json, write_json
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))

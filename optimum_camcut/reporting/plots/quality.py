@@ -15,7 +15,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .figure import new_figure
 
@@ -23,10 +24,21 @@ from .figure import new_figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ..comparison import Comparison
+
+class Measured(Protocol):
+    """Rows with `method`, `sparsity`, `latency`, `latency_low`, `latency_high` (in seconds), `quality` and
+    `quality_deviation`, as a `Comparison` has them."""
+
+    rows: Sequence[Any]
+    dense: Any
+    settings: Mapping[str, Any]
+    quality_title: str
+
+    def pareto(self) -> Sequence[Any]:
+        """The rows that no other beats in both quality and latency."""
 
 
-def plot_pareto(comparison: Comparison, title: str | None = None) -> Figure:
+def plot_pareto(comparison: Measured, title: str | None = None) -> Figure:
     """Quality against measured latency: a line a method through its budgets, the dense model, and the Pareto front,
     the models that no other beats in both (see `Comparison.pareto`), with the sparsity of each.
 
