@@ -14,6 +14,7 @@
 """Imports: what importing costs, what is optional, and which way dependencies point."""
 
 import ast
+import graphlib
 import os
 import subprocess
 import sys
@@ -27,90 +28,20 @@ import optimum_camcut
 
 PACKAGE = Path(optimum_camcut.__file__).parent
 
-# Every module may import those above it, and nothing below it.
-ORDER = (
+# Every folder may import those above it, and nothing below it.
+ROOMS = (
     "version",
-    "files",
-    "tables",
-    "hub",
-    "units",
-    "modeling_camcut",
-    "groups",
-    "scoring.errors",
-    "scoring.registry",
-    "scoring.cam_cut",
-    "scoring.baselines",
-    "scoring.smooth_cut",
-    "scoring",
+    "utils",
+    "methods",
     "config",
-    "sharding",
-    "scoring.capture",
-    "scoring.noise",
-    "scoring.processes",
-    "scoring.sums",
-    "scoring.batches",
-    "scoring.gradients",
-    "scoring.weights",
-    "scoring.loop",
-    "measure",
-    "latency",
-    "plan",
-    "places",
-    "allocation",
-    "overlap",
-    "plots.figure",
-    "plots.agreement",
-    "plots.kept",
-    "plots.quality",
-    "plots",
-    "masking",
-    "twin",
-    "card",
-    "stored",
-    "saving",
-    "report",
-    "checkpoint",
-    "stale",
+    "architectures",
+    "scoring",
+    "planning",
     "surgery",
-    "entries",
-    "streams",
-    "rebuild",
-    "comparison",
-    "distillation",
-    "sampling",
-    "phases",
-    "progress",
-    "resume",
-    "logs",
-    "checks",
-    "evaluations",
-    "wrapping",
-    "run_report",
-    "tasks.classes",
-    "tasks.data",
-    "tasks.metrics",
-    "tasks.task",
-    "tasks.models",
-    "tasks.text_classification",
-    "tasks.token_classification",
-    "tasks.multiple_choice",
-    "tasks.question_answering",
-    "tasks.language_modeling",
+    "checkpoints",
+    "reporting",
     "tasks",
-    "trainer",
-    "commands.output",
-    "commands.settings",
-    "commands.options",
-    "commands.command",
-    "commands.job",
-    "commands.results",
-    "commands.saved_scores",
-    "commands.score",
-    "commands.prune",
-    "commands.report",
-    "commands.benchmark",
-    "commands.compare",
-    "commands.camcut",
+    "training",
     "commands",
     "",  # the package itself
 )
@@ -276,21 +207,13 @@ def modules():
 
 
 def imports(path):
-    """Every import statement that runs, those inside of functions too, but not those for type checkers alone."""
-
-    def visit(node):
-        for child in ast.iter_child_nodes(node):
-            if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test):
-                continue
-            if isinstance(child, ast.Import | ast.ImportFrom):
-                yield child
-            yield from visit(child)
-
-    return list(visit(ast.parse(path.read_text(encoding="utf-8"))))
+    """Every import statement, those inside of functions and those for type checkers too."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
 
 
 def inner_imports(module, path):
-    """Modules of this package that a module imports, by their names in `ORDER`."""
+    """Modules of this package that a module imports."""
     package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
     package = [part for part in package if part]
     known = {name for name, _ in modules()}
@@ -309,33 +232,72 @@ def inner_imports(module, path):
             yield inner if inner in known else source
 
 
-def test_every_module_has_its_place():
-    assert sorted(name for name, _ in modules()) == sorted(ORDER)
+def graph():
+    return {name: set(inner_imports(name, path)) for name, path in modules()}
 
 
-@pytest.mark.parametrize("module", [name for name in ORDER if name], ids=str)
-def test_imports_point_downward(module):
-    found = set(inner_imports(module, dict(modules())[module]))
-    allowed = set(ORDER[: ORDER.index(module)])
-    assert found <= allowed, f"{module} imports {sorted(found - allowed)}, which should import it if anything"
+def room_of(module):
+    return module.partition(".")[0]
+
+
+def test_every_module_is_in_a_room():
+    assert {room_of(name) for name, _ in modules()} == set(ROOMS)
+
+
+@pytest.mark.parametrize("room", ROOMS[:-1])
+def test_imports_point_downward(room):
+    allowed = set(ROOMS[: ROOMS.index(room) + 1])
+    for module, found in graph().items():
+        if room_of(module) == room:
+            up = [name for name in found if room_of(name) not in allowed]
+            assert not up, f"{module} imports {sorted(up)}, which should import it if anything"
+
+
+def test_no_circle_between_files():
+    graphlib.TopologicalSorter(graph()).prepare()  # CycleError names them
+
+
+def test_scoring_plans_and_cuts_do_not_know_each_other():
+    """A scorer never cuts, a cutter never scores, a plan is data."""
+    found = graph()
+    assert not {room_of(name) for name in found["planning.plan"]} & {"scoring", "surgery", "methods"}
+    assert not {room_of(name) for name in found["surgery.cut"]} & {"scoring", "methods"}
+    assert {name for name in found["surgery.cut"] if room_of(name) == "planning"} == {
+        "planning.plan",
+        "planning.units",
+    }
 
 
 def test_the_check_sees_imports():
     """The least that these modules are known to import, so that an empty answer cannot pass for a good one."""
-    paths = dict(modules())
-    assert {"scoring.loop", "config", "plan"} <= set(inner_imports("allocation", paths["allocation"]))
-    assert {"scoring.registry", "scoring.cam_cut", "scoring.baselines"} <= set(
-        inner_imports("scoring.smooth_cut", paths["scoring.smooth_cut"])
-    ) | set(inner_imports("scoring", paths["scoring"]))
-    assert {"config", "groups", "scoring.capture"} <= set(inner_imports("scoring.loop", paths["scoring.loop"]))
-    assert "modeling_camcut" in set(inner_imports("checkpoint", paths["checkpoint"]))
-    assert set(inner_imports("", paths[""])) == {"version"}
+    found = graph()
+    assert {"scoring.loop", "config", "planning.plan"} <= found["planning.allocation"]
+    assert {"methods.registry", "methods.cam_cut", "methods.baselines"} <= found["methods.smooth_cut"]
+    assert {"config", "architectures.groups", "scoring.capture"} <= found["scoring.loop"]
+    assert "checkpoints.stored" in found["commands.prune"] | found["tasks.models"]  # inside of a function
+    assert {"version", "training.trainer"} <= found[""]  # for type checkers
+
+
+def test_short_names_are_the_modules_that_they_stand_for():
+    """Public since before there were folders: one table of architectures, whichever way it was imported."""
+    code = """
+    import sys
+    from optimum_camcut.modeling_camcut import ARCHITECTURES as short
+    assert "optimum_camcut.plots" not in sys.modules and "matplotlib" not in sys.modules
+    from optimum_camcut.architectures.modeling_camcut import ARCHITECTURES as long
+    import optimum_camcut.masking, optimum_camcut.measure, optimum_camcut.plots, optimum_camcut.sharding
+    from optimum_camcut.report import write_report
+    assert optimum_camcut.measure is sys.modules["optimum_camcut.planning.measure"]
+    assert optimum_camcut.measure.__spec__.name == "optimum_camcut.planning.measure"
+    print(short is long, optimum_camcut.plots.plot_kept.__module__, write_report.__module__)
+    """
+    assert run_python(code) == "True optimum_camcut.reporting.plots.kept optimum_camcut.reporting.report"
 
 
 def test_the_modeling_file_stands_alone():
     """It is copied beside the weights, where neither this package nor any other of its dependencies need be."""
     tops = set()
-    for statement in imports(PACKAGE / "modeling_camcut.py"):
+    for statement in imports(PACKAGE / "architectures" / "modeling_camcut.py"):
         assert isinstance(statement, ast.Import) or statement.level == 0, ast.unparse(statement)
         names = [alias.name for alias in statement.names] if isinstance(statement, ast.Import) else [statement.module]
         tops |= {name.partition(".")[0] for name in names}
@@ -345,7 +307,7 @@ def test_the_modeling_file_stands_alone():
 
 def test_the_modeling_file_runs_no_text():
     """It calls nothing that could turn words of a config into code, files or processes."""
-    tree = ast.parse((PACKAGE / "modeling_camcut.py").read_text(encoding="utf-8"))
+    tree = ast.parse((PACKAGE / "architectures" / "modeling_camcut.py").read_text(encoding="utf-8"))
     called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
     assert {"getattr", "shutil.copy", "re.fullmatch"} <= called  # it sees calls
     assert not called & {"eval", "exec", "compile", "__import__", "open", "torch.load", "os.system"}
@@ -355,17 +317,11 @@ def test_the_modeling_file_runs_no_text():
 
 def test_scoring_methods_need_no_torch_at_import():
     """A new method registers for the command line's help without loading torch."""
-    for name, path in modules():
-        if name.startswith("scoring") and name not in (
-            "scoring.capture",
-            "scoring.noise",
-            "scoring.processes",
-            "scoring.sums",
-            "scoring.batches",
-            "scoring.gradients",
-            "scoring.weights",
-            "scoring.loop",
-        ):
-            outer = [s for s in imports(path) if isinstance(s, ast.Import) or s.level == 0]
-            roots = {(s.names[0].name if isinstance(s, ast.Import) else s.module).partition(".")[0] for s in outer}
-            assert roots <= set(sys.stdlib_module_names), f"{name} imports {sorted(roots)}"
+    code = """
+    import sys
+    from optimum_camcut.config import PruningConfig
+    from optimum_camcut.scoring import SCORERS
+    from optimum_camcut.utils.errors import ScoringError
+    print(len(SCORERS) > 5, "torch" in sys.modules)
+    """
+    assert run_python(code) == "True False"

@@ -274,7 +274,7 @@ def _input_shape(model: PreTrainedModel, name: str) -> tuple[int, ...]:
     raise ValueError(
         f"{type(model).__name__} takes {name!r}, and its config does not say of what shape: its latency cannot be "
         "measured here; take another budget than 'latency', or time it by inputs of your own with "
-        "optimum_camcut.planning.measure.time_forward"
+        "optimum_camcut.measure.time_forward"
     )
 
 
