@@ -35,7 +35,8 @@ from transformers import AutoConfig
 
 import optimum_camcut
 from optimum_camcut import LatencyTable, PruningConfig, PruningPlan, apply_plan, find_groups, load_pruned, make_plan
-from optimum_camcut.architectures.modeling_camcut import RECORD, list_groups, pruned_class
+from optimum_camcut.architectures.modeling_camcut import RECORD, pruned_class
+from optimum_camcut.architectures.structure import list_groups
 from optimum_camcut.config import CHOICES
 from optimum_camcut.planning.plan import PLAN_NAME
 from optimum_camcut.planning.units import IndexSet

@@ -39,7 +39,6 @@ from optimum_camcut import (
     PruningConfig,
     PruningPlan,
     apply_plan,
-    card,
     find_groups,
     load_pruned,
     make_plan,
@@ -47,6 +46,7 @@ from optimum_camcut import (
     score_groups,
 )
 from optimum_camcut.architectures.modeling_camcut import RECORD
+from optimum_camcut.reporting import card
 from optimum_camcut.reporting.card import recipe
 
 

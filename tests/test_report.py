@@ -46,13 +46,13 @@ from optimum_camcut import (
     make_plan,
     mask_iou,
     prune_heads,
-    run_report,
     score_groups,
 )
 from optimum_camcut.planning.measure import LatencyResult, count_parameters, measure_latency
 from optimum_camcut.reporting.card import write_card
 from optimum_camcut.reporting.plots import plot_head_importance, plot_kept, plot_scores
 from optimum_camcut.reporting.report import uncut_scores, write_report
+from optimum_camcut.training import run_report
 
 
 pytestmark = pytest.mark.report

@@ -37,7 +37,7 @@ from optimum_camcut.architectures.modeling_camcut import list_blocks
 
 FOUR = transformers.__version__.startswith("4.")
 NATIVE = [architecture for architecture in ARCHITECTURES if TABLE[architecture].native_pruned_heads]
-ROOT = Path(modeling_camcut.__file__).parents[1]
+ROOT = Path(modeling_camcut.__file__).parents[2]
 
 
 # --- heads, as transformers 4 removes them --------------------------------------------------------------------------

@@ -25,17 +25,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..utils.files import nearest
-from .modeling_camcut import (
-    RECORD,
-    Group,
-    Slice,
-    count_units,
-    find_architecture,
-    kept_heads,
-    linear_map,
-    list_blocks,
-    list_groups,
-)
+from .modeling_camcut import RECORD, list_blocks
+from .structure import Group, Slice, count_units, find_architecture, kept_heads, linear_map, list_groups
 
 
 __all__ = [

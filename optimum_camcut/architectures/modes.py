@@ -22,7 +22,7 @@ from functools import partial
 from torch import nn
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
-from .modeling_camcut import ARCHITECTURES
+from .table import ARCHITECTURES
 
 
 @contextmanager

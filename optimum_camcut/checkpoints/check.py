@@ -30,18 +30,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
+from ..architectures.entry import HEAD, QUERIES, UNIT, Architecture
 from ..architectures.groups import PrunableGroup, check_bare, find_groups, possible_kinds
-from ..architectures.modeling_camcut import (
-    HEAD,
-    QUERIES,
-    UNIT,
-    Architecture,
-    Slice,
-    _features,
-    find_architecture,
-    linear_map,
-    list_blocks,
-)
+from ..architectures.modeling_camcut import list_blocks
+from ..architectures.structure import Slice, check_blocks, features_of, find_architecture, linear_map
 from ..planning.plan import PruningPlan
 from ..surgery.cut import apply_plan
 from ..utils.sharding import check_whole
@@ -144,7 +136,7 @@ def _check_paths(model: PreTrainedModel, entry: Architecture) -> None:
     head = getattr(config, "head_dim", None) or hidden // total
     widths = {UNIT: 1, HEAD: head, QUERIES: head * (total // shared)}
     try:
-        blocks = list_blocks(model)
+        check_blocks(model)
     except ValueError as error:
         raise _wrong(model, "layers", f"is {entry.layers!r}, but {error}") from error
 
@@ -155,7 +147,7 @@ def _check_paths(model: PreTrainedModel, entry: Architecture) -> None:
             known = [name for name, _ in model.get_submodule(block).named_modules() if name]
             raise _wrong(model, field, f"is {path!r}, which {block} lacks; it has {', '.join(known)}") from error
 
-    for block in blocks:
+    for block in list_blocks(model):
         counts = {}
         for kind in ("heads", "neurons"):
             cuts = getattr(entry, kind)
@@ -164,7 +156,7 @@ def _check_paths(model: PreTrainedModel, entry: Architecture) -> None:
                 field = f"{kind}[{number}]"
                 module(block, cut.module, f"{field}.module")
                 try:
-                    features = _features(linear_map(model, f"{block}.{cut.module}"), cut.axis)
+                    features = features_of(linear_map(model, f"{block}.{cut.module}"), cut.axis)
                 except ValueError as error:
                     raise _wrong(model, f"{field}.module", f"names no map that can be cut: {error}") from error
                 width = widths[cut.width] * cut.blocks

@@ -25,7 +25,9 @@ import transformers
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..architectures import modeling_camcut
-from ..architectures.modeling_camcut import ARCHITECTURES, RECORD, cut_configs, has_record, pruned_class, sub_configs
+from ..architectures.modeling_camcut import RECORD, cut_configs, has_record, pruned_class
+from ..architectures.structure import sub_configs
+from ..architectures.table import ARCHITECTURES, unsupported_architecture
 from ..planning.plan import PLAN_NAME, PLANS_NAME
 from .saving import SavesWhole
 from .stored import (
@@ -190,7 +192,7 @@ def load_pruned(
         )
     for part in cut:
         if part.model_type not in ARCHITECTURES:
-            raise modeling_camcut.unsupported_architecture(part.model_type)
+            raise ValueError(unsupported_architecture(part.model_type))
     model_class = model_class or _saved_class(config)
     own = isinstance(config, model_class.config_class or ())
     if own and set(kwargs) <= {*HUB_ARGUMENTS, "dtype", "device_map"}:  # nothing that changes it

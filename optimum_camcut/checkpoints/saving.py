@@ -30,8 +30,9 @@ from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
-from ..architectures import modeling_camcut
-from ..architectures.modeling_camcut import ARCHITECTURES, SHIPPED_ARCHITECTURES, cut_configs, is_cut, parts_of
+from ..architectures.modeling_camcut import cut_configs, parts_of
+from ..architectures.standalone import modeling_source
+from ..architectures.structure import is_cut
 from ..planning.plan import PLAN_NAME, PLANS_NAME, PruningPlan
 from ..surgery.masking import make_plans_true
 from ..utils.files import sync, write_errors, write_json, write_text
@@ -165,15 +166,6 @@ def planned_parts(model: PreTrainedModel) -> dict[str, PreTrainedModel]:
     """Path -> part of a composite model that has a plan."""
     parts = parts_of(model).items()
     return {path: part for path, part in parts if getattr(part, "pruning_plan", None) is not None}
-
-
-def modeling_source(*model_types: str) -> str:
-    """The stand-alone modeling file, with the architectures' entries added that are not the ones that the file has."""
-    source = Path(modeling_camcut.__file__).read_text(encoding="utf-8")
-    for model_type in model_types:
-        if ARCHITECTURES[model_type] != SHIPPED_ARCHITECTURES.get(model_type):
-            source += f"\n\nARCHITECTURES[{model_type!r}] = {ARCHITECTURES[model_type]!r}\n"
-    return source
 
 
 def _weights_files(variant: str | None) -> re.Pattern:

@@ -29,20 +29,18 @@ from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
-from ..architectures import modeling_camcut
 from ..architectures.modeling_camcut import (
-    ARCHITECTURES,
     DrawsNothing,
     PrunedModel,
     cut_configs,
+    dimension,
     has_record,
-    kept_heads,
     list_blocks,
-    list_groups,
     parts_of,
     recorded_sizes,
-    sublayer_of,
 )
+from ..architectures.structure import kept_heads, list_groups, sublayer_of
+from ..architectures.table import ARCHITECTURES
 from ..methods import scorers_of
 from ..planning.plan import PLAN_NAME, PLANS_NAME, PruningPlan, is_weight, plain_shape, plan_of
 from ..planning.units import mask_of
@@ -187,7 +185,7 @@ class StoredWeights:
         """
         uncut = skeleton(plain_class(model_class), config)
         groups = list_groups(uncut)
-        sizes = recorded_sizes(config, groups)
+        sizes = recorded_sizes(config, {group.name: group.size for group in groups})
         for group in groups:
             first, output = (self._short(f"{group.slices[i].module}.weight") for i in (0, -1))
             if output not in self.tensors:
@@ -198,7 +196,7 @@ class StoredWeights:
             elif sizes.get(sublayer_of(group.name)) == 0:
                 continue
             else:
-                axis = modeling_camcut._dimension(uncut.get_submodule(group.output.module), "in")
+                axis = dimension(uncut.get_submodule(group.output.module), "in")
                 stored = (*self.tensors[output][1], 0, 0)[axis] / group.output.width
             if stored != expected:
                 raise ValueError(
@@ -305,7 +303,11 @@ def read_plan(name_or_path: str | Path, model: PreTrainedModel, values: dict[str
     listed = skeleton(type(model), model.config) if is_quantized(model) else model
     groups = {g.name: g for g in list_groups(listed)} if units_of or has_record(model.config) else {}
     cut = {name for name, units in units_of.items() if len(units) < plan.sizes.get(name, -1)}
-    recorded = set(recorded_sizes(model.config, list(groups.values()))) if has_record(model.config) else set()
+    recorded = (
+        set(recorded_sizes(model.config, {name: group.size for name, group in groups.items()}))
+        if has_record(model.config)
+        else set()
+    )
     sized = not set(plan.keep) - set(plan.sizes)
     plain = sized and groups and not has_record(model.config) and plain_shape(model.config, plan) is not None
     if not sized or not (plain or cut == recorded):

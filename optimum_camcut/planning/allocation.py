@@ -27,7 +27,8 @@ import torch
 from torch import Tensor
 
 from ..architectures.groups import WEIGHTS, PrunableGroup
-from ..architectures.modeling_camcut import SUBLAYERS, sublayer_of
+from ..architectures.modeling_camcut import SUBLAYERS
+from ..architectures.structure import sublayer_of
 from ..config import PruningConfig
 from ..methods import get_scorer
 from ..scoring.loop import Scores, check_scores

@@ -38,7 +38,9 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..architectures.groups import PrunableGroup, check_bare
-from ..architectures.modeling_camcut import SUBLAYERS, Group, bind_position_bias, cut_groups, list_groups, sublayer_of
+from ..architectures.modeling_camcut import SUBLAYERS
+from ..architectures.position_bias import bind_position_bias
+from ..architectures.structure import Group, cut_groups, list_groups, sublayer_of
 from ..config import PruningConfig, check_fields
 from ..utils.files import WriteError, read_json, write_json
 from ..utils.processes import all_or_none

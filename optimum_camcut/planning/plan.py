@@ -28,7 +28,9 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..architectures.groups import WEIGHTS, find_groups, inner_model
-from ..architectures.modeling_camcut import ARCHITECTURES, RECORD, SUBLAYERS, kept_heads, list_blocks, sublayer_of
+from ..architectures.modeling_camcut import RECORD, SUBLAYERS, list_blocks
+from ..architectures.structure import kept_heads, sublayer_of
+from ..architectures.table import ARCHITECTURES
 from ..config import PruningConfig, check_fields
 from ..utils.files import read_json, shown, write_json
 from ..utils.sharding import check_whole

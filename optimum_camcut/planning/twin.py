@@ -22,7 +22,8 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ..architectures.modeling_camcut import ARCHITECTURES, RECORD
+from ..architectures.modeling_camcut import RECORD
+from ..architectures.table import ARCHITECTURES
 
 
 def dense_config(model: PreTrainedModel) -> PretrainedConfig:

@@ -32,7 +32,9 @@ from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..architectures.groups import WEIGHTS, find_groups
-from ..architectures.modeling_camcut import ARCHITECTURES, RECORD, is_cut
+from ..architectures.modeling_camcut import RECORD
+from ..architectures.structure import is_cut
+from ..architectures.table import ARCHITECTURES
 from ..checkpoints.places import Place, in_folder, on_hub
 from ..checkpoints.saving import CARD_NAME
 from ..config import PruningConfig

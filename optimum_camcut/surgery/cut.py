@@ -29,17 +29,10 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..architectures.groups import WEIGHTS, find_groups, inner_model, possible_kinds
-from ..architectures.modeling_camcut import (
-    ARCHITECTURES,
-    RECORD,
-    SUBLAYERS,
-    bind_position_bias,
-    cut_groups,
-    list_blocks,
-    list_groups,
-    sub_configs,
-    sublayer_of,
-)
+from ..architectures.modeling_camcut import RECORD, SUBLAYERS, list_blocks
+from ..architectures.position_bias import bind_position_bias
+from ..architectures.structure import cut_groups, list_groups, sub_configs, sublayer_of
+from ..architectures.table import ARCHITECTURES
 from ..planning.plan import PruningPlan, is_weight, plain_shape, plan_of, without_removed
 from ..planning.units import mask_of
 from ..utils.files import nearest

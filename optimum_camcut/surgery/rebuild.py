@@ -30,8 +30,9 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import find_labels
 
 from ..architectures.groups import PrunableGroup, check_bare, find_groups, possible_kinds
-from ..architectures.modeling_camcut import list_blocks, list_groups, sublayer_of
+from ..architectures.modeling_camcut import list_blocks
 from ..architectures.modes import scoring_mode
+from ..architectures.structure import list_groups, sublayer_of
 from ..planning.plan import PruningPlan, is_weight, without_removed
 from ..scoring.batches import Batch, count_examples, limit
 from ..utils.files import nearest

@@ -21,7 +21,7 @@ import torch
 import transformers
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..architectures.modeling_camcut import is_cut
+from ..architectures.structure import is_cut
 from ..checkpoints.checkpoint import load_pruned
 from ..checkpoints.stored import find, load_config
 from ..planning.plan import PLAN_NAME

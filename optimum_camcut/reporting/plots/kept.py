@@ -22,7 +22,8 @@ import numpy as np
 from torch import Tensor
 
 from ...architectures.groups import WEIGHTS
-from ...architectures.modeling_camcut import SUBLAYERS, sublayer_of
+from ...architectures.modeling_camcut import SUBLAYERS
+from ...architectures.structure import sublayer_of
 from ...planning.plan import PruningPlan, is_weight, layer_of
 from .figure import new_figure
 

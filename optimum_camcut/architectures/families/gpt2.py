@@ -1,0 +1,30 @@
+# Copyright 2026 The optimum-camcut authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""GPT-2, with fused maps of queries, keys and values."""
+
+from ..entry import HEAD, UNIT, Architecture, Cut
+
+
+GPT2 = Architecture(
+    layers="h.{}",
+    heads=(Cut("attn.c_attn", "out", HEAD, blocks=3), Cut("attn.c_proj", "in", HEAD)),
+    neurons=(Cut("mlp.c_fc", "out"), Cut("mlp.c_proj", "in")),
+    residual=("ln_1", "ln_2"),
+    attributes={"attn.num_heads": UNIT, "attn.split_size": HEAD},
+    bypass=({"ln_1": "input", "attn": "zeros pair"}, {"ln_2": "input", "mlp": "zeros"}),
+    native_pruned_heads=True,
+    config_fields={"neurons": ("n_inner",)},
+)
+
+ENTRIES = {"gpt2": GPT2}

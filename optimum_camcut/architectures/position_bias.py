@@ -1,0 +1,71 @@
+# Copyright 2026 The optimum-camcut authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""A position bias with one map a head that all layers share: each takes the maps of its own heads out of it.
+
+Checkpoints of architectures with such a bias carry this file too.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from .modeling_camcut import AFTER_SHRINKING, RECORD, list_blocks
+from .table import ARCHITECTURES
+
+
+def bind_position_bias(model: PreTrainedModel, kept_heads: Mapping[str, Sequence[int]]) -> None:
+    """Makes attention layers take their own heads' maps out of a position bias that all layers share.
+
+    Args:
+        model: a model whose architecture may have such a bias; nothing happens where it has none.
+        kept_heads: group name -> indices of the kept heads in the uncut model.
+    """
+    path = ARCHITECTURES[model.config.model_type].position_bias
+    for layer, block in enumerate(list_blocks(model)):
+        kept = kept_heads.get(f"layer.{layer}.heads")
+        if path is not None and kept is not None:
+            attention = model.get_submodule(f"{block}.{path}")
+            if not hasattr(attention, "camcut_kept_heads"):
+                attention.register_forward_pre_hook(_select_position_bias, with_kwargs=True)
+            attention.camcut_kept_heads = list(kept)
+
+
+def _select_position_bias(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    names = type(module).forward.__code__.co_varnames[1:]
+    values = dict(zip(names, args)) | kwargs
+    if values.get("position_bias") is not None:
+        values["position_bias"] = values["position_bias"][:, module.camcut_kept_heads]
+    return (), values
+
+
+def bind_recorded_heads(model: PreTrainedModel, sizes: Mapping[str, int]) -> None:
+    """`bind_position_bias` by the heads that the config records.
+
+    Raises:
+        `ValueError`: it records none, or not as many as `sizes` says.
+    """
+    if ARCHITECTURES[model.config.model_type].position_bias is None:
+        return
+    recorded, total = (getattr(model.config, RECORD, None) or {}).get("kept_heads"), model.config.num_attention_heads
+    kept_of = {name: (recorded or {}).get(name) for name in sizes if name.endswith(".heads")}
+    for name, kept in kept_of.items():
+        valid = isinstance(kept, list) and all(type(head) is int and 0 <= head < total for head in kept)
+        if not valid or len(kept) != sizes[name] or kept != sorted(set(kept)):
+            expected = f"{sizes[name]} different indices below {total}, ascending"
+            raise ValueError(f"config.{RECORD} records the heads {kept!r:.200} for {name!r}; expected {expected}")
+    bind_position_bias(model, kept_of)
+
+
+AFTER_SHRINKING.append(bind_recorded_heads)
