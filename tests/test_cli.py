@@ -547,6 +547,8 @@ NAMED = ["Negative", "Positive"]
         (["10", "9"], None, None, [1, 0], "WARNING .*9 is 0, 10 is 1"),
         ([1, 0], None, None, [1, 0], None),
         ([1, 0], NAMED, None, [1, 0], "INFO classes, by their number: LABEL_0 is Negative, LABEL_1 is Positive"),
+        ([1, 0], ["1", "0"], None, [0, 1], "INFO classes, by their number: LABEL_0 is 0, LABEL_1 is 1"),
+        (ClassLabel(names=["0", "1"]), ["1", "0"], None, [0, 1], "INFO .* 0 is 0, 1 is 1"),
         ([1, 0], None, ["1", "0"], [0, 1], "INFO .* 1 is LABEL_0, 0 is LABEL_1"),
         ([2, 1], None, ["1", "2"], [1, 0], "INFO .* 1 is LABEL_0, 2 is LABEL_1"),
         ([True, False], None, None, [1, 0], None),
@@ -595,6 +597,7 @@ def test_which_class_is_which(labels, own, given, expected, said, caplog):
         (["a", "b"], None, ["A", "a", "b", "B", "b"], "should name every class in 'label' once"),
         (["a", "A"], None, ["A", "b"], "should name every class in 'label' once"),
         (["happy", "unhappy"], None, ["happy"], "should name every class in 'label' once"),
+        ([0, 1], None, ["0", "1", "other"], r"in 'label' are numbers, so --label_names .*; got \['other'\]"),
         ([0.5, 1.5], None, ["a", "b"], "--label_names are for classes, and text-classification has none in label"),
     ],
 )

@@ -124,6 +124,23 @@ def test_an_entry_of_the_users_own_is_checked_in_a_new_process_too(monkeypatch):
     check_architecture(tiny_model("ernie", vocab_size=99, pad_token_id=0, **config), tiny_batch())
 
 
+def test_layers_that_run_side_by_side_are_refused_with_the_reason(monkeypatch):
+    """In Phi both layers read what the block gets: no `residual` lets `reconstruct` restore the stream."""
+    heads = [Cut(f"self_attn.{name}_proj", "out", HEAD) for name in "qkv"]
+    entry = Architecture(
+        layers="layers.{}",
+        heads=(*heads, Cut("self_attn.dense", "in", HEAD)),
+        neurons=(Cut("mlp.fc1", "out"), Cut("mlp.fc2", "in")),
+        residual=("input_layernorm", "input_layernorm"),
+        config_fields={"neurons": ("intermediate_size",)},
+    )
+    monkeypatch.setitem(TABLE, "phi", entry)
+    config = {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 37, "hidden_size": 32}
+    model = tiny_model("phi", "CausalLM", vocab_size=99, pad_token_id=0, **config)
+    with pytest.raises(ValueError, match=r"residual\[0\].*both layers of a block read the same stream, none is right"):
+        check_architecture(model, tiny_batch(labels=False), reload=False)
+
+
 def test_a_model_that_was_cut_is_refused():
     model = apply_plan(tiny_model("bert"), PruningPlan({"layer.0.heads": [1]}))
     with pytest.raises(ValueError, match="takes a model that was not cut"):

@@ -298,7 +298,8 @@ def _check_residual(dense: PreTrainedModel, entry: Architecture, batch: Mapping[
         what = (
             f"is {path!r}, which does not read the residual stream that the output of {output} is added to; name the "
             "norm that reads it, or in post-norm blocks the first linear map that does. Where a norm or a factor "
-            "stands between that output and the sum, none is right: reconstruct is not for such blocks"
+            "stands between that output and the sum, or where both layers of a block read the same stream, none is "
+            "right: reconstruct is not for such blocks"
         )
         _check_same(dense, left, None if left is None else left[:1].expand_as(left), f"residual[{number}]", what)
 

@@ -65,6 +65,10 @@ def classes_of(feature: Any, values: Iterable[Any], column: str, given: Sequence
     if all(isinstance(value, int) for value in found):
         if given:
             names = _check_given([str(int(value)) for value in sorted(found)], given, column)
+            if texts := [name for name in names if not re.fullmatch(r"-?[0-9]+", name)]:
+                raise ValueError(
+                    f"the classes in {column!r} are numbers, so --label_names should be, too; got {shown(texts)}"
+                )
             return Classes(names, {int(name): place for place, name in enumerate(names)})
         if min(found) < 0:
             raise ValueError(f"the labels in {column!r} should be 0 or more; found {min(found)}")

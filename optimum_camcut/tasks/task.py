@@ -194,7 +194,9 @@ class Task(ABC):
             if meaningless(own):
                 _name_classes(config, self.label_names)
         elif meaningless(self.names):
-            order = list(range(len(self.names)))
+            numbers = [str(number) for number in range(len(self.names))]
+            order = match_names(numbers, own)  # a model may have the numbers as names, in another order
+            order = list(range(len(self.names))) if order is None else order
             if not meaningless(own):
                 logger.info("classes, by their number: %s", self._told(order, own))
         elif meaningless(own):
