@@ -1140,6 +1140,7 @@ def test_stopped_and_resumed(job, tmp_path, caplog):
     run["flags"]["training"]["max_steps"] = reached + 2
     (output / "_run.json").write_text(json.dumps(run))
     main("prune", *own, *flags(output=output), "--resume")
+    assert re.search(r"going on from .*checkpoint-\d+", caplog.text)
     assert "the dense model is no better" not in caplog.text  # which was evaluated before
     main("prune", *own, *flags(output=whole))
     one, two = (json.loads((folder / "pruning_results.json").read_text()) for folder in (output, whole))
@@ -1162,7 +1163,7 @@ def test_resumed_after_scores(job, tmp_path, caplog, monkeypatch):
     caplog.clear()
     main("prune", *flags(**job, recovery="none", output=output), "--resume")
     told = {record.getMessage(): record.levelname for record in caplog.records}
-    assert told[f"{output} has no checkpoint yet: scoring goes on from where it stopped"] == "INFO"
+    assert told[f"{output} has no checkpoint yet, and scores that were begun"] == "INFO"
     assert any(re.match(r"scoring goes on after \d+ batches, from ", line) for line in told)
     assert not any("no checkpoint to resume from" in line for line in told)
 

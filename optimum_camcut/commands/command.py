@@ -43,7 +43,7 @@ def set_up_logging(verbose: bool) -> None:
     level = logging.INFO if verbose else logging.ERROR
     logging.basicConfig(format=f"[%(levelname)s{'|%(name)s' if verbose else ''}] %(message)s", level=level)
     logging.getLogger("optimum_camcut").setLevel(min(level, logging.WARNING))
-    for name in ("commands", "tasks", "resume", "scoring.sums"):
+    for name in ("commands", "tasks", "training.resume", "scoring.sums"):
         own = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR
         logging.getLogger(f"optimum_camcut.{name}").setLevel(own)
 

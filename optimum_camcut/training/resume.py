@@ -142,9 +142,10 @@ def phase_to_resume(
         for phase in reversed(phases):
             found = checkpoints(root / phase)
             if found:
+                logger.info("going on from %s", found[-1])
                 return phase, str(found[-1])
         if phases[0] != DENSE and has_scores(root, phases[0]):
-            logger.info("%s has no checkpoint yet: scoring goes on from where it stopped", root)
+            logger.info("%s has no checkpoint yet, and scores that were begun", root)
         else:
             logger.warning(
                 "no checkpoint to resume from in %s: the first phase begins, with the weights that the model has now",
