@@ -42,6 +42,7 @@ from transformers import TrainerCallback, TrainingArguments, modeling_utils
 
 from optimum_camcut import CamCutTrainer, PruningConfig
 from optimum_camcut.scoring import sums
+from optimum_camcut.training import steps
 from optimum_camcut.training import trainer as trainer_module
 
 
@@ -121,7 +122,7 @@ def run(folder: Path, options: dict, kill_at: int | None, resume: bool) -> None:
     clock.watch(safetensors.torch, "save_file", "saving the teacher", broken=True)
     clock.watch(modeling_utils, "safe_save_file", "saving weights", broken=True)
     clock.watch(trainer_module, "score_groups", "scoring")
-    clock.watch(trainer_module, "apply_plan", "the cut")
+    clock.watch(steps, "apply_plan", "the cut")
     clock.watch(trainer, "_scoring_loss", "a scoring batch")
     trainer.train(resume_from_checkpoint=resume)
     digest = hashlib.sha256()

@@ -1158,7 +1158,7 @@ def test_resumed_after_scores(job, tmp_path, caplog, monkeypatch):
 
     output = tmp_path / "out"
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr("optimum_camcut.training.trainer.make_plan", stop)
+        patch.setattr("optimum_camcut.training.steps.make_plan", stop)
         main("prune", *flags(**job, recovery="none", output=output))
     caplog.clear()
     main("prune", *flags(**job, recovery="none", output=output), "--resume")

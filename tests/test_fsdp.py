@@ -120,7 +120,8 @@ from test_fsdp import METHODS, examples, make_trainer, model_of, pruning, same, 
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from optimum_camcut import PruningPlan, apply_plan, find_groups, reconstruct, score_groups
-from optimum_camcut import sharding, trainer as trainer_module
+from optimum_camcut import sharding
+from optimum_camcut.training import steps
 from optimum_camcut.surgery.masking import hold_masks
 from optimum_camcut.utils.sharding import gather, is_sharded
 
@@ -182,7 +183,7 @@ def gathered(model):
 
 
 seen = []
-trainer_module.gather = sharding.gather = gathered
+steps.gather = sharding.gather = gathered
 for method in METHODS:
     trainer = make_trainer(folder, pruning(method=method), fsdp={})
     layers = trainer.model.bert.encoder.layer

@@ -48,6 +48,7 @@ from optimum_camcut import (
 from optimum_camcut.architectures.modeling_camcut import RECORD
 from optimum_camcut.reporting import card
 from optimum_camcut.reporting.card import recipe
+from optimum_camcut.training.records import measured
 
 
 @pytest.fixture(scope="module")
@@ -564,7 +565,7 @@ def test_metrics_are_those_of_these_weights(tmp_path):
     trainer = make_trainer(tmp_path / "b", pruning(method="magnitude", dense_epochs=1), compute_metrics=accuracy)
     trainer.evaluate()
     trainer.train()  # the dense epochs come after the measurement
-    assert trainer._evaluations.dense == {}
+    assert trainer.run.evaluations.dense == {}
 
 
 def test_metrics_of_a_model_that_is_then_cut_by_hand(tmp_path):
@@ -601,5 +602,5 @@ def test_the_best_model_has_its_own_metrics(tmp_path):
     other.trainer = trainer
     trainer.train()
     assert trainer.state.best_global_step == 6 and trainer.state.global_step == 18
-    known = trainer._measured()
+    known = measured(trainer)
     assert known["eval_loss"] == pytest.approx(trainer.evaluate()["eval_loss"])

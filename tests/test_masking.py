@@ -895,7 +895,7 @@ def test_scores_never_follow_the_teacher(tmp_path, monkeypatch):
     calls, distillation_loss = [], trainer_module.distillation_loss
 
     def watch(*args):
-        calls.append(trainer._progress_file is not None)  # while it scores
+        calls.append(trainer.run.progress_file is not None)  # while it scores
         return distillation_loss(*args)
 
     monkeypatch.setattr(trainer_module, "distillation_loss", watch)

@@ -53,6 +53,7 @@ from optimum_camcut.reporting.card import write_card
 from optimum_camcut.reporting.plots import plot_head_importance, plot_kept, plot_scores
 from optimum_camcut.reporting.report import uncut_scores, write_report
 from optimum_camcut.training import run_report
+from optimum_camcut.training.steps import finish
 
 
 pytestmark = pytest.mark.report
@@ -266,7 +267,7 @@ def test_without_a_report_no_plan_is_read(tmp_path, monkeypatch):
         raise AssertionError("not needed")
 
     trainer = make_trainer(tmp_path, pruning(method="magnitude"), save_strategy="epoch", num_train_epochs=2)
-    trainer._finish = lambda folder: None
+    monkeypatch.setattr("optimum_camcut.training.trainer.finish", lambda *_: None)
     monkeypatch.setattr(PruningPlan, "load", load)
     trainer.train()
     assert (tmp_path / "checkpoint-12").is_dir()
@@ -529,12 +530,12 @@ def test_a_resumed_run_has_no_scores(dense_epochs, tmp_path):
     trainer = make_trainer(tmp_path, config, save_strategy="epoch", eval_strategy="epoch")
     dense = trainer.evaluate()
     trainer.train()
-    assert (trainer._evaluations.dense == dense) != dense_epochs
+    assert (trainer.run.evaluations.dense == dense) != dense_epochs
     (tmp_path / "report.html").unlink()
     resumed = make_trainer(tmp_path, config, save_strategy="epoch", eval_strategy="epoch")
     resumed.evaluate()
     resumed.train(resume_from_checkpoint=True)
-    loss = trainer._evaluations.dense["eval_loss"]
+    loss = trainer.run.evaluations.dense["eval_loss"]
     assert resumed._evaluations.dense["eval_loss"] == loss
     page = (tmp_path / "report.html").read_text()
     assert f"{loss:.4g}</td>" in page
@@ -563,14 +564,14 @@ def test_the_model_is_timed_once_against_the_uncut_one(recovery, pruned_before, 
         prune_heads(model, {0: [1]}).save_pretrained(tmp_path / "before")
         model = load_pruned(tmp_path / "before")
     trainer = make_trainer(tmp_path / "out", pruning(recovery=recovery), model, max_steps=1)
-    finish, states = trainer._finish, []
+    states = []
 
-    def watched(folder):
+    def watched(*run):
         states.append(torch.get_rng_state())
-        finish(folder)
+        finish(*run)
         states.append(torch.get_rng_state())
 
-    trainer._finish = watched
+    monkeypatch.setattr("optimum_camcut.training.trainer.finish", watched)
     trainer.train()
     trainer.save_model()
     ((timed, shape),) = seen
@@ -584,13 +585,13 @@ def test_the_precision_of_training_is_not_timed_and_stays(tmp_path, monkeypatch)
     """Evaluation after a run in mixed precision gives what it gave before the run was reported."""
     seen = watch_timing(monkeypatch)
     trainer = make_trainer(tmp_path, pruning(method="magnitude"), bf16=True, max_steps=1)
-    finish, losses = trainer._finish, []
+    losses = []
 
-    def watched(folder):
+    def watched(*run):
         losses.append(trainer.evaluate()["eval_loss"])
-        finish(folder)
+        finish(*run)
 
-    trainer._finish = watched
+    monkeypatch.setattr("optimum_camcut.training.trainer.finish", watched)
     trainer.train()
     assert len(seen) == 1 and trainer.evaluate()["eval_loss"] == losses[0]
 

@@ -40,6 +40,7 @@ from optimum_camcut import (
 )
 from optimum_camcut.planning.measure import count_parameters
 from optimum_camcut.training.distillation import distillation_loss
+from optimum_camcut.training.losses import distilling
 
 
 def examples(count=48, seed=0):
@@ -290,7 +291,7 @@ def test_what_was_cut_in_part_does_not_train_on_as_if_it_were_done(tmp_path, mon
 
     rebuilt = make_trainer(tmp_path / "rebuild", pruning(method="magnitude", recovery="reconstruct"))
     with monkeypatch.context() as patch:
-        patch.setattr("optimum_camcut.training.trainer.reconstruct", stop)
+        patch.setattr("optimum_camcut.training.steps.reconstruct", stop)
         with pytest.raises(KeyboardInterrupt):
             rebuilt.train()
     with pytest.raises(ValueError, match="Make a new trainer"):
@@ -467,7 +468,7 @@ def test_several_labels_are_distilled_each_by_itself(tmp_path):
     trainer.prune()
     batch = {**tiny_batch(), "labels": torch.zeros(4, 3)}
     with torch.no_grad():
-        with trainer._distilling():
+        with distilling(trainer):
             before = trainer.compute_loss(trainer.model.train(), batch)
             trainer.model.classifier.bias += 4.0  # of all logits alike, to which a softmax is blind
             assert trainer.compute_loss(trainer.model, batch) > before + 0.3
@@ -532,7 +533,7 @@ def test_distillation_mixes_in_the_dense_predictions(steps, tmp_path):
     model, batch = trainer.model, tiny_batch()
     model.train()
     torch.manual_seed(1)
-    with trainer._distilling():
+    with distilling(trainer):
         got = trainer.compute_loss(model, batch, num_items_in_batch=None)
     torch.manual_seed(1)
     outputs, taught = (
@@ -544,7 +545,7 @@ def test_distillation_mixes_in_the_dense_predictions(steps, tmp_path):
     torch.testing.assert_close(got, 0.75 * outputs.loss + 0.25 * distilled)
     assert distilled > distillation_loss(trainer.dense_model(**batch), taught, temperature, None, "classes") + 0.01
     model.eval()
-    with trainer._distilling():
+    with distilling(trainer):
         torch.testing.assert_close(trainer.compute_loss(model, batch), model(**batch).loss)
     assert trainer.train().global_step == 6 / steps
 
@@ -606,7 +607,7 @@ def test_distillation_of_a_model_that_gives_no_hidden_states(tmp_path):
     for layer in model.bert.encoder.layer:
         layer.attention.self.eval()
     expected = 0.75 * outputs.loss + 0.25 * distillation_loss(outputs, taught, 2.0, None, "classes")
-    with trainer._distilling():
+    with distilling(trainer):
         torch.testing.assert_close(trainer.compute_loss(model, batch), expected)
     assert trainer.train().global_step == 6
 

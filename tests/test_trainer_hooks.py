@@ -27,6 +27,7 @@ from workers import together
 
 from optimum_camcut import CamCutTrainer, distillation_loss, load_pruned
 from optimum_camcut.training.distillation import meanings_of
+from optimum_camcut.training.losses import distilling
 from optimum_camcut.training.trainer import TrainerKeywords
 
 
@@ -127,7 +128,7 @@ def test_two_passes_of_the_model_count_alike(tmp_path):
     trainer.prune()
     trainer.dense_model.requires_grad_(False)
     model, batch = trainer.model.train(), tiny_batch()
-    with trainer._distilling():
+    with distilling(trainer):
         got = trainer.compute_loss(model, batch)
     taught = trainer.dense_model(**batch, output_hidden_states=True)
     distances = [distillation_loss(each, taught, 2.0, batch["attention_mask"], "classes") for each in trainer.seen]

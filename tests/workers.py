@@ -40,6 +40,8 @@ from transformers import TrainerCallback, TrainingArguments, modeling_utils
 from optimum_camcut import CamCutTrainer, PruningConfig, find_groups, latency_table, load_pruned, score_groups
 from optimum_camcut.reporting.card import write_card
 from optimum_camcut.scoring import sums
+from optimum_camcut.training import trainer as trainer_module
+from optimum_camcut.training.losses import scoring_loss
 
 
 TESTS = Path(__file__).resolve().parent
@@ -182,18 +184,18 @@ def train(folder, fault=None, resume=False, then=None):
     if fault is not None and fault[0] != "scoring" and last:
         callbacks = [At(*fault[:2], lambda: fault[2](*fault[3:]))]
     trainer = make_trainer(folder, callbacks)
-    scoring_loss, seen = trainer._scoring_loss, []
+    seen = []
 
-    def loss(model, batch):
+    def loss(trainer, model, batch):
         seen.append(batch)
         if len(seen) == fault[1]:
             result = fault[2](*fault[3:])
             if result is not None:
-                return scoring_loss(model, batch) * result
-        return scoring_loss(model, batch)
+                return scoring_loss(trainer, model, batch) * result
+        return scoring_loss(trainer, model, batch)
 
     if fault is not None and fault[0] == "scoring" and last:
-        trainer._scoring_loss = loss
+        trainer_module.scoring_loss = loss
     score = trainer.score
 
     def score_and_then():

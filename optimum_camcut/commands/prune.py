@@ -124,8 +124,9 @@ TrainingArguments, for the recovery by fine-tuning:
         import copy
 
         from ..planning.plan import PruningPlan
+        from ..training.steps import prepare
 
-        job.trainer._prepare()  # as training does at first
+        prepare(job.trainer)  # as training does at first
         if config.dense_epochs or config.rounds > 1:
             logger.warning(
                 "the plan is for one cut of the model as it is; the run itself would cut it in %d rounds%s",
@@ -154,6 +155,7 @@ TrainingArguments, for the recovery by fine-tuning:
         before: Mapping[str, Any] | None,
     ) -> None:
         from ..tasks.models import load_model
+        from ..training.records import record
 
         is_main = job.trainer.is_world_process_zero()
         measured: dict[str, dict[str, float]] = {}
@@ -165,7 +167,7 @@ TrainingArguments, for the recovery by fine-tuning:
         self.output = output
         if before is not None and before.get(DENSE):
             measured[DENSE], job.task.warned = before[DENSE], True
-            job.trainer._record({f"eval_{name}": value for name, value in measured[DENSE].items()})
+            record(job.trainer, {f"eval_{name}": value for name, value in measured[DENSE].items()})
         with dense_measured_after_training(job, measured, output) if config.dense_epochs else nullcontext():
             if not config.dense_epochs and not measured:
                 measured[DENSE] = job.evaluate()

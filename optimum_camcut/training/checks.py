@@ -47,6 +47,13 @@ def check_trainer(trainer: Trainer) -> None:
     check_fsdp(trainer.accelerator, asked=bool(trainer.args.fsdp))
 
 
+def require_config(trainer: Trainer) -> PruningConfig:
+    """Raises `ValueError` if a trainer has no pruning config."""
+    if trainer.pruning_config is None:
+        raise ValueError("this trainer has no pruning_config; pass one to CamCutTrainer")
+    return trainer.pruning_config
+
+
 def overrides(trainer: Trainer, base: type[Trainer], name: str) -> bool:
     """Whether a trainer has a method of its own in place of the one of its base class."""
     return name in vars(trainer) or getattr(type(trainer), name) is not getattr(base, name)

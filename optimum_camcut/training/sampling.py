@@ -18,7 +18,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from torch.utils.data import IterableDataset
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import Trainer
+from transformers.utils import is_datasets_available
+
+from ..config import PruningConfig
 
 
 def draw_examples(dataset: Any, count: int, seed: int) -> list[Any]:
@@ -36,3 +41,31 @@ def draw_examples(dataset: Any, count: int, seed: int) -> list[Any]:
     if examples and isinstance(examples[0], dict) and "input_ids" in examples[0]:
         examples.sort(key=lambda example: len(example["input_ids"]), reverse=True)  # little padding
     return examples
+
+
+def scoring_dataloader(trainer: Trainer, config: PruningConfig) -> DataLoader:
+    """The examples of a trainer to score on; see `CamCutTrainer.get_scoring_dataloader`.
+
+    Raises:
+        `ValueError`: there is no training set.
+    """
+    dataset, collator = trainer.train_dataset, trainer.data_collator
+    if dataset is None:
+        raise ValueError(
+            f"train_dataset is None, and method={config.method!r} with recovery={config.recovery!r} reads "
+            "training examples: give a train_dataset, or override get_scoring_dataloader"
+        )
+    if is_datasets_available():
+        import datasets
+
+        if isinstance(dataset, datasets.Dataset):
+            dataset = trainer._remove_unused_columns(dataset, description="scoring")
+        else:
+            collator = trainer._get_collator_with_removed_columns(collator, description="scoring")
+    # A generator of its own: reading must not move the random state that training goes on from.
+    return DataLoader(
+        draw_examples(dataset, config.num_samples, config.seed),
+        batch_size=trainer.args.per_device_train_batch_size,
+        collate_fn=collator,
+        generator=torch.Generator().manual_seed(config.seed),
+    )
