@@ -294,7 +294,7 @@ def test_an_architecture_travels_whenever_it_was_registered(tmp_path):
         (
             "config.json",
             lambda c: c[RECORD]["sizes"].update({"layer.7.heads": 2}),
-            "'layer.7.heads', which this model",
+            "units for 'layer.7.heads'; expected one of the groups",
         ),
         ("config.json", lambda c: c[RECORD]["sizes"].pop("layer.1.neurons"), "for 'layer.1.neurons', but its weights"),
         (
@@ -330,7 +330,11 @@ def test_an_architecture_travels_whenever_it_was_registered(tmp_path):
         ("pruning_plan.json", lambda p: p.update(kep={}), "unknown PruningPlan fields ['kep']"),
         ("pruning_plan.json", lambda p: p["keep"].pop("layer.2.heads"), "the two files do not belong together"),
         ("pruning_plan.json", lambda p: p.pop("sizes"), "the two files do not belong together"),
-        ("config.json", lambda c: (c.pop(RECORD), c.update(pruned_heads={"9": [0]})), "'layer.9.heads', which this"),
+        (
+            "config.json",
+            lambda c: (c.pop(RECORD), c.update(pruned_heads={"9": [0]})),
+            "units for 'layer.9.heads'; expected one of the groups",
+        ),
     ],
 )
 def test_files_that_do_not_fit(file, change, message, tmp_path):

@@ -514,7 +514,7 @@ def test_copies_pickles_dtypes_and_shards(tmp_path):
         (lambda sizes: sizes.update({"layer.1.attention": "0"}), "records '0' units for 'layer.1.attention'"),
         (
             lambda sizes: sizes.update({"layer.9.attention": 0}),
-            "a size for 'layer.9.attention', which this model lacks",
+            "units for 'layer.9.attention'; expected one of the groups",
         ),
         (
             lambda sizes: sizes.update({"layer.1.heads": 2}),

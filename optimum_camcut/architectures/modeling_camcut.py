@@ -32,13 +32,13 @@ from torch.overrides import TorchFunctionMode
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from .entry import HEAD, QUERIES, UNIT
+from .entry import HEAD, QUERIES, UNIT, Architecture, Cut  # noqa: F401 - public from here
 from .table import ARCHITECTURES
 
 
 RECORD = "camcut_pruning"  # the key of config.json that holds the kept sizes
 SUBLAYERS = {"heads": "attention", "neurons": "feed_forward"}  # kind of unit -> the sub-layer it is part of
-OTHER_RECORDS: list[Callable] = []  # of some architectures: `(config, units by group) -> sizes by group`
+OTHER_RECORDS: list[Callable] = []  # of some architectures: `(config, units by group) -> kept heads by group`
 AFTER_SHRINKING: list[Callable] = []  # what some architectures take besides: `(model, sizes by group) -> None`
 
 
@@ -170,14 +170,11 @@ def recorded_sizes(config: PretrainedConfig, units: Mapping[str, int]) -> dict[s
     Raises:
         `ValueError`: a record names an unknown group, or a size that is no integer between 0 and the group's own.
     """
-    other = {name: size for read in OTHER_RECORDS for name, size in read(config, units).items()}
+    other = {name: len(heads) for read in OTHER_RECORDS for name, heads in read(config, units).items()}
     record = getattr(config, RECORD, None)
     sizes = record.get("sizes") if isinstance(record, dict) else other if record is None else None
-    if not isinstance(sizes, dict) or not other.items() <= sizes.items():
-        raise ValueError(
-            f"config.{RECORD} should hold 'sizes', a dict of group name -> kept units"
-            f"{f' that agrees with {other} of config.pruned_heads' if other else ''}; it is {record!r:.200}"
-        )
+    if not isinstance(sizes, dict):
+        raise ValueError(f"config.{RECORD} should hold 'sizes', group name -> kept units; it is {record!r:.200}")
     for name, size in sizes.items():
         if type(size) is not int or not 0 <= size <= units.get(name, -1):
             known = f"an integer between 0 and {units[name]}" if name in units else f"one of the groups {list(units)}"
@@ -185,6 +182,10 @@ def recorded_sizes(config: PretrainedConfig, units: Mapping[str, int]) -> dict[s
         layer, _, kind = name.rpartition(".")
         if sizes.get(f"{layer}.{SUBLAYERS.get(kind)}") == 0:
             raise ValueError(f"config.{RECORD} records {size} units for {name!r}, whose sub-layer it records as gone")
+    if not other.items() <= sizes.items():
+        raise ValueError(
+            f"config.{RECORD} records {sizes}, but config.pruned_heads leaves {other}; restore the config"
+        )
     return sizes
 
 
@@ -208,11 +209,9 @@ def shrink(model: PreTrainedModel) -> None:
     config, blocks, units = model.config, list_blocks(model), present_units(model)
     entry, widths, sizes = ARCHITECTURES[config.model_type], widths_of(config), recorded_sizes(config, units)
     gone: dict[str, nn.Module] = {}
-    for name, size in sizes.items():
+    for name in [name for name, size in sizes.items() if size < units[name]]:
         _, layer, kind = name.split(".")
-        block = blocks[int(layer)]
-        if size == units[name]:
-            continue
+        block, size = blocks[int(layer)], sizes[name]
         if kind in SUBLAYERS.values():
             number = list(SUBLAYERS.values()).index(kind)
             bypass = {f"{block}.{path}": gives for path, gives in entry.bypass[number].items()}

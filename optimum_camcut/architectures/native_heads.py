@@ -43,10 +43,10 @@ def pruned_heads(config: PretrainedConfig, layers: int) -> dict[str, list[int]]:
     return {name: heads for name, heads in removed.items() if heads}
 
 
-def sizes_by_pruned_heads(config: PretrainedConfig, units: Mapping[str, int]) -> dict[str, int]:
-    """Heads left by group, where `config.pruned_heads` removes some."""
-    removed = pruned_heads(config, int(list(units)[-1].split(".")[1]) + 1)
-    return {name: config.num_attention_heads - len(heads) for name, heads in removed.items()}
+def heads_left(config: PretrainedConfig, units: Mapping[str, int]) -> dict[str, list[int]]:
+    """Kept heads by group, where `config.pruned_heads` removes some."""
+    removed, heads = pruned_heads(config, int(list(units)[-1].split(".")[1]) + 1), range(config.num_attention_heads)
+    return {name: [head for head in heads if head not in gone] for name, gone in removed.items()}
 
 
 def number_pruned_heads(model: PreTrainedModel, sizes: Mapping[str, int]) -> None:
@@ -56,5 +56,5 @@ def number_pruned_heads(model: PreTrainedModel, sizes: Mapping[str, int]) -> Non
         model.config.pruned_heads = {int(name.split(".")[1]): heads for name, heads in removed.items()}
 
 
-OTHER_RECORDS.append(sizes_by_pruned_heads)
+OTHER_RECORDS.append(heads_left)
 AFTER_SHRINKING.append(number_pruned_heads)

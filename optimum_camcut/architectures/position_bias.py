@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 from transformers import PreTrainedModel
 
-from .modeling_camcut import AFTER_SHRINKING, RECORD, list_blocks
+from .modeling_camcut import AFTER_SHRINKING, OTHER_RECORDS, RECORD, list_blocks, present_units
 from .table import ARCHITECTURES
 
 
@@ -56,10 +56,11 @@ def bind_recorded_heads(model: PreTrainedModel, sizes: Mapping[str, int]) -> Non
     Raises:
         `ValueError`: it records none, or not as many as `sizes` says.
     """
-    if ARCHITECTURES[model.config.model_type].position_bias is None:
-        return
-    recorded, total = (getattr(model.config, RECORD, None) or {}).get("kept_heads"), model.config.num_attention_heads
-    kept_of = {name: (recorded or {}).get(name) for name in sizes if name.endswith(".heads")}
+    config, total = model.config, model.config.num_attention_heads
+    recorded = {name: kept for read in OTHER_RECORDS for name, kept in read(config, present_units(model)).items()}
+    recorded |= (getattr(config, RECORD, None) or {}).get("kept_heads") or {}
+    biased = ARCHITECTURES[config.model_type].position_bias is not None
+    kept_of = {name: recorded.get(name) for name in sizes if biased and name.endswith(".heads")}
     for name, kept in kept_of.items():
         valid = isinstance(kept, list) and all(type(head) is int and 0 <= head < total for head in kept)
         if not valid or len(kept) != sizes[name] or kept != sorted(set(kept)):
