@@ -1,0 +1,299 @@
+# Copyright 2026 The optimum-camcut authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Every block of Python and of shell in README.md and `docs` runs, a page as one session from top to bottom.
+
+The blocks run as they stand, in a folder where `stand_ins` has put tiny models and data under the names that the pages
+use. What is different is here, in `GIVEN` (names that a page takes as given) and `SHORTER` (options that are added to
+commands so that they take seconds). A marker above a block says why it does not run:
+
+    <!-- not run: REASON -->            nothing is done
+    <!-- checked, not run: REASON -->   a command is read as the program would read it, and not started
+"""
+
+import argparse
+import contextlib
+import importlib.util
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+import yaml
+from accelerate.commands.launch import launch_command_parser
+from datasets import load_dataset
+from optimum.commands.base import RootOptimumCLICommand
+from optimum.commands.optimum_cli import register_optimum_cli_subcommand
+from stand_ins import make_stand_ins
+from sybil import Sybil
+from sybil.evaluators.python import PythonEvaluator
+from sybil.parsers.markdown import CodeBlockParser
+from torch.utils.data import DataLoader
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, TrainingArguments
+
+from optimum_camcut import PruningConfig, PruningPlan, apply_plan, find_groups, make_plan, score_groups
+from optimum_camcut.architectures.modeling_camcut import ARCHITECTURES
+from optimum_camcut.commands.camcut import COMMANDS, CamCutCommand
+from optimum_camcut.scoring import SCORERS
+
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+MARKER = re.compile(r"<!-- (not run|checked, not run): (\S.*) -->\n[ ]*$")
+LANGUAGES = ("python", "bash", "yaml", "text", "bibtex")
+SHORTER = {
+    "prune": ["--repeats", "1", "--smooth_samples", "2"],
+    "score": ["--smooth_samples", "2"],
+    "compare": ["--repeats", "1", "--smooth_samples", "2"],
+    "benchmark": ["--repeats", "1"],
+}
+
+
+# --- what pages take as given ---------------------------------------------------------------------------------------
+
+
+class Given:
+    """Names of a page, made where it needs them."""
+
+    def __init__(self):
+        self.tokenizer = AutoTokenizer.from_pretrained("MODEL")
+        data = load_dataset("nyu-mll/glue", "sst2")
+        data = data.map(lambda rows: self.tokenizer(rows["sentence"], padding="max_length", max_length=40), batched=True)
+        data = data.remove_columns(["sentence", "idx"]).rename_column("label", "labels")
+        self.train = self.train_dataset = data["train"]
+        self.validation = data["validation"]
+        self.dataloader = DataLoader(self.train, 16, collate_fn=DataCollatorWithPadding(self.tokenizer))
+        self.training_args = TrainingArguments("outputs/given", num_train_epochs=1, report_to="none")
+        self.labelled = next(iter(self.dataloader))
+        self.batch = {name: value for name, value in self.labelled.items() if name != "labels"}
+
+    @property
+    def model(self):
+        return self.model_init()
+
+    dense = other = another = model
+
+    def model_init(self):
+        return AutoModelForSequenceClassification.from_pretrained("MODEL", dtype=torch.float32).eval()
+
+    @property
+    def sparse_model(self):
+        model = self.model
+        with torch.no_grad():
+            model.bert.encoder.layer[0].output.dense.weight[:, ::2] = 0
+        return model
+
+    @property
+    def config(self):
+        return PruningConfig(method="magnitude", sparsity=0.5)
+
+    @property
+    def scores(self):
+        return score_groups(self.model, find_groups(self.model), [], self.config)
+
+    @property
+    def plan(self):
+        return make_plan(self.scores, find_groups(self.model), self.config)
+
+    @property
+    def other_plan(self):
+        config = PruningConfig(method="random", sparsity=0.5)
+        groups = find_groups(self.model)
+        return make_plan(score_groups(self.model, groups, [], config), groups, config)
+
+    @property
+    def pruned_model(self):
+        return apply_plan(self.model, self.plan)
+
+    def evaluate(self, model):
+        with torch.no_grad():
+            hits = (model(**self.batch).logits.argmax(-1) == self.labelled["labels"]).float()
+        return float(hits.mean())
+
+    @property
+    def pairs(self):
+        tokens = {"decoder_input_ids": self.batch["input_ids"], "labels": self.batch["input_ids"]}
+        return [{**{name: self.batch[name] for name in ("input_ids", "attention_mask")}, **tokens}]
+
+    @property
+    def batches(self):
+        ids = torch.randint(5, 60, (2, 12))
+        return [{"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}]
+
+
+# Of every page that takes names as given: which, in the words of the page.
+TRAINING = ("model", "training_args", "train", "validation", "tokenizer")
+GIVEN = {
+    "README": TRAINING,
+    "trainer": (*TRAINING, "model_init"),
+    "steps": ("model", "tokenizer", "dataloader", "train", "other", "another", "pairs"),
+    "weights": (*TRAINING, "dataloader", "sparse_model"),
+    "choosing": ("train_dataset", "dataloader", "evaluate"),
+    "methods": ("plan", "other_plan"),
+    "loading": ("model", "tokenizer", "batch"),
+    "report": ("dense", "scores", "other_plan"),
+    "scale": ("batches",),
+}
+
+
+# And folders that it takes as given.
+CHECKPOINTS = {"README": ("path-or-hub-id",), "loading": ("path-or-hub-id", "smaller"), "report": ("smaller",)}
+
+
+# --- how a block runs -----------------------------------------------------------------------------------------------
+
+
+def marker(example):
+    found = MARKER.search(example.document.text[: example.region.start])
+    return found[1] if found else None
+
+
+def run_python(example):
+    if marker(example) is None:
+        PythonEvaluator()(example)
+    else:
+        compile(example.parsed, example.path, "exec")
+
+
+def write_yaml(example):
+    """The file that its first line names."""
+    name = re.match(r"# (\S+\.yaml)\n", example.parsed)[1]
+    Path(name).write_text(example.parsed)
+    assert yaml.safe_load(example.parsed)
+
+
+def run_shell(example):
+    for command in example.parsed.replace("\\\n", " ").splitlines():
+        words = shlex.split(command, comments=True)
+        if words:
+            run_command(words, started=marker(example) is None)
+
+
+def run_command(words, started):
+    """One command, in this process; `started` or only read."""
+    program, *rest = words
+    if program == "accelerate":
+        launch = launch_command_parser().parse_args(rest[1:])
+        assert rest[0] == "launch"
+        target = [launch.training_script, *launch.training_script_args]
+        if launch.module:
+            assert target[0] == "optimum.commands.optimum_cli"
+            run_command(["optimum-cli", *target[1:]], started)  # as one process
+        else:
+            run_command(["python", *target], started)
+    elif program == "optimum-cli":
+        root = RootOptimumCLICommand("Optimum CLI tool", usage="optimum-cli")
+        register_optimum_cli_subcommand(CamCutCommand, parent_command=root)
+        arguments = root.parser.parse_args([*rest, *SHORTER.get(rest[1], [])])
+        if started:
+            arguments.func(arguments).run()
+    elif program == "python":
+        assert not started, f"mark this block: {words}"
+        read_script(*rest)
+    elif program == "pip":
+        extras = re.findall(r"\[(.+?)\]", rest[-1])
+        known = (REPOSITORY / "pyproject.toml").read_text()
+        assert not started and rest[0] == "install" and all(f"\n{each} = [" in known for each in extras)
+    elif program == "make":
+        assert not started and f"\n{rest[0]}:" in (REPOSITORY / "Makefile").read_text()
+    else:
+        assert not started, f"mark this block: {words}"
+
+
+class Read(Exception):
+    """A script has read its arguments."""
+
+
+def read_script(path, *arguments):
+    """Starts a script of the examples, and stops it where it has read its arguments."""
+    parse = argparse.ArgumentParser.parse_known_args
+
+    def parse_known_args(self, *given, **keywords):
+        _, unknown = parse(self, *given, **keywords)
+        assert not unknown, unknown
+        raise Read
+
+    before = set(sys.modules)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(REPOSITORY / Path(path).parent))
+        patch.setattr(sys, "argv", [path, *arguments])
+        patch.setattr(argparse.ArgumentParser, "parse_known_args", parse_known_args)
+        with contextlib.suppress(Read):
+            runpy.run_path(str(REPOSITORY / path), run_name="__main__")
+            raise AssertionError(f"{path} read no arguments")
+    for name in set(sys.modules) - before:  # scripts import what is beside them
+        if str(REPOSITORY / "examples") in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+SYBIL = Sybil(
+    [
+        CodeBlockParser("python", run_python),
+        CodeBlockParser("bash", run_shell),
+        CodeBlockParser("yaml", write_yaml),
+    ]
+)
+
+
+@pytest.fixture(scope="session")
+def stand_ins(model_path, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stand_ins")
+    make_stand_ins(folder, model_path)
+    return folder
+
+
+@pytest.fixture
+def place(stand_ins, tmp_path, monkeypatch):
+    """A folder with the stand-ins and the examples, for one page."""
+    folder = tmp_path / "page"
+    folder.mkdir()
+    for path in (*stand_ins.iterdir(), REPOSITORY / "examples"):
+        (folder / path.name).symlink_to(path)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("CAMCUT_CACHE", str(tmp_path / "cache"))
+    before = [(registry, dict(registry)) for registry in (ARCHITECTURES, SCORERS)]  # a page may add to them
+    yield folder
+    for registry, entries in before:
+        registry.clear()
+        registry.update(entries)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+def test_the_blocks_run(page, place):
+    document = SYBIL.parse(page)
+    names = GIVEN.get(page.stem, ())
+    if names:
+        given = Given()
+        document.namespace.update({name: getattr(given, name) for name in names})
+    for name in CHECKPOINTS.get(page.stem, ()):
+        given.pruned_model.save_pretrained(name)
+        given.tokenizer.save_pretrained(name)
+    for example in document.examples():
+        example.evaluate()
+
+
+def test_every_block_is_known():
+    """None is of a language that nothing runs, and every marker stands above a block."""
+    for page in PAGES:
+        text = page.read_text()
+        found = re.findall(r"^[ ]*```(\w*)\n.*?^[ ]*```$", text, re.MULTILINE | re.DOTALL)
+        assert set(found) <= set(LANGUAGES), page
+        markers = re.findall(r"<!-- (?:checked, )?not run.*-->", text)
+        assert len(markers) == len(re.findall(r"<!-- (?:checked, )?not run: \S.* -->\n[ ]*```(?:bash|python)\n", text))
+        for name in GIVEN.get(page.stem, ()):
+            assert f"`{name}`" in text or re.search(rf"\b{name}\b", text), (page, name)
