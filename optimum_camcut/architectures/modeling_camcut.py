@@ -280,7 +280,7 @@ _SHIPPED: dict[str, Architecture] = {
     ),
 }
 
-# One entry per `model_type`. To add an architecture, add an entry (README, "Adding an architecture").
+# One entry per `model_type`. To add an architecture, add an entry (docs/adding.md).
 ARCHITECTURES = Table(_SHIPPED)
 SHIPPED_ARCHITECTURES = dict(ARCHITECTURES)  # as this file has them: other entries travel with the checkpoints
 
@@ -412,7 +412,7 @@ def _removed(module: nn.Module) -> bool:
 def unsupported_architecture(model_type: str) -> ValueError:
     return ValueError(
         f"the architecture {model_type!r} is not supported; supported are: {', '.join(sorted(ARCHITECTURES))}. "
-        "The section 'Adding an architecture' of the README of optimum-camcut shows how to add one."
+        "The page 'Adding an architecture or a method' of optimum-camcut (docs/adding.md) shows how to add one."
     )
 
 

@@ -14,8 +14,10 @@
 """Every block of Python and of shell in README.md and `docs` runs, a page as one session from top to bottom.
 
 The blocks run as they stand, in a folder where `stand_ins` has put tiny models and data under the names that the pages
-use. What is different is here, in `GIVEN` (names that a page takes as given) and `SHORTER` (options that are added to
-commands so that they take seconds). A marker above a block says why it does not run:
+use. What is different is in this file: `GIVEN` (names that a page takes as given), `SHORTER` (options added to commands
+so that they take seconds), and `place` (time is counted and not measured, and cards have no figures).
+
+A marker above a block says why it does not run:
 
     <!-- not run: REASON -->            nothing is done
     <!-- checked, not run: REASON -->   a command is read as the program would read it, and not started
@@ -27,13 +29,11 @@ import importlib.util
 import re
 import runpy
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-import transformers
 import yaml
 from accelerate.commands.launch import launch_command_parser
 from datasets import load_dataset
@@ -46,20 +46,20 @@ from sybil.parsers.markdown import CodeBlockParser
 from torch.utils.data import DataLoader
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, TrainingArguments
 
-from optimum_camcut import PruningConfig, PruningPlan, apply_plan, find_groups, make_plan, score_groups
+from optimum_camcut import PruningConfig, apply_plan, find_groups, make_plan, score_groups
 from optimum_camcut.architectures.modeling_camcut import ARCHITECTURES
 from optimum_camcut.commands.camcut import COMMANDS, CamCutCommand
 from optimum_camcut.scoring import SCORERS
 
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 MARKER = re.compile(r"<!-- (not run|checked, not run): (\S.*) -->\n[ ]*$")
 LANGUAGES = ("python", "bash", "yaml", "text", "bibtex")
 SHORTER = {
     "prune": ["--repeats", "1", "--smooth_samples", "2"],
     "score": ["--smooth_samples", "2"],
-    "compare": ["--repeats", "1", "--smooth_samples", "2"],
+    "compare": ["--repeats", "1", "--smooth_samples", "2", "--seeds", "0"],
     "benchmark": ["--repeats", "1"],
 }
 
@@ -73,7 +73,9 @@ class Given:
     def __init__(self):
         self.tokenizer = AutoTokenizer.from_pretrained("MODEL")
         data = load_dataset("nyu-mll/glue", "sst2")
-        data = data.map(lambda rows: self.tokenizer(rows["sentence"], padding="max_length", max_length=40), batched=True)
+        data = data.map(
+            lambda rows: self.tokenizer(rows["sentence"], padding="max_length", max_length=40), batched=True
+        )
         data = data.remove_columns(["sentence", "idx"]).rename_column("label", "labels")
         self.train = self.train_dataset = data["train"]
         self.validation = data["validation"]
@@ -204,7 +206,10 @@ def run_command(words, started):
             arguments.func(arguments).run()
     elif program == "python":
         assert not started, f"mark this block: {words}"
-        read_script(*rest)
+        if rest[:2] == ["-m", "pytest"]:
+            assert all((REPOSITORY / word).exists() for word in rest if word.startswith("tests"))
+        else:
+            read_script(*rest)
     elif program == "pip":
         extras = re.findall(r"\[(.+?)\]", rest[-1])
         known = (REPOSITORY / "pyproject.toml").read_text()
@@ -266,11 +271,19 @@ def place(stand_ins, tmp_path, monkeypatch):
         (folder / path.name).symlink_to(path)
     monkeypatch.chdir(folder)
     monkeypatch.setenv("CAMCUT_CACHE", str(tmp_path / "cache"))
+    for module in ("measure", "latency"):
+        monkeypatch.setattr(f"optimum_camcut.planning.{module}.time_forward", count_time)
+    monkeypatch.setattr("optimum_camcut.reporting.card.draw_pictures", lambda plan: {})
     before = [(registry, dict(registry)) for registry in (ARCHITECTURES, SCORERS)]  # a page may add to them
     yield folder
     for registry, entries in before:
         registry.clear()
         registry.update(entries)
+
+
+def count_time(model, inputs, clock=None):
+    """A nanosecond for every parameter except those of embeddings, in place of the time that a pass takes."""
+    return 1e-9 * sum(p.numel() for name, p in model.named_parameters() if "embeddings" not in name)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
@@ -297,3 +310,37 @@ def test_every_block_is_known():
         assert len(markers) == len(re.findall(r"<!-- (?:checked, )?not run: \S.* -->\n[ ]*```(?:bash|python)\n", text))
         for name in GIVEN.get(page.stem, ()):
             assert f"`{name}`" in text or re.search(rf"\b{name}\b", text), (page, name)
+
+
+def test_the_pages_name_files_and_tests_that_there_are():
+    sources = "".join(path.read_text() for path in (REPOSITORY / "tests").rglob("test_*.py"))
+    for page in PAGES:
+        text = page.read_text()
+        for name in re.findall(r"`(test_\w+)`", text):
+            assert f"def {name}(" in sources, (page, name)
+        for name in re.findall(r"(?:tests|docs|examples|optimum_camcut)/[\w/.]+\.(?:py|md|png|json)", text):
+            assert (REPOSITORY / name).exists(), (page, name)
+
+
+def test_the_links_outside_of_the_site_lead_somewhere():
+    """`mkdocs build --strict` looks at those between the pages."""
+    for page in PAGES[:2]:
+        for link in re.findall(r"\]\(([^)#]*)(?:#[^)]*)?\)", page.read_text()):
+            assert link.startswith("https://") or (page.parent / link).exists(), (page, link)
+
+
+def test_the_readme_is_short():
+    assert len(PAGES[0].read_text().splitlines()) <= 200
+
+
+def test_the_page_of_options_has_them_all():
+    specification = importlib.util.spec_from_file_location("hooks", REPOSITORY / "docs" / "hooks.py")
+    hooks = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(hooks)
+    page = (REPOSITORY / "docs" / "options.md").read_text()
+    made = hooks.on_page_markdown(page)
+    assert hooks.OPTIONS not in made
+    for command in COMMANDS:
+        section = made.split(f"## {command.COMMAND.name}\n")[1].partition("\n## ")[0]
+        options = [option.name for option in command.options()]
+        assert re.findall(r"^\| `--(?:no-)?(\w+)", section, re.MULTILINE)[: len(options)] == options
