@@ -41,7 +41,7 @@ SIZES = {
     "gpt2": {"n_layer": 4, "n_inner": 320, "n_positions": 512},
     "llama": {"num_hidden_layers": 4, "intermediate_size": 320, "max_position_embeddings": 512},
 }
-ROWS = {"train": 24, "validation": 12}
+ROWS = {"train": 16, "validation": 8}
 WORDS = {0: ["war", "state", "city", "year"], 1: ["name", "first", "what", "is"]}
 CLASSES = {"label": ClassLabel(names=["negative", "positive"]), "idx": Value("int32")}
 TAGS = Sequence(ClassLabel(names=["O", "B-PER", "I-PER"]))
