@@ -15,7 +15,8 @@
 
 The blocks run as they stand, in a folder where `stand_ins` has put tiny models and data under the names that the pages
 use. What is different is in this file: `GIVEN` (names that a page takes as given), `SHORTER` (options added to
-commands so that they take seconds), and `place` (time is counted and not measured, and cards have no figures).
+commands so that they take seconds), and `place` (time is counted and not measured, smooth methods
+take two passes, and cards have no figures).
 
 A marker above a block says why it does not run:
 
@@ -51,6 +52,7 @@ import optimum_camcut
 from optimum_camcut import PruningConfig, apply_plan, find_groups, make_plan, score_groups
 from optimum_camcut.architectures.modeling_camcut import ARCHITECTURES
 from optimum_camcut.commands.camcut import COMMANDS, CamCutCommand
+from optimum_camcut.config import NOISE, PAPER_NOISE
 from optimum_camcut.scoring import SCORERS
 
 
@@ -59,9 +61,8 @@ PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPO
 MARKER = re.compile(r"<!-- (not run|checked, not run): (\S.*) -->\n[ ]*$")
 LANGUAGES = ("python", "bash", "yaml", "text", "bibtex")
 SHORTER = {
-    "prune": ["--repeats", "1", "--smooth_samples", "2"],
-    "score": ["--smooth_samples", "2"],
-    "compare": ["--repeats", "1", "--smooth_samples", "2", "--seeds", "0", "--sparsities", "0.5"],
+    "prune": ["--repeats", "1"],
+    "compare": ["--repeats", "1", "--seeds", "0", "--sparsities", "0.5"],
     "benchmark": ["--repeats", "1"],
 }
 
@@ -276,6 +277,9 @@ def place(stand_ins, tmp_path, monkeypatch):
     for module in ("measure", "latency"):
         monkeypatch.setattr(f"optimum_camcut.planning.{module}.time_forward", count_time)
     monkeypatch.setattr("optimum_camcut.planning.latency.ROUNDS", 2)
+    monkeypatch.setattr("optimum_camcut.planning.latency.SIZES", 4)
+    for noise in (NOISE, PAPER_NOISE):
+        monkeypatch.setitem(noise, "smooth_samples", 2)
     monkeypatch.setattr("optimum_camcut.reporting.card.draw_pictures", lambda plan: {})
     before = [(registry, dict(registry)) for registry in (ARCHITECTURES, SCORERS)]  # a page may add to them
     gc.collect()
@@ -331,7 +335,8 @@ def test_the_pages_name_files_and_tests_that_there_are():
 def test_the_links_outside_of_the_site_lead_somewhere():
     """`mkdocs build --strict` looks at those between the pages."""
     for page in PAGES[:2]:
-        for link in re.findall(r"\]\(([^)#]*)(?:#[^)]*)?\)", page.read_text()):
+        text = page.read_text()
+        for link in re.findall(r"\]\(([^)#]*)(?:#[^)]*)?\)", text) + re.findall(r'src="(.+?)"', text):
             assert link.startswith("https://") or (page.parent / link).exists(), (page, link)
 
 
