@@ -29,6 +29,7 @@ from transformers import AutoTokenizer
 # Of every model: what it is loaded as, and its architecture.
 MODELS = {
     "MODEL": ("SequenceClassification", "bert"),
+    "FOUR_LAYERS": ("SequenceClassification", "bert"),
     "google-bert/bert-base-uncased": ("MaskedLM", "bert"),
     "google-bert/bert-base-cased": ("MaskedLM", "bert"),
     "distilbert/distilbert-base-uncased": ("MaskedLM", "distilbert"),
@@ -36,10 +37,10 @@ MODELS = {
     "meta-llama/Llama-2-7b-hf": ("CausalLM", "llama"),
 }
 SIZES = {
-    "bert": {"num_hidden_layers": 4, "intermediate_size": 320, "max_position_embeddings": 512},
-    "distilbert": {"n_layers": 4, "hidden_dim": 320, "max_position_embeddings": 512},
-    "gpt2": {"n_layer": 4, "n_inner": 320, "n_positions": 512},
-    "llama": {"num_hidden_layers": 4, "intermediate_size": 320, "max_position_embeddings": 512},
+    "bert": {"num_hidden_layers": 2, "intermediate_size": 320, "max_position_embeddings": 512},
+    "distilbert": {"n_layers": 2, "hidden_dim": 320, "max_position_embeddings": 512},
+    "gpt2": {"n_layer": 2, "n_inner": 320, "n_positions": 512},
+    "llama": {"num_hidden_layers": 2, "intermediate_size": 320, "max_position_embeddings": 512},
 }
 ROWS = {"train": 16, "validation": 8}
 WORDS = {0: ["war", "state", "city", "year"], 1: ["name", "first", "what", "is"]}
@@ -74,7 +75,9 @@ def make_model(folder: Path, task: str, architecture: str, tokenizer_path: Path)
         tokenizer.eos_token = "[SEP]"
     ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.sep_token_id}
     torch.manual_seed(0)
-    config = tiny_config(architecture, vocab_size=len(tokenizer), num_labels=2, **ids, **SIZES[architecture])
+    if folder.name == "FOUR_LAYERS":
+        ids["num_hidden_layers"] = 4
+    config = tiny_config(architecture, vocab_size=len(tokenizer), num_labels=2, **{**SIZES[architecture], **ids})
     model = getattr(transformers, f"AutoModelFor{task}").from_config(config)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

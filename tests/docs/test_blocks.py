@@ -26,6 +26,7 @@ A marker above a block says why it does not run:
 
 import argparse
 import contextlib
+import functools
 import gc
 import importlib.util
 import re
@@ -64,22 +65,30 @@ SHORTER = {
     "prune": ["--repeats", "1"],
     "compare": ["--repeats", "1", "--seeds", "0", "--sparsities", "0.5"],
     "benchmark": ["--repeats", "1"],
+    "examples/benchmarks/budgets.py": ["--model_name_or_path", "MODEL", "--sparsities", "0.5", "--rounds", "2"],
 }
 
 
 # --- what pages take as given ---------------------------------------------------------------------------------------
 
 
+@functools.cache
+def data_to_train_on():
+    tokenizer = AutoTokenizer.from_pretrained("MODEL")
+    data = load_dataset("nyu-mll/glue", "sst2")
+    data = data.map(lambda rows: tokenizer(rows["sentence"], padding="max_length", max_length=40), batched=True)
+    return tokenizer, data.remove_columns(["sentence", "idx"]).rename_column("label", "labels")
+
+
+def load(name):
+    return AutoModelForSequenceClassification.from_pretrained(name, dtype=torch.float32).eval()
+
+
 class Given:
     """Names of a page, made where it needs them."""
 
     def __init__(self):
-        self.tokenizer = AutoTokenizer.from_pretrained("MODEL")
-        data = load_dataset("nyu-mll/glue", "sst2")
-        data = data.map(
-            lambda rows: self.tokenizer(rows["sentence"], padding="max_length", max_length=40), batched=True
-        )
-        data = data.remove_columns(["sentence", "idx"]).rename_column("label", "labels")
+        self.tokenizer, data = data_to_train_on()
         self.train = self.train_dataset = data["train"]
         self.validation = data["validation"]
         self.dataloader = DataLoader(self.train, 16, collate_fn=DataCollatorWithPadding(self.tokenizer))
@@ -91,10 +100,14 @@ class Given:
     def model(self):
         return self.model_init()
 
-    dense = other = another = model
+    dense = another = model
+
+    @property
+    def other(self):
+        return load("FOUR_LAYERS")
 
     def model_init(self):
-        return AutoModelForSequenceClassification.from_pretrained("MODEL", dtype=torch.float32).eval()
+        return load("MODEL")
 
     @property
     def sparse_model(self):
@@ -208,11 +221,11 @@ def run_command(words, started):
         if started:
             arguments.func(arguments).run()
     elif program == "python":
-        assert not started, f"mark this block: {words}"
         if rest[:2] == ["-m", "pytest"]:
-            assert all((REPOSITORY / word).exists() for word in rest if word.startswith("tests"))
+            assert not started and all((REPOSITORY / word).exists() for word in rest if word.startswith("tests"))
         else:
-            read_script(*rest)
+            assert not started or rest[0] in SHORTER, f"mark this block: {words}"
+            run_script(*rest, *SHORTER.get(rest[0], []), started=started)
     elif program == "pip":
         extras = re.findall(r"\[(.+?)\]", rest[-1])
         known = (REPOSITORY / "pyproject.toml").read_text()
@@ -227,8 +240,8 @@ class Read(Exception):
     """A script has read its arguments."""
 
 
-def read_script(path, *arguments):
-    """Starts a script of the examples, and stops it where it has read its arguments."""
+def run_script(path, *arguments, started):
+    """Runs a script of the examples in this process; or stops it where it has read its arguments."""
     parse = argparse.ArgumentParser.parse_known_args
 
     def parse_known_args(self, *given, **keywords):
@@ -240,10 +253,11 @@ def read_script(path, *arguments):
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(REPOSITORY / Path(path).parent))
         patch.setattr(sys, "argv", [path, *arguments])
-        patch.setattr(argparse.ArgumentParser, "parse_known_args", parse_known_args)
+        if not started:
+            patch.setattr(argparse.ArgumentParser, "parse_known_args", parse_known_args)
         with contextlib.suppress(Read):
             runpy.run_path(str(REPOSITORY / path), run_name="__main__")
-            raise AssertionError(f"{path} read no arguments")
+            assert started, f"{path} read no arguments"
     for name in set(sys.modules) - before:  # scripts import what is beside them
         if str(REPOSITORY / "examples") in str(getattr(sys.modules[name], "__file__", "")):
             del sys.modules[name]
@@ -282,7 +296,6 @@ def place(stand_ins, tmp_path, monkeypatch):
         monkeypatch.setitem(noise, "smooth_samples", 2)
     monkeypatch.setattr("optimum_camcut.reporting.card.draw_pictures", lambda plan: {})
     before = [(registry, dict(registry)) for registry in (ARCHITECTURES, SCORERS)]  # a page may add to them
-    gc.collect()
     gc.freeze()  # a cut looks among all objects for what holds the model: not among those of before
     yield folder
     gc.unfreeze()
