@@ -2,15 +2,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+INSTALLED_DOCS := $(VENV)/.installed-docs
 VENV4 := .venv-transformers4
 BIN4 := $(VENV4)/bin
 INSTALLED4 := $(VENV4)/.installed
-CHECKED := optimum_camcut tests examples
+CHECKED := optimum_camcut tests examples docs
 
 # Idle threads sleep: by default they spin, which on shared cores makes training several times slower.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: help demo test test-faults style clean
+.PHONY: help demo test test-faults style docs clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this help
@@ -39,13 +40,20 @@ style: $(INSTALLED)  ## Check the style with ruff
 	$(BIN)/ruff check $(CHECKED)
 	$(BIN)/ruff format --check $(CHECKED)
 
+docs: $(INSTALLED_DOCS)  ## Build the documentation in site/; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean:  ## Remove the environments, the fetched model and all outputs
-	rm -rf $(VENV) $(VENV4) .cache outputs build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV4) .cache outputs site build *.egg-info .pytest_cache .ruff_cache .hypothesis
 
 # The stamp is written last, so that an interrupted installation starts again.
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -c constraints.txt -e ".[tests,examples]"
+	@touch $@
+
+$(INSTALLED_DOCS): $(INSTALLED)
+	$(BIN)/python -m pip install -c constraints.txt -e ".[docs]"
 	@touch $@
 
 # torch first and by itself, so that no resolver looks at another one.

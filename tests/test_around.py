@@ -73,7 +73,7 @@ def test_a_module_around_the_model_is_scored_and_cut_as_the_model(method):
 
 
 def test_a_trainer_cuts_what_is_inside_a_module(tmp_path):
-    """In rounds, stopped and resumed; what is saved loads as the README says."""
+    """In rounds, stopped and resumed; what is saved loads as docs/steps.md says."""
 
     def make(folder, callbacks=()):
         arguments = TrainingArguments(

@@ -325,7 +325,7 @@ from optimum_camcut.utils.sharding import check_fsdp
 
 folder, rank = sys.argv[1], PartialState(cpu=True).process_index
 
-# Fails when accelerate starts FSDP on the CPU: then take `start_fsdp_on_the_cpu` out, and the limit in the README.
+# Fails when accelerate starts FSDP on the CPU: then take `start_fsdp_on_the_cpu` out, and the limit in docs/limits.md.
 accelerator = Accelerator(cpu=True, fsdp_plugin=FullyShardedDataParallelPlugin(fsdp_version=2))
 assert accelerator.num_processes == 2 and accelerator.distributed_type == DistributedType.MULTI_CPU
 with pytest.raises(ValueError, match="on cpu accelerate does not start it .* train under MULTI_CPU without a word"):

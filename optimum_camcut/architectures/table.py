@@ -104,7 +104,7 @@ def unsupported_architecture(model_type: str) -> str:
     """What to tell of an architecture that has no entry."""
     return (
         f"the architecture {model_type!r} is not supported; supported are: {', '.join(sorted(ARCHITECTURES))}. "
-        "The section 'Adding an architecture' of the README of optimum-camcut shows how to add one."
+        "The page 'Adding an architecture or a method' of optimum-camcut (docs/adding.md) shows how to add one."
     )
 
 

@@ -99,7 +99,7 @@ class CamCutTrainer(Trainer):
         pruning_config (`PruningConfig`, *optional*): what to cut, and how.
         args, kwargs: those of `Trainer`. The model may be a module of your own around one transformers model: that one
             is cut, by the loss of the whole. It is saved as `Trainer` saves such a module, as a state dict, beside its
-            `pruning_plan.json`; see the README. `optimizers` cannot be given together with `pruning_config`, because
+            `pruning_plan.json`; see docs/steps.md. `optimizers` cannot be given together with `pruning_config`, since
             the cut replaces the parameters; `optimizer_cls_and_kwargs` can.
 
     Attributes:
