@@ -76,6 +76,10 @@ def run(script, *arguments, folder=FOLDER):
     )
 
 
+def runs_of(path):
+    return json.loads(path.read_text())["runs"]
+
+
 def numbers(row):
     """All numbers of a row; each spread has its median between its ends."""
     for value in row.values():
@@ -100,9 +104,7 @@ def rows_of(result, part):
 def test_each_benchmark_runs(part, tmp_path):
     done = run("run", "--only", part, "--quick", "--output_dir", tmp_path)
     assert done.returncode == 0, done.stderr
-    results = json.loads((tmp_path / "speed.json").read_text())
-    result = results[f"{part}-cpu"]
-    assert result == json.loads((tmp_path / f"{part}-cpu.json").read_text())
+    (result,) = runs_of(tmp_path / "speed.json")
     assert result["benchmark"] == part and "thread" in result["device"] and result["torch"] == torch.__version__
     assert result["settings"]["quick"] and result["settings"]["device"] == "cpu"
     rows = rows_of(result, part)
@@ -126,23 +128,25 @@ def test_the_targets_need_a_gpu(tmp_path):
 
 def test_a_benchmark_that_fails_is_named(tmp_path):
     """And does not keep the others from running; figures of an earlier run do not pass for its own."""
-    folder, output = tmp_path / "speed", tmp_path / "output"
-    shutil.copytree(FOLDER, folder)
+    folder, output = tmp_path / "benchmarks" / "speed", tmp_path / "output"
+    shutil.copytree(FOLDER.parent, folder.parent)
     (folder / "job.py").write_text("raise SystemExit(3)")
     result = {"benchmark": "overhead", "device": "here", "settings": {}, "rows": [{"trainer": "Trainer"}]}
-    (folder / "overhead.py").write_text(f"import sys; open(sys.argv[-2], 'w').write({json.dumps(result)!r})")
+    written = json.dumps({"runs": [result]})
+    (folder / "overhead.py").write_text(f"import sys; open(sys.argv[-2], 'w').write({written!r})")
     output.mkdir()
-    (output / "job-cpu.json").write_text("{}")
+    (output / "speed.json").write_text(json.dumps({"runs": [{**result, "benchmark": "job"}]}))
     done = run("run", "--only", "job", "overhead", "--quick", "--output_dir", output, folder=folder)
     assert done.returncode == 1 and "failed: job-cpu" in done.stderr
-    assert json.loads((output / "speed.json").read_text()) == {"overhead-cpu": result}
+    assert runs_of(output / "speed.json") == [result]
 
 
 def test_latency_in_bfloat16_and_compiled(tmp_path):
     arguments = ["--quick", "--batch_sizes", "2", "--compile", "--dtype", "bfloat16"]
     done = run("latency", *arguments, "--output", tmp_path / "latency.json")
     assert done.returncode == 0, done.stderr
-    rows = json.loads((tmp_path / "latency.json").read_text())["rows"]
+    (result,) = runs_of(tmp_path / "latency.json")
+    rows = result["rows"]
     assert [row["model"] for row in rows] == ["dense", "50%", "dense compiled", "50% compiled"]
     assert all(math.isfinite(number) and number > 0 for row in rows for number in numbers(row))
 
@@ -154,7 +158,7 @@ def test_latency_in_bfloat16_and_compiled(tmp_path):
 def common(monkeypatch):
     monkeypatch.syspath_prepend(FOLDER)
     yield importlib.import_module("common")
-    for name in ("common", "tables"):
+    for name in ("common", "tables", "study"):
         sys.modules.pop(name)
 
 
@@ -204,3 +208,67 @@ def test_the_table(common):
         "| dense | 1.5 (0.25 to 1,234) | 3 |",
         "| other |  | 123.5 |",
     ]
+
+
+# --- the file of a study --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def study(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER.parent)
+    yield importlib.import_module("study")
+    sys.modules.pop("study")
+
+
+def test_a_run_takes_the_place_of_the_one_with_its_key(study, tmp_path):
+    path = tmp_path / "new" / "study.json"
+    assert study.read(path) == []
+    for number, (seed, method) in enumerate([(1, "fisher"), (2, "fisher"), (1, "taylor"), (1, "fisher")]):
+        study.add(path, {"method": method, "seed": seed, "figure": number / 3}, ("method", "seed"))
+    expected = [("fisher", 1, 1.0), ("fisher", 2, 1 / 3), ("taylor", 1, 2 / 3)]
+    assert study.read(path) == [dict(zip(("method", "seed", "figure"), each)) for each in expected]
+    assert study.find(study.read(path), seed=2)["method"] == "fisher" and study.find([], seed=2) is None
+    study.add(path, {"task": "sst2"}, ["task"], table="dense")
+    assert study.read(path, "dense") == [{"task": "sst2"}] and len(study.read(path)) == 3
+    assert len(path.read_text().splitlines()) == 2 + 5 + 3  # a line a run
+    assert [each.name for each in path.parent.iterdir()] == ["study.json"]
+
+
+def test_a_run_that_could_not_be_written_leaves_the_others(study, tmp_path, monkeypatch):
+    path = tmp_path / "study.json"
+    study.add(path, {"seed": 1}, ["seed"])
+    with pytest.raises(TypeError):
+        study.add(path, {"seed": 2, "figure": object()}, ["seed"])
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        study.add(path, {"seed": 3}, ["seed"])
+    assert study.read(path) == [{"seed": 1}] and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_of_something_else_is_left_alone(study, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text('{"model_type": "bert"}')
+    with pytest.raises(ValueError, match="config.json holds no runs of a benchmark: choose another file"):
+        study.add(path, {"seed": 1}, ["seed"])
+    assert path.read_text() == '{"model_type": "bert"}'
+
+
+def test_the_committed_studies_are_written_as_the_scripts_write_them(study, tmp_path):
+    for path in sorted((FOLDER.parent / "results").glob("*.json")):
+        if path.name != "compare.json":  # of `optimum-cli camcut compare`
+            study.write(tmp_path / path.name, study.load(path))
+            assert (tmp_path / path.name).read_text() == path.read_text()
+
+
+def test_scripts_share_their_arguments(study):
+    """A default or a help text can be another; the name, the type and what else is said stay."""
+    parser = study.make_parser("what it does")
+    study.add_arguments(parser, "dataset_path", seeds=[7], keep={"nargs": None, "default": 0.25})
+    assert vars(parser.parse_args([])) == {"dataset_path": None, "seeds": [7], "keep": 0.25}
+    assert vars(parser.parse_args(["--seeds", "3", "4", "--keep", "0.1"]))["seeds"] == [3, 4]
+    (option,) = (action for action in parser._actions if action.dest == "seeds")
+    assert option.help == study.ARGUMENTS["seeds"]["help"]

@@ -72,8 +72,19 @@ def results(model_path, data, tmp_path_factory):
     return folder
 
 
+def table(folder, name):
+    return json.loads((folder / "deepcuts.json").read_text())[name]
+
+
 def runs(folder):
-    return {path.stem: json.loads(path.read_text()) for path in (folder / "runs").glob("*.json")}
+    """By the names that `run.py` prints."""
+    keys = ("task", "seed", "recipe", "method", "allocation", "dropout", "keep")
+    return {"-".join(str(row[key]) for key in keys): row for row in table(folder, "runs")}
+
+
+def dense(folder, task):
+    (found,) = (row for row in table(folder, "dense") if row["task"] == task)
+    return found
 
 
 def measured(folder):
@@ -93,10 +104,13 @@ def test_every_run_is_there(results):
     assert set(found) == expected
     for row in found.values():
         assert row["kept"] == pytest.approx(row["keep"], abs=0.005)  # counted in the evaluated model
-        assert row["settings"]["num_samples"] == 24 and row["settings"]["epochs"] == 4
-        assert set(row["versions"]) == {"torch", "transformers", "optimum_camcut"}
         assert (row["train_seconds"] > 0) == (row["recipe"] == "rewind") and row["device"]
     assert len({row["metric"] for row in found.values()}) > 8  # the runs are different runs
+    assert len(table(results, "runs")) == len(found)
+    settings, (versions,) = table(results, "settings"), table(results, "versions")
+    assert settings["num_samples"] == 24 and settings["epochs"] == 4
+    assert set(versions) == {"torch", "transformers", "optimum_camcut"}
+    assert len(table(results, "scoring")) == len(TASKS) * len(METHODS)
 
 
 def test_metric_and_compression_by_hand(results, data, model_path):
@@ -128,19 +142,19 @@ def test_stopped_and_taken_up_by_two_processes(results, model_path, data, tmp_pa
     (leftover / "config.json").write_text("{")  # as if it had been stopped there before
     process = start(model_path, data, tmp_path)
     deadline = time.monotonic() + 200
-    while len(list(tmp_path.glob("runs/*.json"))) < 4 and time.monotonic() < deadline:
+    while not (tmp_path / "deepcuts.json").exists() or len(runs(tmp_path)) < 4 and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stdout.close()
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*.json")}
-    assert 4 <= sum(path.parent.name == "runs" for path in before) < 24
-    trained = {path.parent.name for path in tmp_path.glob("models/*/dense.json")}
+    before = runs(tmp_path)
+    assert 4 <= len(before) < 24
+    trained = {path.name for path in tmp_path.glob("models/*")}
 
     done = [finish(process) for process in [start(model_path, data, tmp_path) for _ in range(2)]]
-    assert {path: path.stat().st_mtime_ns for path in before} == before
-    missing = {*runs(results)} - {path.stem for path in before}
+    assert {name: row for name, row in runs(tmp_path).items() if name in before} == before  # also its seconds
+    missing = {*runs(results)} - {*before}
     missing |= {f"{name}-dense" for name in {"sst2-0", "stsb-0"} - trained}
     assert sorted(done[0] + done[1]) == sorted(missing) and all(done)  # nothing twice, nothing in vain
     assert measured(tmp_path) == measured(results)
@@ -155,14 +169,14 @@ def test_other_settings_are_refused(results, model_path, data, tmp_path):
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 1
     assert (
-        "dense.json was made with other settings: num_samples was 24 and is now 25; epochs was 4.0 and is now 3.0"
+        "deepcuts.json was made with other settings: num_samples was 24 and is now 25; epochs was 4.0 and is now 3.0"
         in (output)
     )
     assert "another --output_dir" in output
 
 
 def test_overlaps_are_those_of_the_plans(results):
-    overlaps = [json.loads(path.read_text()) for path in (results / "overlaps").glob("*.json")]
+    overlaps = json.loads((results / "overlaps.json").read_text())["runs"]
     assert sorted((row["task"], row["keep"]) for row in overlaps) == sorted((t, k) for t in TASKS for k in KEEP)
     for row in overlaps:
         assert row["methods"] == list(METHODS)
@@ -207,14 +221,14 @@ def test_the_tables_hold_the_numbers(results):
     sections = {"sst2": "sst2: accuracy, in percent", "stsb": "stsb: Spearman correlation, in percent"}
     rows = runs(results).values()
     for task, section in sections.items():
-        dense = json.loads((results / "models" / f"{task}-0" / "dense.json").read_text())["metric"]
+        whole = dense(results, task)["metric"]
         for recipe, text in texts.items():
             table = found[section, text]
             assert list(table) == ["dense", *METHODS]
             for column, keep in zip(table["dense"], KEEP):
                 chosen = {r["method"]: r for r in rows if (r["task"], r["recipe"], r["keep"]) == (task, recipe, keep)}
                 assert column == f"{keep:.0%} ({statistics.mean(r['compression'] for r in chosen.values()):.2f}x)"
-                assert table["dense"][column] == f"{dense:.1f}"
+                assert table["dense"][column] == f"{whole:.1f}"
                 best = max(row["metric"] for row in chosen.values())
                 for method, row in chosen.items():
                     number = f"{row['metric']:.1f}"
@@ -289,7 +303,7 @@ def test_overlaps_are_averaged_over_seeds(report):
 
 
 def test_a_folder_without_results(report, tmp_path):
-    with pytest.raises(FileNotFoundError, match="expected results in .*runs, found none; run.py makes them"):
+    with pytest.raises(FileNotFoundError, match="expected runs in .*deepcuts.json, found none; run.py makes"):
         report.write_report(tmp_path)
 
 
@@ -298,7 +312,7 @@ def test_models_that_are_fine_tuned_already(results, model_path, data, tmp_path)
     flags = ["--recipes", "none", "--methods", "magnitude", "--keep", "0.5", "--epochs", "1", "--tasks", "sst2"]
     dense_model = f"{results}/models/{{task}}-0/dense"
     finish(start(model_path, data, tmp_path, "--dense_model", dense_model, *flags))
-    of = [json.loads((folder / "models" / "sst2-0" / "dense.json").read_text()) for folder in (results, tmp_path)]
+    of = [dense(folder, "sst2") for folder in (results, tmp_path)]
     assert of[0]["metric"] == of[0]["trained_metric"] == of[1]["metric"] != of[1]["trained_metric"]
     name = "sst2-0-none-magnitude-uniform-any-0.5"
     assert measured(tmp_path)[name] == measured(results)[name]

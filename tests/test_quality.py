@@ -60,7 +60,8 @@ def models(model_path, glue_folder, tmp_path_factory):
 def arguments(models, model_path, glue_folder, tmp_path_factory):
     """Of a run that fine-tunes the model that is missing, too."""
     folder = tmp_path_factory.mktemp("quality")
-    made = ["--model", models, "--finetune", model_path, "--dataset_path", glue_folder, "--output_dir", folder]
+    made = ["--model", models, "--finetune", model_path, "--dataset_path", glue_folder]
+    made += ["--output", folder / "quality.json"]
     made += ["--tasks", "sst2", "stsb", "--methods", "fisher", "cam_cut", "--keep", 0.5, 0.25]
     return [*made, "--num_samples", 48, "--seeds", 1, 2]
 
@@ -69,7 +70,14 @@ def arguments(models, model_path, glue_folder, tmp_path_factory):
 def results(arguments):
     done = run("quality", *arguments)
     assert done.returncode == 0, done.stderr[-4000:]
-    return Path(arguments[arguments.index("--output_dir") + 1]), done.stdout
+    return arguments[arguments.index("--output") + 1], done.stdout
+
+
+def run_of(path, task, method, rounds, seed):
+    """That of the file with this key."""
+    key = {"task": task, "method": method, "rounds": rounds, "seed": seed}
+    (found,) = (run for run in json.loads(path.read_text())["runs"] if run.items() >= key.items())
+    return found
 
 
 @pytest.fixture
@@ -103,12 +111,13 @@ def cut(model, batches, sparsity, seed):
 
 
 def test_quality_is_what_the_steps_give(results, by_hand):
-    """One file worked out anew."""
-    folder, _ = results
+    """One run worked out anew."""
+    path, _ = results
     load, accuracy, sample = by_hand
-    runs = itertools.product(("sst2", "stsb"), ("fisher", "cam_cut"), (1, 2))
-    assert {path.name for path in folder.iterdir()} == {f"{task}-{name}-1-{seed}.json" for task, name, seed in runs}
-    report = json.loads((folder / "sst2-fisher-1-2.json").read_text())
+    asked = itertools.product(("sst2", "stsb"), (1, 2), ("fisher", "cam_cut"))
+    runs = json.loads(path.read_text())["runs"]
+    assert [(run["task"], run["seed"], run["method"]) for run in runs] == list(asked)
+    report = run_of(path, "sst2", "fisher", 1, 2)
     assert report["dense"] == pytest.approx(accuracy(load()), abs=1e-3)
     assert any(row["cut"] != row["rebuilt"] for row in report["results"])
     for keep, row in zip((0.5, 0.25), report["results"], strict=True):
@@ -121,20 +130,20 @@ def test_quality_is_what_the_steps_give(results, by_hand):
 
 
 def test_what_is_there_is_not_run_again(results, arguments):
-    folder, printed = results
-    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    path, printed = results
+    before = path.stat().st_mtime_ns
     done = run("quality", *arguments)
     assert done.returncode == 0, done.stderr[-4000:]
-    assert before == {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert before == path.stat().st_mtime_ns
     assert printed.endswith(done.stdout) and "| `cam_cut`, rebuilt, 1 round |" in done.stdout
 
 
 def test_two_rounds(results, arguments, by_hand, tmp_path):
     """By the cubic schedule: 7/8 of what is to go in the first, the rest after the rebuilt model was scored again."""
-    flags = ["--output_dir", tmp_path, "--tasks", "sst2", "--methods", "fisher", "--seeds", 1, "--rounds", 2]
+    flags = ["--output", tmp_path / "two.json", "--tasks", "sst2", "--methods", "fisher", "--seeds", 1, "--rounds", 2]
     done = run("quality", *arguments, *flags)
     assert done.returncode == 0, done.stderr[-4000:]
-    rows = json.loads((tmp_path / "sst2-fisher-2-1.json").read_text())["results"]
+    rows = run_of(tmp_path / "two.json", "sst2", "fisher", 2, 1)["results"]
     load, accuracy, sample = by_hand
     for keep, row in zip((0.5, 0.25), rows, strict=True):
         model, batches = load(), sample(1)
@@ -151,13 +160,13 @@ def test_two_rounds(results, arguments, by_hand, tmp_path):
 
 
 def test_recovery_cuts_trains_and_tells_the_speed(results, models, glue_folder, tmp_path):
-    flags = ["--model", models, "--dataset_path", glue_folder, "--output_dir", tmp_path, "--tasks", "sst2"]
+    path = tmp_path / "recovery.json"
+    flags = ["--model", models, "--dataset_path", glue_folder, "--output", path, "--tasks", "sst2"]
     flags += ["--speedups", 1.05, "--seeds", 1, "--num_samples", 48, "--latency_batch_size", 64, "--epochs", 1]
     flags += ["--sequence_length", 60, "--latency_repeats", 5, "--multiple_of", 1]
     done = run("recovery", *flags)
     assert done.returncode == 0, done.stderr[-4000:]
-    (path,) = tmp_path.iterdir()
-    report = json.loads(path.read_text())
+    (report,) = json.loads(path.read_text())["runs"]
     low, high = report["speedup_quartiles"]
     assert 0 < low <= report["speedup"] <= high and report["parameters"] < 1
     assert 0 <= report["pruned"] <= 100 and 0 <= report["dense"] <= 100
@@ -169,28 +178,28 @@ def test_recovery_cuts_trains_and_tells_the_speed(results, models, glue_folder, 
 
     again = run("recovery", *flags, "--time_again")
     assert again.returncode == 0, again.stderr[-4000:]
-    timed = json.loads(path.read_text())
+    (timed,) = json.loads(path.read_text())["runs"]
     assert timed["speedup_quartiles"] != report["speedup_quartiles"]
     assert {**timed, "speedup": 0, "speedup_quartiles": 0} == {**report, "speedup": 0, "speedup_quartiles": 0}
 
     other = run("recovery", *flags, "--learning_rate", "1e-3")
     assert other.returncode != 0 and "is of other settings" in other.stderr
-    assert json.loads(path.read_text()) == timed
+    assert json.loads(path.read_text()) == {"runs": [timed]}
 
 
 def test_layer_by_layer(results, models, glue_folder, by_hand, tmp_path):
     """The same metrics as of `quality.py`; distances worked out sentence by sentence; the sign of the loss matters to
     Grad-CAM and not to Fisher information."""
-    folder, _ = results
+    path, _ = results
     load, _, sample = by_hand
     names = ["fisher", "minus_fisher", "cam_cut", "minus_cam_cut"]
     flags = ["--model", models, "--dataset_path", glue_folder, "--output", tmp_path / "rows.json", "--tasks", "sst2"]
     done = run("layer_by_layer", *flags, "--methods", *names, "--num_samples", 48, "--seeds", 2)
     assert done.returncode == 0, done.stderr[-4000:]
-    rows = json.loads((tmp_path / "rows.json").read_text())
+    rows = json.loads((tmp_path / "rows.json").read_text())["runs"]
     found = {(row["method"], row["stage"]): row for row in rows}
     assert list(found) == list(itertools.product(names, ("cut", "rebuilt")))
-    quality = json.loads((folder / "sst2-fisher-1-2.json").read_text())["results"][0]
+    quality = run_of(path, "sst2", "fisher", 1, 2)["results"][0]
     assert {stage: found["fisher", stage]["metric"] for stage in ("cut", "rebuilt")} == {
         stage: quality[stage] for stage in ("cut", "rebuilt")
     }

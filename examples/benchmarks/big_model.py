@@ -22,7 +22,6 @@ gradient checkpointing, each in a process of its own.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import tempfile
 import threading
@@ -31,6 +30,7 @@ from pathlib import Path
 
 import torch
 from accelerate import disk_offload
+from study import add, add_arguments, make_parser, settings_of
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from optimum_camcut import PruningConfig, find_groups, score_groups
@@ -86,14 +86,11 @@ def idle(options: argparse.Namespace) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--hidden_size", type=int, default=1024)
     parser.add_argument("--intermediate_size", type=int, default=2816)
     parser.add_argument("--num_hidden_layers", type=int, default=24)
-    parser.add_argument("--examples", type=int, default=4)
-    parser.add_argument("--batch_size", type=int, default=2)
-    parser.add_argument("--tokens", type=int, default=256)
-    parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
+    add_arguments(parser, "output", examples=4, batch_size=2, tokens=256)
     options = parser.parse_args()
     cases = [(offloaded, checkpointing) for offloaded in (False, True) for checkpointing in (False, True)]
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
@@ -108,8 +105,8 @@ def main() -> None:
         print(f"{row}{(r['peak'] - base) / mb:>25.0f}{seconds:>17.1f}")
     if options.output:
         named = [{"offloaded": o, "checkpointing": c, **r} for (o, c), r in zip(cases, results)]
-        settings = {**vars(options), "output": None}
-        options.output.write_text(json.dumps({**settings, "idle": base, "results": named}, indent=2) + "\n")
+        run = {"settings": settings_of(options), "idle": base, "results": named}
+        add(options.output, run, ["settings"])
 
 
 if __name__ == "__main__":

@@ -25,12 +25,11 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import statistics
 import time
-from pathlib import Path
 
 import torch
+from study import add, add_arguments, make_parser, settings_of
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification, PreTrainedModel
 
 from optimum_camcut import (
@@ -115,23 +114,17 @@ def run(dense: PreTrainedModel, options: argparse.Namespace) -> tuple[list[dict]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model_name_or_path", help="default: a BERT-base shape with random weights")
+    parser = make_parser(__doc__)
+    add_arguments(parser, "model_name_or_path")
     parser.add_argument("--budgets", nargs="+", default=["params", "flops", "latency"])
     parser.add_argument("--allocations", nargs="+", default=["per_kind", "global", "uniform"])
     parser.add_argument("--sparsities", nargs="+", type=float, default=[0.3, 0.5, 0.7])
-    parser.add_argument("--method", default="magnitude", choices=("magnitude", "random"), help="scores need no data")
-    parser.add_argument("--multiple_of", type=int, default=1)
-    parser.add_argument("--batch_size", type=int, default=8, help="of the latency")
-    parser.add_argument("--tokens", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=11, help="of dense and pruned in turn")
-    parser.add_argument("--threads", type=int, help="of torch, on the CPU")
-    parser.add_argument(
-        "--cpu_time", action="store_true", help="processor time, where others use the machine too; with --threads 1"
-    )
-    parser.add_argument("--dtype", default="float32")
+    methods = {"default": "magnitude", "choices": ("magnitude", "random"), "help": "scores need no data"}
+    add_arguments(parser, "multiple_of", method=methods, batch_size={"default": 8, "help": "of the latency"})
+    add_arguments(parser, "tokens", "threads", "dtype", "output")
+    add_arguments(parser, rounds={"default": 11, "help": "of dense and pruned in turn"})
+    add_arguments(parser, cpu_time={"help": "processor time, where others use the machine too; with --threads 1"})
     parser.add_argument("--refresh", action="store_true", help="measure the latency table even if it is cached")
-    parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
     options = parser.parse_args()
 
     if options.threads:
@@ -147,9 +140,8 @@ def main() -> None:
     if table is not None:
         print(f"the latency table took {seconds:.1f} s, the dense model takes {table.total:.4f} s a forward pass")
     if options.output:
-        settings = {**vars(options), "output": None, "device": device}
         measured = {"table": table and table.to_dict(), "table_seconds": seconds, "rows": rows}
-        options.output.write_text(json.dumps({**settings, **measured}, indent=2) + "\n")
+        add(options.output, {"settings": settings_of(options), "device": device, **measured}, ("settings", "device"))
 
 
 if __name__ == "__main__":

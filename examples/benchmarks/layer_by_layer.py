@@ -23,15 +23,14 @@ of the validation set, H of the dense model and H' of the pruned one, before (cu
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import statistics
 import tempfile
-from pathlib import Path
 
 import torch
 from quality import TASKS, Benchmark
+from study import add, add_arguments, make_parser, read
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -40,6 +39,7 @@ from optimum_camcut.scoring import SCORERS
 
 
 MINUS = "minus_"
+KEY = ("task", "method", "keep", "seed", "stage")  # of a run
 
 
 def minus_loss(model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
@@ -63,7 +63,7 @@ def distances(benchmark: Benchmark, model: PreTrainedModel) -> list[float]:
     return (off / (squares - total.square().sum(1) / count)).tolist()
 
 
-def study(benchmark: Benchmark, name: str, keep: float, seed: int, num_samples: int) -> list[dict]:
+def compare(benchmark: Benchmark, name: str, keep: float, seed: int, num_samples: int) -> list[dict]:
     method = name.removeprefix(MINUS)
     config = PruningConfig(method=method, sparsity=1 - keep, num_samples=num_samples, seed=seed)
     batches = list(benchmark.trainer(config).get_scoring_dataloader())
@@ -110,27 +110,20 @@ def table(rows: list[dict]) -> str:
 
 def main() -> None:
     methods = [*SCORERS, *(MINUS + name for name in SCORERS)]
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="of each task, with {task} in the place of its name")
-    parser.add_argument("--finetune", metavar="BASE", help="fine-tune this model where that of a task is missing")
-    parser.add_argument("--tasks", nargs="+", default=["sst2", "mrpc", "cola", "stsb"], choices=sorted(TASKS))
-    parser.add_argument("--dataset_path")
-    parser.add_argument("--methods", nargs="+", default=["cam_cut", "smooth_cut", "fisher"], choices=methods)
-    parser.add_argument("--keep", nargs="+", type=float, default=[0.5])
-    parser.add_argument("--num_samples", type=int, default=512)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1])
-    parser.add_argument("--output", type=Path, required=True)
+    parser = make_parser(__doc__)
+    add_arguments(parser, "finetune", "dataset_path", model={"required": True}, tasks={"choices": sorted(TASKS)})
+    add_arguments(parser, methods={"default": ["cam_cut", "smooth_cut", "fisher"], "choices": methods})
+    add_arguments(parser, "keep", "num_samples", seeds=[1], output={"required": True})
     options = parser.parse_args()
-    rows = []
     with tempfile.TemporaryDirectory() as folder:
         for task in options.tasks:
             benchmark = Benchmark(task, options, folder)
             for name in options.methods:
                 for keep in options.keep:
                     for seed in options.seeds:
-                        rows += study(benchmark, name, keep, seed, options.num_samples)
-                        options.output.write_text(json.dumps(rows, indent=1))
-    print(table(rows))
+                        for row in compare(benchmark, name, keep, seed, options.num_samples):
+                            add(options.output, row, KEY)
+    print(table(read(options.output)))
 
 
 if __name__ == "__main__":

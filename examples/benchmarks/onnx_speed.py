@@ -24,9 +24,7 @@ onnx, onnxruntime and onnxscript.
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
 import statistics
 import tempfile
 import time
@@ -35,6 +33,7 @@ from pathlib import Path
 
 import onnxruntime
 import torch
+from study import add, add_arguments, make_parser, settings_of
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification, PreTrainedModel
 
@@ -86,13 +85,9 @@ def export(model: PreTrainedModel, file: Path, threads: int) -> tuple[onnxruntim
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model_name_or_path")
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--sparsity", type=float, default=0.5)
-    parser.add_argument("--batch_size", type=int, default=1)
-    parser.add_argument("--tokens", type=int, default=128)
-    parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
+    parser = make_parser(__doc__)
+    add_arguments(parser, "model_name_or_path", "sparsity", "tokens", "output", rounds={"default": 20, "help": None})
+    add_arguments(parser, batch_size=1)
     options = parser.parse_args()
 
     torch.manual_seed(0)
@@ -136,10 +131,9 @@ def main() -> None:
     for name in models:
         print(f"{name}: {megabytes[name]:.0f} MB, logits differ by at most {differences[name]:.1e} from torch's")
     if options.output:
-        figures = {"rounds": options.rounds, "threads": threads, "batch_size": options.batch_size}
-        figures |= {"tokens": options.tokens, "sparsity": options.sparsity}
-        figures |= {"megabytes": megabytes, "largest_difference": differences, "results": results}
-        options.output.write_text(json.dumps(figures))
+        settings = {**settings_of(options), "threads": threads}
+        figures = {"megabytes": megabytes, "largest_difference": differences, "results": results}
+        add(options.output, {"settings": settings, **figures}, ["settings"])
 
 
 if __name__ == "__main__":

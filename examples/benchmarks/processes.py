@@ -31,11 +31,11 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
+from study import add, add_arguments, make_parser
 from transformers import BertConfig, BertForSequenceClassification
 
 from optimum_camcut import PruningConfig, find_groups, make_plan, score_groups
@@ -110,15 +110,11 @@ def start(number: int, arguments: list[str]) -> list[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--method", default="cam_cut")
-    parser.add_argument("--granularity", default="units", choices=KINDS)
-    parser.add_argument("--examples", type=int, default=500, help="the default is no multiple of the batches' size")
-    parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
+    add_arguments(parser, rounds={"default": 3, "help": None}, method="cam_cut", granularity={"choices": KINDS})
+    add_arguments(parser, examples={"default": 500, "help": "the default is no multiple of the batches' size"})
+    add_arguments(parser, "output", batch_size=16, tokens=64)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
@@ -156,7 +152,7 @@ def main() -> None:
         print(f"{number:>9}{same:>11}{spread:>30}{r['reducing']:>10.2%}{r['waiting']:>9.1%}")
     if options.output:
         settings = {name: getattr(options, name) for name in (*names, "rounds")}
-        options.output.write_text(json.dumps({**settings, "plans": len(plans), "results": results}, indent=2) + "\n")
+        add(options.output, {"settings": settings, "plans": len(plans), "results": results}, ["settings"])
     if len(plans) > 1:
         raise SystemExit("the plans differ")
 

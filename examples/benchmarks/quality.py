@@ -15,9 +15,9 @@
 
 Models that are fine-tuned on GLUE tasks are scored on training examples, cut to each fraction of heads and of neurons
 (`allocation="per_kind"`) in one round or several, rebuilt by least squares, and evaluated on the validation set. Every
-task, method and sample writes one JSON file into the output folder; what is there is not run again.
+task, method and sample is one run in the output file; what is there is not run again.
 
-    python examples/benchmarks/quality.py --model 'MODEL-{task}' --output_dir quality --seeds 1 2 3
+    python examples/benchmarks/quality.py --model 'MODEL-{task}' --output quality.json --seeds 1 2 3
 
 `{task}` in a model's path or Hub id stands for the task's name. `--finetune BASE` first fine-tunes BASE on each task
 whose model is missing: `python examples/fetch_model.py` fetches one. `--dataset_path DIR` reads
@@ -64,10 +64,12 @@ from optimum_camcut.scoring import SCORERS
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from run_glue import TASKS, DataArguments, load_data, load_metric
+from study import add, add_arguments, find, make_parser, read
 
 
 PAPER, BASELINES = ("cam_cut", "smooth_cut", "smooth_cam_cut"), ("taylor", "fisher")
 HEADLINE = {"cola": "matthews_correlation", "stsb": "spearmanr"}  # accuracy elsewhere
+KEY = ("task", "method", "rounds", "seed")  # of a run
 FINE_TUNING = {"sst2": (20_000, 2), "mrpc": (None, 4), "cola": (None, 3), "stsb": (None, 4)}  # rows and epochs
 
 
@@ -202,14 +204,9 @@ def fine_tune(task: str, options: argparse.Namespace) -> None:
     data.tokenizer.save_pretrained(target)
 
 
-def read(folder: Path) -> list[dict]:
-    """Every row of every file: task, dense metric, method, seed, and what `Benchmark.run` gives."""
-    rows = []
-    for path in sorted(folder.glob("*.json")):
-        report = json.loads(path.read_text())
-        results = report.pop("results")
-        rows += [{**report, **row} for row in results]
-    return rows
+def rows_of(runs: list[dict]) -> list[dict]:
+    """Every fraction of every run: task, dense metric, method, seed, and what `Benchmark.run` gives."""
+    return [{**{k: v for k, v in run.items() if k != "results"}, **row} for run in runs for row in run["results"]]
 
 
 def tables(rows: list[dict]) -> str:
@@ -287,26 +284,19 @@ def _line(label: str, cells: list[list[float]], digits: int) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="of each task, with {task} in the place of its name")
-    parser.add_argument("--finetune", metavar="BASE", help="fine-tune this model where that of a task is missing")
-    parser.add_argument("--tasks", nargs="+", default=["sst2", "mrpc", "cola", "stsb"], choices=sorted(TASKS))
-    parser.add_argument("--dataset_path")
-    parser.add_argument("--methods", nargs="+", default=[PruningConfig(sparsity=0.5).method], choices=list(SCORERS))
-    parser.add_argument("--keep", nargs="+", type=float, default=[0.6, 0.5, 0.4, 0.3, 0.2])
-    parser.add_argument("--rounds", type=int, default=1, help="of score, cut and rebuild")
-    parser.add_argument("--num_samples", type=int, default=2048)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="each draws another scoring sample")
-    parser.add_argument("--bf16", action="store_true", help="score and rebuild under autocast; not evaluate")
-    parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--tables", action="store_true", help="only print the tables of what is in the output folder")
+    parser = make_parser(__doc__)
+    add_arguments(parser, "model", "finetune", "dataset_path", tasks={"choices": sorted(TASKS)})
+    add_arguments(parser, methods={"default": [PruningConfig(sparsity=0.5).method], "choices": list(SCORERS)})
+    add_arguments(parser, "seeds", keep=[0.6, 0.5, 0.4, 0.3, 0.2], num_samples=2048)
+    add_arguments(parser, rounds={"default": 1, "help": "of score, cut and rebuild"})
+    add_arguments(parser, bf16={"help": "score and rebuild under autocast; not evaluate"})
+    add_arguments(parser, "tables", output={"required": True})
     options = parser.parse_args()
     if not options.tables:
         if not options.model:
             parser.error("--model is required")
-        options.output_dir.mkdir(parents=True, exist_ok=True)
         run(options)
-    print(tables(read(options.output_dir)))
+    print(tables(rows_of(read(options.output))))
 
 
 def run(options: argparse.Namespace) -> None:
@@ -314,34 +304,21 @@ def run(options: argparse.Namespace) -> None:
         benchmark = None
         for seed in options.seeds:
             for method in options.methods:
-                path = options.output_dir / f"{task}-{method}-{options.rounds}-{seed}.json"
-                if path.exists():
-                    found = json.loads(path.read_text())
+                key = dict(zip(KEY, (task, method, options.rounds, seed)))
+                asked = {"num_samples": options.num_samples, "bf16": options.bf16}
+                if found := find(read(options.output), **key):
                     kept = [row["keep"] for row in found["results"]]
-                    if (found["num_samples"], kept, found["bf16"]) != (
-                        options.num_samples,
-                        options.keep,
-                        options.bf16,
-                    ):
+                    if kept != options.keep or any(found[name] != value for name, value in asked.items()):
+                        name = "-".join(map(str, key.values()))
                         raise SystemExit(
-                            f"{path} is of other --num_samples, --keep or --bf16: choose another --output_dir"
+                            f"{name} in {options.output} is of other --num_samples, --keep or --bf16: choose another "
+                            "--output"
                         )
                     continue
                 with tempfile.TemporaryDirectory() as folder:
                     benchmark = benchmark or Benchmark(task, options, folder)
-                    report = {
-                        "task": task,
-                        "method": method,
-                        "rounds": options.rounds,
-                        "seed": seed,
-                        "num_samples": options.num_samples,
-                        "bf16": options.bf16,
-                        "dense": benchmark.dense,
-                        "results": benchmark.run(method, seed),
-                    }
-                partial = path.with_suffix(".partial")
-                partial.write_text(json.dumps(report, indent=1))
-                partial.rename(path)
+                    results = benchmark.run(method, seed)
+                add(options.output, {**key, **asked, "dense": benchmark.dense, "results": results}, KEY)
 
 
 if __name__ == "__main__":

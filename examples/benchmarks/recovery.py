@@ -15,10 +15,10 @@
 
 Models that are fine-tuned on GLUE tasks are cut to a fraction of their measured time (`budget="latency"`) and trained
 on with the dense model as the teacher, in one `CamCutTrainer.train()`. Then dense and pruned model are timed in turn
-and evaluated on the validation set. Every run writes one JSON file into the output folder; what is there is not run
-again, but for the timing if `--time_again` is given: on a machine that has gone quiet, say.
+and evaluated on the validation set. Every run is one in the output file. What is there is not run again, but for the
+timing if `--time_again` is given: on a machine that has gone quiet, say.
 
-    python examples/benchmarks/recovery.py --model 'MODEL-{task}' --output_dir recovery --speedups 2 4 --seeds 1 2 3
+    python examples/benchmarks/recovery.py --model 'MODEL-{task}' --output recovery.json --speedups 2 4 --seeds 1 2 3
 
 The models are those of `quality.py`, which makes them with `--finetune BASE`. `--tables` only prints the table of what
 is there.
@@ -32,11 +32,11 @@ import json
 import statistics
 import tempfile
 import time
-from pathlib import Path
 
 import torch
 from quality import GlueTask
 from run_glue import TASKS
+from study import add, add_arguments, find, make_parser, read
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, TrainingArguments, set_seed
 
 from optimum_camcut import CamCutTrainer, PruningConfig, PruningPlan, apply_plan, find_groups
@@ -51,7 +51,8 @@ BATCHES_BY_LENGTH = (
     if "group_by_length" in inspect.signature(TrainingArguments).parameters
     else {"train_sampling_strategy": "group_by_length"}
 )
-SETTINGS = (  # that a file records, with the epochs
+KEY = ("task", "target", "recovery", "distill_weight", "rounds", "seed")  # of a run
+SETTINGS = (  # that a run records, with the epochs
     "method",
     "num_samples",
     "allocation",
@@ -156,10 +157,6 @@ def epochs_of(task: str, speedup: float, options: argparse.Namespace) -> float:
     return options.epochs or EPOCHS.get(task, 5) * speedup / 4
 
 
-def read(folder: Path) -> list[dict]:
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-
-
 def table(rows: list[dict]) -> str:
     """Markdown: by setting and task, the metric of the dense model and, mean and deviation over seeds, the pruned
     one's; then the mean of pruned / dense over the tasks, each capped at 1."""
@@ -195,39 +192,32 @@ def _cell(values: list[float], digits: int) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="of each task, with {task} in the place of its name")
-    parser.add_argument("--tasks", nargs="+", default=["sst2", "mrpc", "cola", "stsb"], choices=sorted(TASKS))
-    parser.add_argument("--dataset_path", help="folder with DIR/<task>/{train,validation}.parquet, not the Hub")
-    parser.add_argument("--method", default=PruningConfig(sparsity=0.5).method)
-    parser.add_argument("--num_samples", type=int, default=512, help="training examples to score and rebuild on")
+    parser = make_parser(__doc__)
+    add_arguments(parser, "model", "dataset_path", tasks={"choices": sorted(TASKS)})
+    add_arguments(parser, method=PruningConfig(sparsity=0.5).method)
+    add_arguments(parser, num_samples={"help": "training examples to score and rebuild on"})
     parser.add_argument("--speedups", nargs="+", type=float, default=[2, 4])
     parser.add_argument("--latency_batch_size", type=int, default=8)
     parser.add_argument("--sequence_length", type=int, default=128)
     parser.add_argument("--latency_repeats", type=int, default=20)
-    parser.add_argument(
-        "--cpu_time", action="store_true", help="processor time, where others use the machine too; with one thread"
+    add_arguments(
+        parser, cpu_time={"help": "processor time, where others use the machine too; with one thread"}, multiple_of=16
     )
-    parser.add_argument("--time_again", action="store_true", help="what is in the output folder")
-    parser.add_argument("--multiple_of", type=int, default=16)
-    parser.add_argument("--allocation", default="per_kind", choices=CHOICES["allocation"])
+    parser.add_argument("--time_again", action="store_true", help="what is in the output file")
+    add_arguments(parser, allocation={"choices": CHOICES["allocation"]})
     parser.add_argument("--recovery", default="reconstruct+finetune")
-    parser.add_argument("--rounds", type=int, default=1, help="of score, cut and recover; they share the epochs")
+    add_arguments(parser, rounds={"default": 1, "help": "of score, cut and recover; they share the epochs"})
     parser.add_argument("--distill_weight", type=float, default=0.9)
-    parser.add_argument("--epochs", type=float, help=f"default: at 4x {EPOCHS}, in proportion at others")
-    parser.add_argument("--learning_rate", type=float, default=1e-4)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    parser.add_argument("--bf16", action="store_true", help="train in mixed precision; timing is in float32")
+    add_arguments(parser, epochs={"help": f"default: at 4x {EPOCHS}, in proportion at others"}, learning_rate=1e-4)
+    add_arguments(parser, seeds={"help": None}, bf16={"help": "train in mixed precision; timing is in float32"})
     parser.add_argument("--progress", action="store_true")
-    parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--tables", action="store_true", help="only print the table of what is in the output folder")
+    add_arguments(parser, "tables", output={"required": True})
     options = parser.parse_args()
     if not options.tables:
         if not options.model:
             parser.error("--model is required")
-        options.output_dir.mkdir(parents=True, exist_ok=True)
         run(options)
-    print(table(read(options.output_dir)))
+    print(table(read(options.output)))
 
 
 def run(options: argparse.Namespace) -> None:
@@ -237,23 +227,21 @@ def run(options: argparse.Namespace) -> None:
             for speedup in options.speedups:
                 values = {name: getattr(options, name) for name in SETTINGS}
                 values["epochs"] = epochs_of(task, speedup, options)
-                name = f"{task}-{speedup:g}x-{options.recovery}-{options.distill_weight:g}-{options.rounds}-{seed}"
-                path = options.output_dir / f"{name}.json"
-                if path.exists():
-                    found = json.loads(path.read_text())
-                    if any(found.get(key) != value for key, value in values.items()):
-                        raise SystemExit(f"{path} is of other settings: choose another --output_dir")
+                report = {"task": task, "target": speedup, "seed": seed, **values}
+                key = {name: report[name] for name in KEY}
+                if found := find(read(options.output), **key):
+                    if any(found.get(name) != value for name, value in values.items()):
+                        name = "-".join(map(str, key.values()))
+                        raise SystemExit(f"{name} in {options.output} is of other settings: choose another --output")
                     if not options.time_again:
                         continue
                     benchmark = benchmark or Recovery(task, options)
                     report = {**found, **benchmark.time(found["kept"])}
                 else:
                     benchmark = benchmark or Recovery(task, options)
-                    report = {"task": task, "target": speedup, "seed": seed, **values, **benchmark.run(speedup, seed)}
+                    report |= benchmark.run(speedup, seed)
                 print(json.dumps(report), flush=True)
-                partial = path.with_suffix(".partial")
-                partial.write_text(json.dumps(report, indent=1) + "\n")
-                partial.rename(path)
+                add(options.output, report, KEY)
 
 
 if __name__ == "__main__":

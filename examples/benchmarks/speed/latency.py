@@ -27,7 +27,7 @@ import argparse
 import itertools
 
 import torch
-from common import alone, build, cut, forward, in_turn, parse, parser, peak_memory, report, spread
+from common import add_arguments, alone, build, cut, forward, in_turn, parse, parser, peak_memory, report, spread
 from transformers import PreTrainedModel
 
 from optimum_camcut.measure import count_flops, keeping_memory, random_inputs
@@ -51,11 +51,9 @@ def grid(options: argparse.Namespace) -> list[tuple[int, int]]:
 
 def main() -> None:
     made = parser(__doc__, rounds=10, batch_size=None)
-    made.add_argument("--keep", nargs="+", type=float, default=[0.5, 0.3])
-    made.add_argument("--allocation", default="per_kind", choices=["per_kind", "uniform"])
-    made.add_argument("--multiple_of", type=int, default=1)
+    add_arguments(made, "multiple_of", keep=[0.5, 0.3], allocation={"choices": ["per_kind", "uniform"]})
     made.add_argument("--batch_sizes", nargs="+", type=int, default=[1, 8, 32])
-    made.add_argument("--tokens", nargs="+", type=int, default=[32, 128, 512])
+    add_arguments(made, tokens={"nargs": "+", "default": [32, 128, 512]})
     made.add_argument("--compile", action="store_true", help="also by torch.compile")
     options = parse(made, keep=[0.5], batch_sizes=[1, 2], tokens=[8])
 

@@ -29,7 +29,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from common import MEGABYTE, build, clock, cut, forward, in_turn, parse, parser, report, spread
+from common import MEGABYTE, add_arguments, build, clock, cut, forward, in_turn, parse, parser, report, spread
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from optimum_camcut import load_pruned
@@ -46,7 +46,7 @@ def answer(load: Callable[[], PreTrainedModel], options: argparse.Namespace) -> 
 
 def main() -> None:
     made = parser(__doc__, rounds=20, batch_size=1, tokens=128)
-    made.add_argument("--sparsity", type=float, default=0.5)
+    add_arguments(made, "sparsity")
     options = parse(made, tokens=8)
 
     transformers.utils.logging.disable_progress_bar()

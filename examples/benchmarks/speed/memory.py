@@ -27,7 +27,7 @@ import argparse
 import torch
 from common import alone, backward, build, cut, forward, parse, parser, peak_memory, random_batches, report
 from job import job
-from scoring_cost import METHODS, add_arguments, scoring
+from scoring_cost import METHODS, add_scoring, scoring
 from transformers import PreTrainedModel
 
 from optimum_camcut import PruningConfig
@@ -59,7 +59,7 @@ def memory(options: argparse.Namespace, task: str) -> float:
 
 def main() -> None:
     made = parser(__doc__, rounds=None)
-    add_arguments(made)
+    add_scoring(made)
     options = parse(made, batch_size=2, tokens=8, batches=1, methods=["cam_cut"])
     tasks = [*PASSES, *(f"{name}, half kept" for name in PASSES)]
     tasks += options.methods or METHODS[options.granularity]

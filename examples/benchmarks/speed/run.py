@@ -18,20 +18,22 @@ also there, in bfloat16 and by `torch.compile`.
     python examples/benchmarks/speed/run.py --only latency load_time --output_dir speed
     python examples/benchmarks/speed/run.py --quick --output_dir trial    # whether everything runs, in a few minutes
 
-`--output_dir` gets a JSON file for each, all of them in `speed.json`, and the tables in `speed.md`. The scripts beside
-this one take more arguments when they are called by themselves.
+`--output_dir` gets `speed.json`, a run a benchmark, and the tables in `speed.md`; what was there goes. The scripts
+beside this one take more arguments when they are called by themselves.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import subprocess
 import sys
 from pathlib import Path
 
 import torch
 from tables import as_text
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from study import add_arguments, make_parser, read, write
 
 
 HERE = Path(__file__).resolve().parent
@@ -51,28 +53,22 @@ def plan(parts: list[str], quick: bool) -> dict[str, list[str]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--only", nargs="+", default=PARTS, choices=PARTS, help="default: all; h200 needs a GPU")
-    parser.add_argument("--quick", action="store_true", help="a few seconds of a tiny model each")
-    parser.add_argument("--output_dir", type=Path, required=True)
+    add_arguments(parser, "output_dir", quick={"help": "a few seconds of a tiny model each"})
     options = parser.parse_args()
     runs = plan(options.only, options.quick)
     if not runs:
         parser.error("h200 needs a GPU; with --quick it runs small on the CPU")
 
-    options.output_dir.mkdir(parents=True, exist_ok=True)
-    results, failed = {}, []
+    path, failed = options.output_dir / "speed.json", []
+    write(path, {"runs": []})  # those of an earlier call do not pass for this one's
     for name, (part, *arguments) in runs.items():
-        path = options.output_dir / f"{name}.json"
-        path.unlink(missing_ok=True)
         command = [sys.executable, str(HERE / f"{part}.py"), *arguments, "--output", str(path)]
         done = subprocess.run(command + ["--quick"] * options.quick)
         if done.returncode:
             failed.append(name)
-        if path.exists():
-            results[name] = json.loads(path.read_text())
-    (options.output_dir / "speed.json").write_text(json.dumps(results, indent=2) + "\n")
-    (options.output_dir / "speed.md").write_text("\n".join(map(as_text, results.values())))
+    (options.output_dir / "speed.md").write_text("\n".join(map(as_text, read(path))))
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}")
 

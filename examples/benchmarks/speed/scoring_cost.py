@@ -22,7 +22,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from common import backward, build, in_turn, parse, parser, random_batches, report, spread
+from common import add_arguments, backward, build, in_turn, parse, parser, random_batches, report, spread
 from transformers import PreTrainedModel
 
 from optimum_camcut import PruningConfig, find_groups, score_groups
@@ -35,10 +35,10 @@ METHODS = {
 KINDS = {"units": ("heads", "neurons"), "weights": ("weights",)}
 
 
-def add_arguments(made: argparse.ArgumentParser) -> None:
+def add_scoring(made: argparse.ArgumentParser) -> None:
     made.add_argument("--batches", type=int, default=2, help="batches in one timing")
-    made.add_argument("--granularity", default="units", choices=METHODS, help="heads and neurons, or weights")
-    made.add_argument("--methods", nargs="+", help="default: all that read data")
+    add_arguments(made, granularity={"choices": METHODS, "help": "heads and neurons, or weights"})
+    add_arguments(made, methods={"help": "default: all that read data"})
 
 
 def scoring(
@@ -56,7 +56,7 @@ def scoring(
 
 def main() -> None:
     made = parser(__doc__, rounds=7)
-    add_arguments(made)
+    add_scoring(made)
     options = parse(made, batch_size=2, tokens=8, batches=1)
     model, batches = build(options).train(), random_batches(options, options.batches)
     tasks = {"plain": (lambda: backward(model, batches), 1)}
