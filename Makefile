@@ -6,6 +6,7 @@ INSTALLED_DOCS := $(VENV)/.installed-docs
 VENV4 := .venv-transformers4
 BIN4 := $(VENV4)/bin
 INSTALLED4 := $(VENV4)/.installed
+LIBRARIES := "import sysconfig; print(sysconfig.get_paths()['purelib'])"
 CHECKED := optimum_camcut tests examples docs
 
 # Idle threads sleep: by default they spin, which on shared cores makes training several times slower.
@@ -56,9 +57,9 @@ $(INSTALLED_DOCS): $(INSTALLED)
 	$(BIN)/python -m pip install -c constraints.txt -e ".[docs]"
 	@touch $@
 
-# torch first and by itself, so that no resolver looks at another one.
-$(INSTALLED4): pyproject.toml constraints.txt
+# It sees the libraries of the other environment, and gets of its own only those that transformers 4 takes older.
+$(INSTALLED4): $(INSTALLED)
 	$(PYTHON) -m venv $(VENV4)
-	$(BIN4)/python -m pip install -c constraints.txt torch
+	$(BIN)/python -c $(LIBRARIES) > "$$($(BIN4)/python -c $(LIBRARIES))/libraries.pth"
 	$(BIN4)/python -m pip install -c constraints.txt -e ".[tests]" "transformers>=4.57,<5"
 	@touch $@
