@@ -6,6 +6,7 @@ INSTALLED_DOCS := $(VENV)/.installed-docs
 VENV4 := .venv-transformers4
 BIN4 := $(VENV4)/bin
 INSTALLED4 := $(VENV4)/.installed
+LIBRARIES := "import sysconfig; print(sysconfig.get_paths()['purelib'])"
 CHECKED := optimum_camcut tests examples docs
 
 # Idle threads sleep: by default they spin, which on shared cores makes training several times slower.
@@ -23,7 +24,8 @@ demo: $(INSTALLED)  ## Fine-tune, prune and recover a real model; print dense ag
 # What loads, cuts and trains, and where that goes; transformers 4 has a pruning of its own to compare with.
 # Of the command line, what goes through all of it.
 TESTS4 := versions plain_shapes surgery checkpoint parts entries around layers imports trainer trainer_hooks downstream hub
-TESTS4 := $(TESTS4:%=tests/test_%.py) $(addprefix tests/test_cli.py::test_,the_whole_job every_task)
+TESTS4 := $(foreach name,$(TESTS4),$(wildcard tests/test_$(name).py tests/*/test_$(name).py)) \
+	$(addprefix tests/commands/test_cli.py::test_,the_whole_job every_task)
 
 # The report is read in a real browser: Chromium and its driver (`apt-get install chromium chromium-driver`).
 #
@@ -34,7 +36,7 @@ test: style $(INSTALLED4)  ## Check the style, run all tests, then those of load
 	OMP_NUM_THREADS=1 CAMCUT_OTHER_PYTHON=$(abspath $(BIN))/python $(BIN4)/python -m pytest -n 2 --dist worksteal -m "not once" $(TESTS4)
 
 test-faults: $(INSTALLED)  ## Kill training at 20 points of each kind of run, resume, compare
-	OMP_NUM_THREADS=1 $(BIN)/python tests/kill_and_resume.py --kills 20
+	OMP_NUM_THREADS=1 $(BIN)/python tests/helpers/kill_and_resume.py --kills 20
 
 style: $(INSTALLED)  ## Check the style with ruff
 	$(BIN)/ruff check $(CHECKED)
@@ -56,9 +58,9 @@ $(INSTALLED_DOCS): $(INSTALLED)
 	$(BIN)/python -m pip install -c constraints.txt -e ".[docs]"
 	@touch $@
 
-# torch first and by itself, so that no resolver looks at another one.
-$(INSTALLED4): pyproject.toml constraints.txt
+# It sees the libraries of the other environment, and gets of its own only those that transformers 4 takes older.
+$(INSTALLED4): $(INSTALLED)
 	$(PYTHON) -m venv $(VENV4)
-	$(BIN4)/python -m pip install -c constraints.txt torch
+	$(BIN)/python -c $(LIBRARIES) > "$$($(BIN4)/python -c $(LIBRARIES))/libraries.pth"
 	$(BIN4)/python -m pip install -c constraints.txt -e ".[tests]" "transformers>=4.57,<5"
 	@touch $@

@@ -14,7 +14,7 @@
 import os
 import random
 import subprocess
-import sysconfig
+import sys
 import venv
 from pathlib import Path
 
@@ -114,7 +114,8 @@ def make_environment(folder: Path) -> Path:
     site = subprocess.run(
         [python, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"], capture_output=True, text=True
     )
-    (folder / site.stdout.strip() / "libraries.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+    libraries = [path for path in sys.path if path.endswith("site-packages")]
+    (folder / site.stdout.strip() / "libraries.pth").write_text("\n".join(libraries) + "\n")
     return python
 
 

@@ -363,7 +363,7 @@ def test_what_ddp_holds_is_not_cut(tmp_path):
 
 def test_the_steps_of_the_docs_run(tmp_path, monkeypatch):
     """The example without a trainer, word for word: it cuts, rebuilds, trains and saves."""
-    text = (Path(__file__).parents[1] / "docs" / "steps.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "steps.md").read_text()
     code = text.split("```python\n")[1].split("```")[0]
     monkeypatch.chdir(tmp_path)
     rows = tiny_batch(16)

@@ -30,7 +30,7 @@ from optimum_camcut.planning.allocation import remaining_budget
 from optimum_camcut.training.sampling import draw_examples
 
 
-FOLDER = Path(__file__).resolve().parents[1] / "examples" / "benchmarks"
+FOLDER = Path(__file__).resolve().parents[2] / "examples" / "benchmarks"
 
 
 run = functools.partial(run_script, folder=FOLDER)

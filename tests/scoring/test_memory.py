@@ -17,12 +17,12 @@ import copy
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from accelerate import cpu_offload, disk_offload, dispatch_model
 from models import ARCHITECTURES, tiny_batch, tiny_model
+from places import PATHS
 from torch import nn
 
 from optimum_camcut import PruningConfig, apply_plan, find_groups, make_plan, score_groups
@@ -195,9 +195,8 @@ for name in few:
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the address space of a process")
 def test_real_lack_of_memory():
     """256 sequences of 512 tokens in a process that may take 300 MB more."""
-    paths = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
     done = subprocess.run(
-        [sys.executable, "-c", REAL.format(paths=paths)],
+        [sys.executable, "-c", REAL.format(paths=PATHS)],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"},

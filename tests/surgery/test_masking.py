@@ -20,13 +20,13 @@ import os
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 from models import tiny_batch, tiny_model
+from places import PATH
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_trainer import Interrupt
@@ -56,7 +56,6 @@ from optimum_camcut.surgery.masking import hold_masks
 from optimum_camcut.training import trainer as trainer_module
 
 
-TESTS = Path(__file__).resolve().parent
 QUERY = "bert.encoder.layer.0.attention.self.query.weight"
 KEY = "bert.encoder.layer.0.attention.self.key.weight"
 
@@ -828,8 +827,7 @@ def test_two_processes(tmp_path):
     script = tmp_path / "process.py"
     script.write_text(textwrap.dedent(PROCESS))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    path = os.pathsep.join([str(TESTS), str(TESTS.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": PATH, "OMP_NUM_THREADS": "1"}
     run = subprocess.run(
         [*launcher, str(script), str(tmp_path)], env=environment, capture_output=True, text=True, timeout=120
     )

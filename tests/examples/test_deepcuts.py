@@ -32,7 +32,7 @@ from transformers import AutoModelForSequenceClassification, BertTokenizerFast
 from optimum_camcut import PruningPlan, mask_iou
 
 
-FOLDER = Path(__file__).resolve().parents[1] / "examples" / "benchmarks" / "deepcuts"
+FOLDER = Path(__file__).resolve().parents[2] / "examples" / "benchmarks" / "deepcuts"
 METHODS = ("magnitude", "cam_cut+shift", "smooth_cut")
 TASKS = {"sst2": ["sentence"], "stsb": ["sentence1", "sentence2"]}
 KEEP = (0.5, 0.2)

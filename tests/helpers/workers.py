@@ -13,7 +13,7 @@
 # limitations under the License.
 """What the processes of the fault tests do, and how they are started: forked from one that has imported everything.
 
-As a script it is one process of a launcher: `accelerate launch tests/workers.py FOLDER FAULT`.
+As a script it is one process of a launcher: `accelerate launch tests/helpers/workers.py FOLDER FAULT`.
 """
 
 import contextlib
@@ -35,6 +35,7 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 from models import tiny_batch, tiny_model
+from places import PATH
 from transformers import TrainerCallback, TrainingArguments, modeling_utils
 
 from optimum_camcut import CamCutTrainer, PruningConfig, find_groups, latency_table, load_pruned, score_groups
@@ -44,8 +45,6 @@ from optimum_camcut.training import trainer as trainer_module
 from optimum_camcut.training.losses import scoring_loss
 
 
-TESTS = Path(__file__).resolve().parent
-PATH = os.pathsep.join([str(TESTS), str(TESTS.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
 context = multiprocessing.get_context("forkserver")
 
 

@@ -59,7 +59,7 @@ from optimum_camcut.tasks.metrics import classification_metrics, larger_is_bette
 from optimum_camcut.utils.errors import ScoringError
 
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 WORDS = "what is the first city of name year in on who where when many long a".split()
 QUICK = {
     "num_samples": 12,

@@ -27,7 +27,7 @@ from transformers import AutoModelForSequenceClassification
 from optimum_camcut import PruningPlan, load_pruned
 
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPT = REPOSITORY / "examples" / "run_glue.py"
 SAMPLE = REPOSITORY / "examples" / "data"
 

@@ -24,7 +24,7 @@ import pytest
 from optimum_camcut import find_groups, load_pruned
 
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.append(str(REPOSITORY / "tests" / "docs"))
 from stand_ins import make_data, make_model  # noqa: E402
 

@@ -17,7 +17,6 @@ import os
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import pytest
 import torch
@@ -25,12 +24,12 @@ import transformers
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from models import tiny_batch, tiny_model
+from places import PATH
 from test_trainer import arguments, examples, same, weights
 
 from optimum_camcut import CamCutTrainer, PruningConfig, find_groups, load_pruned, score_groups
 
 
-TESTS = Path(__file__).resolve().parent
 in_two_processes = pytest.mark.skipif(
     transformers.__version__.startswith("4."), reason="its training arguments ask for FSDP 1 only"
 )
@@ -91,8 +90,7 @@ def launch(folder, code, timeout=240):
     script = folder / "process.py"
     script.write_text(textwrap.dedent(code))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    path = os.pathsep.join([str(TESTS), str(TESTS.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    environment = {**os.environ, "PYTHONPATH": PATH, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     environment.pop("ACCELERATE_USE_FSDP", None)
     run = subprocess.run(
         [*launcher, str(script), str(folder)], env=environment, capture_output=True, text=True, timeout=timeout

@@ -225,6 +225,6 @@ from optimum_camcut import MaskOverlap
 from optimum_camcut.reporting.plots import plot_overlap
 plot_overlap(MaskOverlap({}, {}, 1.0))
 """
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert "ImportError: figures need matplotlib; install it with: pip install optimum-camcut[plots]" in run.stderr

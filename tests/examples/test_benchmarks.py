@@ -28,7 +28,7 @@ import pytest
 import torch
 
 
-FOLDER = Path(__file__).resolve().parents[1] / "examples" / "benchmarks" / "speed"
+FOLDER = Path(__file__).resolve().parents[2] / "examples" / "benchmarks" / "speed"
 # The rows by the columns that name them, and what else each has.
 PARTS = {
     "scoring_cost": (["method"], {"passes", "pass_to_plain", "milliseconds_per_example"}),

@@ -14,7 +14,7 @@
 """Kills `CamCutTrainer.train` at many points, resumes it, and compares the final weights with those of an undisturbed
 run, bit for bit.
 
-    python tests/kill_and_resume.py --kills 20
+    python tests/helpers/kill_and_resume.py --kills 20
 
 Every run is a process of its own, forked from one that has imported everything, and dies by SIGKILL: at a step, inside
 scoring, between the cut and the recovery, or in the middle of writing a file. Prints one line a kill, and fails if any

@@ -18,29 +18,26 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 import workers
 from models import tiny_batch, tiny_model
+from places import HELPERS, PATH
 from workers import together
 
 from optimum_camcut import PruningConfig, find_groups, score_groups
 from optimum_camcut.scoring import sums
 
 
-FOLDER = Path(__file__).resolve().parent
-
-
 @pytest.mark.parametrize("run", ["units", "weights", "layers"])
 def test_killed_and_resumed(run):
     """At the first moment, in the middle, and at the last."""
     done = subprocess.run(
-        [sys.executable, str(FOLDER / "kill_and_resume.py"), "--kills", "3", "--runs", run],
+        [sys.executable, str(HELPERS / "kill_and_resume.py"), "--kills", "3", "--runs", run],
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(FOLDER.parent)},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": PATH},
         timeout=280,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -203,7 +200,7 @@ def test_launchers_end(launcher, fault, two_processes, tmp_path):
         "torchrun": ["torch.distributed.run", "--standalone", "--nproc_per_node=2"],
     }
     done = subprocess.run(
-        [sys.executable, "-m", *command[launcher], str(FOLDER / "workers.py"), str(tmp_path), fault],
+        [sys.executable, "-m", *command[launcher], str(HELPERS / "workers.py"), str(tmp_path), fault],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": workers.PATH},

@@ -21,13 +21,13 @@ import copy
 import functools
 import re
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import transformers
 from models import TOKENS, VOCABULARY, random_plan, tiny_batch, tiny_model
+from places import REPOSITORY, TESTS
 from test_plain_shapes import even_plan
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -509,9 +509,8 @@ def test_copies_of_a_loaded_model_go_on(saved):
 
 def test_the_docs_name_tests_that_there_are():
     """In its table of places, and `make test` runs their files with transformers 4 as well."""
-    folder = Path(__file__).resolve().parent
-    table = (folder.parent / "docs" / "compatibility.md").read_text()
+    table = (REPOSITORY / "docs" / "compatibility.md").read_text()
     named = set(re.findall(r"`(test_\w+)`", table))
-    files = re.search(r"TESTS4 := (.*)", (folder.parent / "Makefile").read_text())[1].split()
-    sources = [(folder / f"test_{name}.py").read_text() for name in files]
+    files = re.search(r"TESTS4 := (.*)", (REPOSITORY / "Makefile").read_text())[1].split()
+    sources = [path.read_text() for name in files for path in TESTS.rglob(f"test_{name}.py")]
     assert len(named) > 30 and named <= {test for text in sources for test in re.findall(r"def (test_\w+)", text)}

@@ -31,6 +31,7 @@ import numpy as np
 import pytest
 import torch
 from models import tiny_batch, tiny_model
+from places import PATH, PATHS
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
@@ -461,10 +462,9 @@ def test_the_lines_that_are_shown_load_the_model(tmp_path, monkeypatch):
             print(error)
     """
     (tmp_path / "ways.json").write_text(json.dumps(ways))
-    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     run = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script)],
-        env=os.environ | {"PYTHONPATH": path},
+        env=os.environ | {"PYTHONPATH": PATH},
         capture_output=True,
         text=True,
     )
@@ -698,7 +698,7 @@ def test_without_the_libraries(missing, tmp_path):
     code = f"""
 import logging, sys
 from pathlib import Path
-sys.path[:0] = [{str(Path(__file__).parent)!r}]
+sys.path[:0] = {PATHS!r}
 import huggingface_hub.repocard  # needs jinja2 itself
 from test_trainer import make_trainer, pruning
 sys.modules[{missing!r}] = None
@@ -710,7 +710,7 @@ if {missing!r} == "matplotlib":
     trainer.save_model()
 write_report({str(tmp_path)!r}, trainer.model)
 """
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1]), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OMP_NUM_THREADS": "1"}
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     message = f"a report needs jinja2 and matplotlib, and {missing} is missing; install them with: pip install "
     message += "optimum-camcut[report]"
