@@ -142,7 +142,8 @@ def test_stopped_and_taken_up_by_two_processes(results, model_path, data, tmp_pa
     (leftover / "config.json").write_text("{")  # as if it had been stopped there before
     process = start(model_path, data, tmp_path)
     deadline = time.monotonic() + 200
-    while not (tmp_path / "deepcuts.json").exists() or len(runs(tmp_path)) < 4 and time.monotonic() < deadline:
+    study = tmp_path / "deepcuts.json"
+    while (not study.exists() or len(runs(tmp_path)) < 4) and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
