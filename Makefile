@@ -12,7 +12,7 @@ CHECKED := optimum_camcut tests examples docs
 # Idle threads sleep: by default they spin, which on shared cores makes training several times slower.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: help demo test test-faults style docs clean
+.PHONY: help demo test test-all run-tests test-faults style docs clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this help
@@ -31,9 +31,15 @@ TESTS4 := $(foreach name,$(TESTS4),$(wildcard tests/test_$(name).py tests/*/test
 #
 # Two workers with one thread each: torch would otherwise start a thread per core in every worker. Either environment
 # starts the Python of the other one, to exchange checkpoints.
-test: style $(INSTALLED4)  ## Check the style, run all tests, then those of loading, cutting and going elsewhere with transformers 4
-	OMP_NUM_THREADS=1 CAMCUT_OTHER_PYTHON=$(abspath $(BIN4))/python $(BIN)/python -m pytest -n 2 --dist worksteal
-	OMP_NUM_THREADS=1 CAMCUT_OTHER_PYTHON=$(abspath $(BIN))/python $(BIN4)/python -m pytest -n 2 --dist worksteal -m "not once" $(TESTS4)
+test: MARKED := not long
+test: style run-tests  ## Check the style, run the tests, then those of loading, cutting and going elsewhere with transformers 4
+
+test-all: MARKED := long or not long
+test-all: style run-tests test-faults  ## The same with the scripts of all benchmarks and many more kills
+
+run-tests: $(INSTALLED4)
+	OMP_NUM_THREADS=1 CAMCUT_OTHER_PYTHON=$(abspath $(BIN4))/python $(BIN)/python -m pytest -n 2 --dist worksteal -m "$(MARKED)"
+	OMP_NUM_THREADS=1 CAMCUT_OTHER_PYTHON=$(abspath $(BIN))/python $(BIN4)/python -m pytest -n 2 --dist worksteal -m "($(MARKED)) and not once" $(TESTS4)
 
 test-faults: $(INSTALLED)  ## Kill training at 20 points of each kind of run, resume, compare
 	OMP_NUM_THREADS=1 $(BIN)/python tests/helpers/kill_and_resume.py --kills 20

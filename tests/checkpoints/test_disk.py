@@ -143,6 +143,7 @@ def test_a_full_disk_leaves_the_earlier_save_whole(save, size, saved, tmp_path):
     assert code == 0 and set(snapshot(folder)) == set(snapshot(saved)), output
 
 
+@pytest.mark.long
 def test_a_killed_save_leaves_the_earlier_one_or_the_new_one(saved, tmp_path):
     """Killed while it writes, and before every renaming; sharded weights are never mixed."""
     for before, after in (("50GB", "50GB"), ("50GB", "40KB"), ("40KB", "50GB"), ("40KB", "40KB")):

@@ -100,6 +100,7 @@ def rows_of(result, part):
     return rows
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("part", PARTS)
 def test_each_benchmark_runs(part, tmp_path):
     done = run("run", "--only", part, "--quick", "--output_dir", tmp_path)
@@ -141,6 +142,7 @@ def test_a_benchmark_that_fails_is_named(tmp_path):
     assert runs_of(output / "speed.json") == [result]
 
 
+@pytest.mark.long
 def test_latency_in_bfloat16_and_compiled(tmp_path):
     arguments = ["--quick", "--batch_sizes", "2", "--compile", "--dtype", "bfloat16"]
     done = run("latency", *arguments, "--output", tmp_path / "latency.json")

@@ -91,6 +91,7 @@ def measured(folder):
     return {name: [row[key] for key in MEASURED] for name, row in runs(folder).items()}
 
 
+@pytest.mark.long
 def test_every_run_is_there(results):
     dropout = {"magnitude": "any"}
     expected = {
@@ -113,6 +114,7 @@ def test_every_run_is_there(results):
     assert len(table(results, "scoring")) == len(TASKS) * len(METHODS)
 
 
+@pytest.mark.long
 def test_metric_and_compression_by_hand(results, data, model_path):
     """One run worked out anew, from the dense model and the plan alone."""
     folder = results / "models" / "sst2-0" / "dense"
@@ -136,6 +138,7 @@ def test_metric_and_compression_by_hand(results, data, model_path):
     assert {"bert.encoder.layer.0.attention.self.query.weight", "bert.pooler.dense.weight"} <= set(plan.keep)
 
 
+@pytest.mark.long
 def test_stopped_and_taken_up_by_two_processes(results, model_path, data, tmp_path, report):
     leftover = tmp_path / "models" / ".stsb-0"
     leftover.mkdir(parents=True)
@@ -164,6 +167,7 @@ def test_stopped_and_taken_up_by_two_processes(results, model_path, data, tmp_pa
     assert tables_of[0] == tables_of[1]
 
 
+@pytest.mark.long
 def test_other_settings_are_refused(results, model_path, data, tmp_path):
     shutil.copytree(results, tmp_path / "results")
     process = start(model_path, data, tmp_path / "results", "--epochs", "3", "--num_samples", "25")
@@ -176,6 +180,7 @@ def test_other_settings_are_refused(results, model_path, data, tmp_path):
     assert "another --output_dir" in output
 
 
+@pytest.mark.long
 def test_overlaps_are_those_of_the_plans(results):
     overlaps = json.loads((results / "overlaps.json").read_text())["runs"]
     assert sorted((row["task"], row["keep"]) for row in overlaps) == sorted((t, k) for t in TASKS for k in KEEP)
@@ -212,6 +217,7 @@ def tables(report):
     return found
 
 
+@pytest.mark.long
 def test_the_tables_hold_the_numbers(results):
     found = tables((results / "report.md").read_text())
     where = "(allocation uniform, scored with dropout off)"
@@ -308,6 +314,7 @@ def test_a_folder_without_results(report, tmp_path):
         report.write_report(tmp_path)
 
 
+@pytest.mark.long
 def test_models_that_are_fine_tuned_already(results, model_path, data, tmp_path):
     """They are what is masked; what trains again is compared with a model trained on the same schedule."""
     flags = ["--recipes", "none", "--methods", "magnitude", "--keep", "0.5", "--epochs", "1", "--tasks", "sst2"]

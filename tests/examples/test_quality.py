@@ -110,6 +110,7 @@ def cut(model, batches, sparsity, seed):
     )
 
 
+@pytest.mark.long
 def test_quality_is_what_the_steps_give(results, by_hand):
     """One run worked out anew."""
     path, _ = results
@@ -129,6 +130,7 @@ def test_quality_is_what_the_steps_give(results, by_hand):
         assert row["rebuilt"] == pytest.approx(accuracy(model), abs=1e-3)
 
 
+@pytest.mark.long
 def test_what_is_there_is_not_run_again(results, arguments):
     path, printed = results
     before = path.stat().st_mtime_ns
@@ -138,6 +140,7 @@ def test_what_is_there_is_not_run_again(results, arguments):
     assert printed.endswith(done.stdout) and "| `cam_cut`, rebuilt, 1 round |" in done.stdout
 
 
+@pytest.mark.long
 def test_two_rounds(results, arguments, by_hand, tmp_path):
     """By the cubic schedule: 7/8 of what is to go in the first, the rest after the rebuilt model was scored again."""
     flags = ["--output", tmp_path / "two.json", "--tasks", "sst2", "--methods", "fisher", "--seeds", 1, "--rounds", 2]
@@ -159,6 +162,7 @@ def test_two_rounds(results, arguments, by_hand, tmp_path):
     assert other.returncode != 0 and "is of other --num_samples, --keep or --bf16" in other.stderr
 
 
+@pytest.mark.long
 def test_recovery_cuts_trains_and_tells_the_speed(results, models, glue_folder, tmp_path):
     path = tmp_path / "recovery.json"
     flags = ["--model", models, "--dataset_path", glue_folder, "--output", path, "--tasks", "sst2"]
@@ -187,6 +191,7 @@ def test_recovery_cuts_trains_and_tells_the_speed(results, models, glue_folder, 
     assert json.loads(path.read_text()) == {"runs": [timed]}
 
 
+@pytest.mark.long
 def test_layer_by_layer(results, models, glue_folder, by_hand, tmp_path):
     """The same metrics as of `quality.py`; distances worked out sentence by sentence; the sign of the loss matters to
     Grad-CAM and not to Fisher information."""

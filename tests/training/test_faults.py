@@ -30,6 +30,7 @@ from optimum_camcut import PruningConfig, find_groups, score_groups
 from optimum_camcut.scoring import sums
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("run", ["units", "weights", "layers"])
 def test_killed_and_resumed(run):
     """At the first moment, in the middle, and at the last."""
@@ -181,6 +182,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fault", FAULTS)
 def test_training_stops_when_a_process_dies_and_goes_on_from_there(fault, two_processes, tmp_path):
     """Without a launcher, which would end the others."""
@@ -192,6 +194,7 @@ def test_training_stops_when_a_process_dies_and_goes_on_from_there(fault, two_pr
         assert code == 0 and last_line(output) == two_processes, output
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("launcher", "fault"), [("accelerate", "scoring"), ("torchrun", "nan")])
 def test_launchers_end(launcher, fault, two_processes, tmp_path):
     command = {
