@@ -33,16 +33,18 @@ def seeded() -> None:
 
 @pytest.fixture(autouse=True)
 def without_report(request, monkeypatch):
-    """Training writes no report in this process, as where matplotlib is missing, but in tests marked `report`: to draw
-    one takes longer than to train a tiny model."""
+    """Training writes no report in this process and cards have no pictures, as where matplotlib is missing, except in
+    tests marked `report`: to draw them takes longer than to train or save a tiny model."""
     if request.node.get_closest_marker("report"):
         return
 
     def missing(*_, **__):
-        raise ImportError("the tests draw no reports but where they are marked for it")
+        raise ImportError("the tests draw nothing except where they are marked `report`")
 
     for name in ("check_libraries", "render_report"):
         monkeypatch.setattr(f"optimum_camcut.training.run_report.{name}", missing)
+    for name in ("plot_head_importance", "plot_kept"):
+        monkeypatch.setattr(f"optimum_camcut.reporting.card.{name}", missing)
 
 
 @pytest.fixture(autouse=True)
