@@ -147,7 +147,7 @@ def put(model: PreTrainedModel, stand_ins: Mapping[str, Bypass]) -> None:
         owner, _, name = path.rpartition(".")
         setattr(model.get_submodule(owner), name, module)
     kinds, free = layer_types(model), {}
-    for kind, block in zip(kinds, list_blocks(model)) if stand_ins else ():
+    for kind, block in zip(kinds, list_blocks(model)):
         for path, module in model.get_submodule(block).named_modules():
             if isinstance(getattr(module, "layer_idx", None), int):
                 of_kind = iter([place for place, other in enumerate(kinds) if other == kind])
@@ -222,7 +222,8 @@ def shrink(model: PreTrainedModel) -> None:
         for path, width in (entry.attributes if kind == "heads" else entry.neuron_attributes).items():
             owner, _, attribute = path.rpartition(".")
             setattr(model.get_submodule(f"{block}.{owner}"), attribute, size * widths[width])
-    put(model, gone)
+    if gone:
+        put(model, gone)
     for finish in AFTER_SHRINKING:
         finish(model, sizes)
 

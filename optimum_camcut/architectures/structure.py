@@ -240,10 +240,11 @@ def cut_groups(model: PreTrainedModel, keep: Sequence[tuple[Group, Sequence[int]
             new.append(
                 (module, weight, _take(piece, group.size, positions, module.bias, 0) if cut_bias else module.bias)
             )
-    _check_caches(model, gone)
-    for path, module in gone.items():
-        module.train(model.get_submodule(path).training)
-    put(model, gone)
+    if gone:
+        _check_caches(model, gone)
+        for path, module in gone.items():
+            module.train(model.get_submodule(path).training)
+        put(model, gone)
     for module, weight, bias in new:
         module._parameters.update(weight=weight, bias=bias)
         names = ("nx", "nf") if isinstance(module, Conv1D) else ("out_features", "in_features")
@@ -263,7 +264,7 @@ def _check_caches(model: PreTrainedModel, gone: Collection[str]) -> None:
     """
     config, removed, left = model.config.get_text_config(decoder=True), tuple(f"{path}." for path in gone), set()
     kinds, goes = layer_types(model), False
-    for kind, block in zip(kinds, list_blocks(model)) if gone else ():
+    for kind, block in zip(kinds, list_blocks(model)):
         for path, module in model.get_submodule(block).named_modules():
             if isinstance(getattr(module, "layer_idx", None), int):
                 here = f"{block}.{path}.".startswith(removed)

@@ -123,7 +123,7 @@ def run(folder: Path, options: dict, kill_at: int | None, resume: bool) -> None:
     clock.watch(modeling_utils, "safe_save_file", "saving weights", broken=True)
     clock.watch(trainer_module, "score_groups", "scoring")
     clock.watch(steps, "apply_plan", "the cut")
-    clock.watch(trainer, "_scoring_loss", "a scoring batch")
+    clock.watch(trainer_module, "scoring_loss", "a scoring batch")
     trainer.train(resume_from_checkpoint=resume)
     digest = hashlib.sha256()
     for name, value in trainer.model.state_dict().items():
