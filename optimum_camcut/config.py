@@ -303,7 +303,10 @@ class PruningConfig:
         if isinstance(given, Set):
             given = sorted(given, key=str)  # texts come in another order in every process
         several = isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping)
-        entries = tuple(given) if several else () if given is None else (given,)
+        try:
+            entries = tuple(given) if several else () if given is None else (given,)
+        except TypeError:  # a tensor of one number says that it can be iterated over
+            several, entries = False, (given,)
         if not all(type(entry) is int or (isinstance(entry, str) and entry.strip()) for entry in entries):
             raise ValueError(
                 "exclude should be a list of layer numbers and patterns of group names, such as [0, '*.heads']; got "

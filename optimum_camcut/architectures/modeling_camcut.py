@@ -147,7 +147,7 @@ def put(model: PreTrainedModel, stand_ins: Mapping[str, Bypass]) -> None:
         owner, _, name = path.rpartition(".")
         setattr(model.get_submodule(owner), name, module)
     kinds, free = layer_types(model), {}
-    for kind, block in zip(kinds, list_blocks(model)):
+    for kind, block in zip(kinds, list_blocks(model)) if stand_ins else ():
         for path, module in model.get_submodule(block).named_modules():
             if isinstance(getattr(module, "layer_idx", None), int):
                 of_kind = iter([place for place, other in enumerate(kinds) if other == kind])
@@ -222,15 +222,13 @@ def shrink(model: PreTrainedModel) -> None:
         for path, width in (entry.attributes if kind == "heads" else entry.neuron_attributes).items():
             owner, _, attribute = path.rpartition(".")
             setattr(model.get_submodule(f"{block}.{owner}"), attribute, size * widths[width])
-    if gone:
-        put(model, gone)
+    put(model, gone)
     for finish in AFTER_SHRINKING:
         finish(model, sizes)
 
 
 class DrawsNothing(TorchFunctionMode):
-    """Where models are built without storage, `torch.nn.init` returns at once: to go through it takes as long as the
-    rest. In this thread alone, unlike `no_init_weights` of transformers."""
+    """Draws no initial values, which takes as long as the rest, where there is no storage for them, in this thread."""
 
     def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
         if getattr(function, "__module__", None) == "torch.nn.init":

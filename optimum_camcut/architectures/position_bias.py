@@ -58,7 +58,8 @@ def bind_recorded_heads(model: PreTrainedModel, sizes: Mapping[str, int]) -> Non
     """
     config, total = model.config, model.config.num_attention_heads
     recorded = {name: kept for read in OTHER_RECORDS for name, kept in read(config, present_units(model)).items()}
-    recorded |= (getattr(config, RECORD, None) or {}).get("kept_heads") or {}
+    own = (getattr(config, RECORD, None) or {}).get("kept_heads")
+    recorded |= own if isinstance(own, dict) else {}
     biased = ARCHITECTURES[config.model_type].position_bias is not None
     kept_of = {name: recorded.get(name) for name in sizes if biased and name.endswith(".heads")}
     for name, kept in kept_of.items():

@@ -228,7 +228,8 @@ def _place(folder: Path, model: PreTrainedModel) -> Place | None:
     if name:
         local = Path(name).is_dir()
         places += [(Path(name) / PLAN_NAME, in_folder(name)) if local else (_cached(name), on_hub(name))]
-    return first_with_plan(model.pruning_plan, places)
+    plan = plan_of(model)
+    return first_with_plan(plan, places) if plan is not None else None
 
 
 def _cached(repo_id: str) -> Path | None:

@@ -1120,7 +1120,7 @@ def test_stopped_and_resumed(job, tmp_path, caplog):
     """By Ctrl-C, between two steps of the recovery; it then ends where an undisturbed run does."""
     training = "{save_strategy: steps, save_steps: 1, save_total_limit: 1, max_steps: %d}"
     output, whole, config = tmp_path / "out", tmp_path / "whole", tmp_path / "a.yaml"
-    config.write_text("recovery: finetune\ntraining: " + training % 400)
+    config.write_text("recovery: finetune\ntraining: " + training % 4000)
     own = flags(**job, config=config, dense_epochs=0.5)
     process = start(*own, *flags(output=output))
     while process.poll() is None and not list(output.glob("checkpoint-*/trainer_state.json")):

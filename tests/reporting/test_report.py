@@ -536,7 +536,7 @@ def test_a_resumed_run_has_no_scores(dense_epochs, tmp_path):
     resumed.evaluate()
     resumed.train(resume_from_checkpoint=True)
     loss = trainer.run.evaluations.dense["eval_loss"]
-    assert resumed._evaluations.dense["eval_loss"] == loss
+    assert resumed.run.evaluations.dense["eval_loss"] == loss
     page = (tmp_path / "report.html").read_text()
     assert f"{loss:.4g}</td>" in page
     assert "What every layer keeps" in page and "Scores and the cut" not in page and "coloured" not in page

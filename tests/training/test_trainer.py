@@ -853,7 +853,7 @@ def test_a_plan_that_fails_is_refused_before_a_rewind(tmp_path):
     model, config = tiny_model("bert"), pruning(rewind=True, dense_epochs=1)
     trainer = make_trainer(tmp_path, config, model=copy.deepcopy(model))
     score = trainer.score
-    trainer.score = lambda: trainer.__dict__.update(scores={name: s * 0 for name, s in score().items()})
+    trainer.score = lambda: setattr(trainer, "scores", {name: s * 0 for name, s in score().items()})
     with pytest.raises(ValueError, match="all scores of kind 'heads' are zero"):
         trainer.train()
     assert not same(weights(trainer.model), weights(model))  # what was trained is not lost
