@@ -437,6 +437,7 @@ def test_a_model_loaded_by_the_auto_class_keeps_its_plan_when_saved_again(tmp_pa
     assert load_pruned(tmp_path / "two").pruning_plan == model.pruning_plan
 
 
+@pytest.mark.report
 def test_pickles_are_neither_written_nor_read(monkeypatch, tmp_path):
     """Saving, loading and saving again with every way to pickle taken away."""
     plans = ({"layer.0.heads": [1, 2]}, {f"layer.{layer}.neurons": range(9) for layer in range(3)})
