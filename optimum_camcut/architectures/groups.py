@@ -91,19 +91,11 @@ def transformers_models(module: nn.Module) -> dict[str, PreTrainedModel]:
     """Path -> transformers model, of those in a module that are not a part of another one; the module itself has the
     path `""`."""
     found: dict[str, PreTrainedModel] = {}
-    seen: set[int] = set()
-
-    def walk(part: nn.Module, path: str) -> None:
-        if id(part) in seen:
-            return
-        seen.add(id(part))
-        if isinstance(part, PreTrainedModel):
+    for path, part in module.named_modules():  # each module once, outer ones first
+        if isinstance(part, PreTrainedModel) and not any(
+            path.startswith(f"{outer}." if outer else "") for outer in found
+        ):
             found[path] = part
-            return
-        for name, child in part.named_children():
-            walk(child, f"{path}.{name}" if path else name)
-
-    walk(module, "")
     return found
 
 
