@@ -18,7 +18,9 @@ tests are skipped. Both environments run this file, each with the other one.
 """
 
 import copy
+import json
 import os
+import shutil
 import subprocess
 import textwrap
 from pathlib import Path
@@ -29,6 +31,7 @@ import transformers
 from models import ARCHITECTURES, random_plan, tiny_batch, tiny_config, tiny_model
 from test_plain_shapes import even_plan, kinds_of
 from test_surgery import outputs
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from optimum_camcut import PruningPlan, apply_plan, find_groups, load_pruned, modeling_camcut, prune_heads
 from optimum_camcut.architectures.modeling_camcut import ARCHITECTURES as TABLE
@@ -329,3 +332,21 @@ def test_every_kind_of_checkpoint_loads_in_the_other_version(other, tmp_path):
         check_same(plain, expected[name], name)
         back = load_pruned(tmp_path / "back" / name)
         assert torch.equal(outputs(back, tiny_batch()), expected[name]), name
+
+
+@pytest.mark.parametrize("saved", ["bert", "llama"])
+def test_checkpoints_saved_earlier_load(saved, tmp_path):
+    """Saved when the stand-alone file had all architectures in it: by the package, by that file, and saved anew."""
+    earlier = Path(__file__).parent / "saved_earlier"
+    shutil.copytree(earlier / saved, tmp_path / saved)
+    shutil.copy(earlier / "modeling_camcut.py", tmp_path / saved)
+    expected = torch.tensor(json.loads((tmp_path / saved / "logits.json").read_text()))
+    batch = {"input_ids": torch.arange(3, 11)[None]}
+    ours = load_pruned(tmp_path / saved)
+    kind = AutoModelForCausalLM if saved == "llama" else AutoModelForSequenceClassification
+    theirs = kind.from_pretrained(tmp_path / saved, trust_remote_code=True)
+    assert ours.pruning_plan is not None and "transformers_modules" in type(theirs).__module__
+    for model in (ours, theirs):
+        model.save_pretrained(tmp_path / "again")
+        for each in (model, load_pruned(tmp_path / "again")):
+            torch.testing.assert_close(each(**batch).logits, expected)
