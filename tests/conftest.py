@@ -11,6 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
+import gc
 import os
 import random
 import subprocess
@@ -24,6 +25,13 @@ import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the Hub
 torch.set_num_threads(1)  # workers share the cores
+
+
+def pytest_collection_finish() -> None:
+    """Trainers and cuts collect garbage, cuts also look among all objects for what holds the model: neither goes
+    through the million objects of the libraries, which stay."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
