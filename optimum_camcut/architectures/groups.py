@@ -90,11 +90,11 @@ class PrunableGroup(Group):
 def transformers_models(module: nn.Module) -> dict[str, PreTrainedModel]:
     """Path -> transformers model, of those in a module that are not a part of another one; the module itself has the
     path `""`."""
+    if isinstance(module, PreTrainedModel):
+        return {"": module}
     found: dict[str, PreTrainedModel] = {}
     for path, part in module.named_modules():  # each module once, outer ones first
-        if isinstance(part, PreTrainedModel) and not any(
-            path.startswith(f"{outer}." if outer else "") for outer in found
-        ):
+        if isinstance(part, PreTrainedModel) and not any(path.startswith(f"{outer}.") for outer in found):
             found[path] = part
     return found
 

@@ -23,6 +23,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from itertools import islice
 from typing import Any
 
 import torch
@@ -88,7 +89,8 @@ class Bypass(nn.Module):
 def list_blocks(model: PreTrainedModel) -> list[str]:
     """Paths of the blocks, in the order of their numbers."""
     *lists, rest = ARCHITECTURES[model.config.model_type].layers.split(".{}")
-    paths = [f"{path}." if path else "" for path, module in model.named_modules() if module is model.base_model][:1]
+    base = (f"{path}." if path else "" for path, module in model.named_modules() if module is model.base_model)
+    paths = list(islice(base, 1))  # not all modules: the base is among the first
     for part in lists:
         paths = [f"{path}{part}.{name}" for path in paths for name in model.get_submodule(path + part)._modules]
     return [path + rest for path in paths]

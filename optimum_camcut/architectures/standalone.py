@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import json
 import re
 import sys
@@ -48,6 +49,7 @@ def modeling_source(*model_types: str) -> str:
     return f"{LICENSE}{doc}\n{_imports(code)}\n\n{code}"
 
 
+@functools.cache  # a run saves many times
 def _body(module: ModuleType) -> str:
     """The source of a module behind its imports, with short docstrings."""
     lines = Path(module.__file__).read_text(encoding="utf-8").splitlines(keepends=True)
@@ -62,6 +64,7 @@ def _body(module: ModuleType) -> str:
     return "".join(lines[start:]).strip() + "\n"
 
 
+@functools.cache
 def _imports(code: str) -> str:
     """What the modules import from elsewhere, as far as the code uses it."""
     whole, names = set(), {}
