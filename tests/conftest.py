@@ -14,13 +14,11 @@
 import gc
 import os
 import random
-import subprocess
-import sys
-import venv
 from pathlib import Path
 
 import pytest
 import torch
+from environments import make_environment
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the Hub
@@ -114,19 +112,6 @@ def glue_folder(tmp_path_factory):
                 rows.append({**{column: text(label) for column in columns}, "label": score, "idx": index})
             Dataset.from_list(rows).to_parquet(str(folder / task / f"{split}.parquet"))
     return folder
-
-
-def make_environment(folder: Path) -> Path:
-    """The Python of a new environment with the same libraries and without this package: `.pth` files are not read from
-    a folder that a `.pth` file adds, so an editable install stays behind."""
-    venv.create(folder, with_pip=False)
-    python = folder / "bin" / "python"
-    site = subprocess.run(
-        [python, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"], capture_output=True, text=True
-    )
-    libraries = [path for path in sys.path if path.endswith("site-packages")]
-    (folder / site.stdout.strip() / "libraries.pth").write_text("\n".join(libraries) + "\n")
-    return python
 
 
 @pytest.fixture(scope="session")

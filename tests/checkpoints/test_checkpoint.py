@@ -26,6 +26,7 @@ import threading
 import pytest
 import torch
 import transformers
+from checkpoints import FILES, OfTheUsersOwn, edit_json, logits, pruned_model
 from huggingface_hub import ModelCard
 from models import ARCHITECTURES, CONFIGS, random_plan, tiny_batch, tiny_config, tiny_model
 from safetensors.torch import load_file, save_file
@@ -47,25 +48,6 @@ from optimum_camcut.architectures.modeling_camcut import RECORD
 from optimum_camcut.checkpoints import checkpoint
 from optimum_camcut.checkpoints.stored import check_finite
 from optimum_camcut.scoring import SCORERS, scorer
-
-
-FILES = {"config.json", "model.safetensors", "pruning_plan.json", "modeling_camcut.py", "README.md"}
-
-
-def logits(model):
-    with torch.no_grad():
-        return model(**tiny_batch(labels=False)).logits
-
-
-def pruned_model(architecture="bert", seed=1, **changes):
-    model = tiny_model(architecture, seed=seed, **changes)
-    return apply_plan(model, random_plan(model, seed))
-
-
-def edit_json(path, change):
-    value = json.loads(path.read_text())
-    change(value)
-    path.write_text(json.dumps(value))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -190,10 +172,6 @@ def test_a_reloaded_model_can_be_pruned_and_saved_again(tmp_path):
     expected = prune_heads(tiny_model("mpnet"), {0: [1, 3], 1: [2], 2: [0, 3]})
     assert torch.equal(logits(reloaded), logits(expected))
     assert reloaded.pruning_plan.keep == further.pruning_plan.keep
-
-
-class OfTheUsersOwn(transformers.BertForSequenceClassification):
-    pass
 
 
 def test_copies_and_pickles():

@@ -22,8 +22,7 @@ from pathlib import Path
 import pytest
 import workers
 from models import random_plan
-from test_faults import last_line
-from workers import Worker, digest, limit_files, small_model
+from workers import Worker, digest, last_line, limit_files, small_model
 
 from optimum_camcut import apply_plan, load_pruned
 

@@ -26,9 +26,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from models import TOKENS, VOCABULARY, random_plan, tiny_batch, tiny_model
+from models import TOKENS, VOCABULARY, even_plan, random_plan, tiny_batch, tiny_model
 from places import REPOSITORY, TESTS
-from test_plain_shapes import even_plan
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace

@@ -29,11 +29,11 @@ import huggingface_hub
 import pytest
 import torch
 import transformers
+from checkpoints import FILES, OfTheUsersOwn, edit_json, logits, pruned_model
 from hub import TOKEN, Hub, check_card
 from huggingface_hub import ModelCard
 from models import tiny_batch, tiny_model
-from test_checkpoint import FILES, OfTheUsersOwn, edit_json, logits, pruned_model
-from test_trainer import make_trainer, pruning
+from trainers import make_trainer, pruning
 
 from optimum_camcut import (
     PruningConfig,

@@ -20,25 +20,12 @@ import logging
 import pytest
 import torch
 import transformers
-from models import ARCHITECTURES, tiny_batch, tiny_config, tiny_model
-from test_surgery import outputs, task_classes
-from test_trainer import make_trainer, pruning
+from models import ARCHITECTURES, even_plan, kinds_of, outputs, task_classes, tiny_batch, tiny_config, tiny_model
+from trainers import make_trainer, pruning
 
 from optimum_camcut import PruningConfig, PruningPlan, apply_plan, find_groups, load_pruned, make_plan
 from optimum_camcut.architectures.modeling_camcut import ARCHITECTURES as TABLE
 from optimum_camcut.architectures.modeling_camcut import RECORD
-
-
-def even_plan(model, seed=0, **sizes):
-    """Keeps the same number of random units in all layers: by kind, `neurons=20`."""
-    generator = torch.Generator().manual_seed(seed)
-    groups = find_groups(model, tuple(sizes))
-    chosen = {g.name: torch.randperm(g.size, generator=generator)[: sizes[g.kind]].tolist() for g in groups}
-    return PruningPlan({g.name: [g.units[position] for position in chosen[g.name]] for g in groups})
-
-
-def kinds_of(architecture):
-    return {"heads": 2, "neurons": 20} if architecture == "llama" else {"neurons": 20}
 
 
 def check_plain(folder):

@@ -28,9 +28,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from models import ARCHITECTURES, random_plan, tiny_batch, tiny_config, tiny_model
-from test_plain_shapes import even_plan, kinds_of
-from test_surgery import outputs
+from models import ARCHITECTURES, even_plan, kinds_of, outputs, random_plan, tiny_batch, tiny_config, tiny_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from optimum_camcut import PruningPlan, apply_plan, find_groups, load_pruned, modeling_camcut, prune_heads

@@ -34,8 +34,8 @@ import scipy.stats
 import sklearn.metrics
 import torch
 import transformers
-from conftest import make_environment
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from environments import make_environment
 from models import random_plan, tiny_config, tiny_model
 from optimum.commands.base import RootOptimumCLICommand
 from optimum.commands.optimum_cli import register_optimum_cli_subcommand

@@ -17,18 +17,15 @@ hand. How long anything takes decides nothing here."""
 import importlib
 import json
 import math
-import os
 import shutil
-import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from scripts import SPEED, run_script
 
 
-FOLDER = Path(__file__).resolve().parents[2] / "examples" / "benchmarks" / "speed"
 # The rows by the columns that name them, and what else each has.
 PARTS = {
     "scoring_cost": (["method"], {"passes", "pass_to_plain", "milliseconds_per_example"}),
@@ -66,16 +63,6 @@ TO_ITSELF = {  # ratios that are 1
 }
 
 
-def run(script, *arguments, folder=FOLDER):
-    return subprocess.run(
-        [sys.executable, str(folder / f"{script}.py"), *map(str, arguments)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(FOLDER.parents[2])},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-
-
 def runs_of(path):
     return json.loads(path.read_text())["runs"]
 
@@ -103,7 +90,7 @@ def rows_of(result, part):
 @pytest.mark.long
 @pytest.mark.parametrize("part", PARTS)
 def test_each_benchmark_runs(part, tmp_path):
-    done = run("run", "--only", part, "--quick", "--output_dir", tmp_path)
+    done = run_script("run", "--only", part, "--quick", "--output_dir", tmp_path)
     assert done.returncode == 0, done.stderr
     (result,) = runs_of(tmp_path / "speed.json")
     assert result["benchmark"] == part and "thread" in result["device"] and result["torch"] == torch.__version__
@@ -123,21 +110,21 @@ def test_each_benchmark_runs(part, tmp_path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU the targets are checked")
 def test_the_targets_need_a_gpu(tmp_path):
-    done = run("run", "--only", "h200", "--output_dir", tmp_path)
+    done = run_script("run", "--only", "h200", "--output_dir", tmp_path)
     assert done.returncode == 2 and "h200 needs a GPU" in done.stderr
 
 
 def test_a_benchmark_that_fails_is_named(tmp_path):
     """And does not keep the others from running; figures of an earlier run do not pass for its own."""
     folder, output = tmp_path / "benchmarks" / "speed", tmp_path / "output"
-    shutil.copytree(FOLDER.parent, folder.parent)
+    shutil.copytree(SPEED.parent, folder.parent)
     (folder / "job.py").write_text("raise SystemExit(3)")
     result = {"benchmark": "overhead", "device": "here", "settings": {}, "rows": [{"trainer": "Trainer"}]}
     written = json.dumps({"runs": [result]})
     (folder / "overhead.py").write_text(f"import sys; open(sys.argv[-2], 'w').write({written!r})")
     output.mkdir()
     (output / "speed.json").write_text(json.dumps({"runs": [{**result, "benchmark": "job"}]}))
-    done = run("run", "--only", "job", "overhead", "--quick", "--output_dir", output, folder=folder)
+    done = run_script("run", "--only", "job", "overhead", "--quick", "--output_dir", output, folder=folder)
     assert done.returncode == 1 and "failed: job-cpu" in done.stderr
     assert runs_of(output / "speed.json") == [result]
 
@@ -145,7 +132,7 @@ def test_a_benchmark_that_fails_is_named(tmp_path):
 @pytest.mark.long
 def test_latency_in_bfloat16_and_compiled(tmp_path):
     arguments = ["--quick", "--batch_sizes", "2", "--compile", "--dtype", "bfloat16"]
-    done = run("latency", *arguments, "--output", tmp_path / "latency.json")
+    done = run_script("latency", *arguments, "--output", tmp_path / "latency.json")
     assert done.returncode == 0, done.stderr
     (result,) = runs_of(tmp_path / "latency.json")
     rows = result["rows"]
@@ -158,7 +145,7 @@ def test_latency_in_bfloat16_and_compiled(tmp_path):
 
 @pytest.fixture
 def common(monkeypatch):
-    monkeypatch.syspath_prepend(FOLDER)
+    monkeypatch.syspath_prepend(SPEED)
     yield importlib.import_module("common")
     for name in ("common", "tables", "study"):
         sys.modules.pop(name)
@@ -217,7 +204,7 @@ def test_the_table(common):
 
 @pytest.fixture
 def study(monkeypatch):
-    monkeypatch.syspath_prepend(FOLDER.parent)
+    monkeypatch.syspath_prepend(SPEED.parent)
     yield importlib.import_module("study")
     sys.modules.pop("study")
 
@@ -260,7 +247,7 @@ def test_a_file_of_something_else_is_left_alone(study, tmp_path):
 
 
 def test_the_committed_studies_are_written_as_the_scripts_write_them(study, tmp_path):
-    for path in sorted((FOLDER.parent / "results").glob("*.json")):
+    for path in sorted((SPEED.parent / "results").glob("*.json")):
         if path.name != "compare.json":  # of `optimum-cli camcut compare`
             study.write(tmp_path / path.name, study.load(path))
             assert (tmp_path / path.name).read_text() == path.read_text()

@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from test_benchmarks import run as run_script
+from scripts import run_script
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
 
 from optimum_camcut import PruningConfig, apply_plan, find_groups, make_plan, reconstruct, score_groups

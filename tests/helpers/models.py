@@ -13,11 +13,15 @@
 # limitations under the License.
 """Tiny models of every supported architecture, with random weights, and inputs for them."""
 
+import re
+
+import pytest
 import torch
 import transformers
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers.models.auto import modeling_auto
 
-from optimum_camcut import PruningPlan, find_groups
+from optimum_camcut import PruningPlan, apply_plan, find_groups
 
 
 VOCABULARY, TOKENS = 99, 9
@@ -111,3 +115,41 @@ def mask_units(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
         for unit in set(range(group.size)) - set(plan.keep[group.name]):
             weight[unit * width : (unit + 1) * width] = 0
     return model
+
+
+def outputs(model, batch):
+    with torch.no_grad():
+        return model(**{name: value for name, value in batch.items() if name != "labels"}).logits
+
+
+def task_classes():
+    for architecture in ARCHITECTURES:
+        config = tiny_config(architecture)
+        for name, auto_class in vars(modeling_auto).items():
+            mapping = getattr(auto_class, "_model_mapping", None) if name.startswith("AutoModel") else None
+            if mapping is not None and type(config) in mapping:
+                target = mapping[type(config)]
+                for cls in target if isinstance(target, tuple) else (target,):
+                    yield architecture, cls.__name__
+
+
+def check_refused(model, plan, message, error=ValueError):
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    kind, config = type(model), model.config.to_dict()
+    with pytest.raises(error, match=re.escape(message)):
+        plan(model) if callable(plan) else apply_plan(model, plan)
+    assert type(model) is kind and model.config.to_dict() == config
+    assert list(before) == list(model.state_dict())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def even_plan(model, seed=0, **sizes):
+    """Keeps the same number of random units in all layers: by kind, `neurons=20`."""
+    generator = torch.Generator().manual_seed(seed)
+    groups = find_groups(model, tuple(sizes))
+    chosen = {g.name: torch.randperm(g.size, generator=generator)[: sizes[g.kind]].tolist() for g in groups}
+    return PruningPlan({g.name: [g.units[position] for position in chosen[g.name]] for g in groups})
+
+
+def kinds_of(architecture):
+    return {"heads": 2, "neurons": 20} if architecture == "llama" else {"neurons": 20}

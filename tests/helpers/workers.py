@@ -322,6 +322,10 @@ def save_over(folder, save, size=None, kill_at=None, **kwargs):
         raise SystemExit(3) from None
 
 
+def last_line(output):
+    return output.strip().splitlines()[-1]
+
+
 def nan():
     return float("nan")
 

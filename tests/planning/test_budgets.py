@@ -22,8 +22,9 @@ import re
 import numpy as np
 import pytest
 import torch
+from latency_tables import table_of
 from models import ARCHITECTURES, tiny_batch, tiny_config, tiny_model
-from test_trainer import Interrupt, make_trainer, pruning, same, weights
+from trainers import Interrupt, make_trainer, pruning, same, weights
 from transformers import AutoModelForSequenceClassification, ViTConfig, ViTForImageClassification
 from workers import measure, together
 
@@ -134,19 +135,6 @@ def test_neurons_make_up_for_the_rounding_of_heads_in_every_layer():
 
 
 # --- a table by hand ------------------------------------------------------------------------------------------------
-
-
-def table_of(groups, heads=None, neurons=None, rest=10.0, **conditions):
-    """Seconds for so many heads or neurons, as functions; by default with a part that does not grow."""
-    functions = {"heads": heads or (lambda n: 1 + 2.5 * n), "neurons": neurons or (lambda n: 1 + 0.02 * n)}
-    sizes = {g.name: g.size for g in groups if g.kind in functions}
-    kinds = dict.fromkeys(name.rpartition(".")[2] for name in sizes)
-    largest = {kind: max(size for name, size in sizes.items() if name.endswith(kind)) for kind in kinds}
-    grid = {k: sorted({*range(1, n + 1, max(n // 12, 1)), n}) for k, n in largest.items()}
-    times = {kind: {size: functions[kind](size) for size in points} for kind, points in grid.items()}
-    widths = {g.kind: g.output.width if g.slices else 1 for g in groups if g.kind in functions}
-    total = rest + sum(functions[name.rpartition(".")[2]](size) for name, size in sizes.items())
-    return LatencyTable(conditions, total, times, sizes, widths)
 
 
 def by_hand():

@@ -22,8 +22,8 @@ import weakref
 
 import pytest
 import torch
+from latency_tables import table_of
 from models import random_plan, tiny_batch, tiny_model
-from test_budgets import table_of
 
 from optimum_camcut import (
     Comparison,

@@ -35,7 +35,7 @@ from places import PATH, PATHS
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
-from test_trainer import Elsewhere, Minimal, make_trainer, pruning, sizes
+from trainers import Elsewhere, Minimal, make_trainer, pruning, sizes
 from transformers import TrainerCallback
 
 from optimum_camcut import (
@@ -700,7 +700,7 @@ import logging, sys
 from pathlib import Path
 sys.path[:0] = {PATHS!r}
 import huggingface_hub.repocard  # needs jinja2 itself
-from test_trainer import make_trainer, pruning
+from trainers import make_trainer, pruning
 sys.modules[{missing!r}] = None
 from optimum_camcut.reporting.report import write_report
 logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stdout)

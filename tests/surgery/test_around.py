@@ -19,8 +19,8 @@ import pytest
 import torch
 from models import tiny_batch, tiny_model
 from safetensors.torch import load_file
-from test_trainer import Interrupt
 from torch import nn
+from trainers import Interrupt
 from transformers import TrainingArguments
 
 from optimum_camcut import (

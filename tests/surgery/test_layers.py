@@ -22,9 +22,18 @@ import re
 import pytest
 import torch
 import transformers
-from models import ARCHITECTURES, CONFIGS, random_plan, tiny_batch, tiny_config, tiny_model
-from test_surgery import check_refused, outputs, task_classes
-from test_trainer import make_trainer, pruning
+from models import (
+    ARCHITECTURES,
+    CONFIGS,
+    check_refused,
+    outputs,
+    random_plan,
+    task_classes,
+    tiny_batch,
+    tiny_config,
+    tiny_model,
+)
+from trainers import make_trainer, pruning
 
 from optimum_camcut import (
     PrunableGroup,

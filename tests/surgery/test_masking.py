@@ -29,7 +29,7 @@ from models import tiny_batch, tiny_model
 from places import PATH
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_trainer import Interrupt
+from trainers import Interrupt
 from transformers import (
     BartConfig,
     BartForSequenceClassification,

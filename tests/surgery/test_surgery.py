@@ -21,19 +21,23 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers
-from models import ARCHITECTURES, mask_units, random_plan, tiny_batch, tiny_config, tiny_model
-from transformers.models.auto import modeling_auto
+from models import (
+    ARCHITECTURES,
+    check_refused,
+    mask_units,
+    outputs,
+    random_plan,
+    task_classes,
+    tiny_batch,
+    tiny_config,
+    tiny_model,
+)
 
 from optimum_camcut import PruningPlan, apply_plan, find_groups, load_pruned, prune_heads
 from optimum_camcut.architectures.modeling_camcut import ARCHITECTURES as TABLE
 
 
 PLANS = 50
-
-
-def outputs(model, batch):
-    with torch.no_grad():
-        return model(**{name: value for name, value in batch.items() if name != "labels"}).logits
 
 
 def test_the_table_and_the_tests_list_the_same_architectures():
@@ -85,17 +89,6 @@ def test_generation_with_a_cache_equals_masked(architecture, attention):
         got = model.generate(ids, use_cache=True, **options)
         assert torch.equal(got.sequences, expected.sequences)
         torch.testing.assert_close(torch.stack(got.logits), torch.stack(expected.logits), atol=1e-5, rtol=0)
-
-
-def task_classes():
-    for architecture in ARCHITECTURES:
-        config = tiny_config(architecture)
-        for name, auto_class in vars(modeling_auto).items():
-            mapping = getattr(auto_class, "_model_mapping", None) if name.startswith("AutoModel") else None
-            if mapping is not None and type(config) in mapping:
-                target = mapping[type(config)]
-                for cls in target if isinstance(target, tuple) else (target,):
-                    yield architecture, cls.__name__
 
 
 @pytest.mark.parametrize(("architecture", "name"), sorted(set(task_classes())))
@@ -190,16 +183,6 @@ def test_the_config_of_another_model_is_left_alone():
     apply_plan(one, random_plan(one, 0))
     assert other.config is config and config.to_dict() == before
     assert one.encoder.config is one.config
-
-
-def check_refused(model, plan, message, error=ValueError):
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    kind, config = type(model), model.config.to_dict()
-    with pytest.raises(error, match=re.escape(message)):
-        plan(model) if callable(plan) else apply_plan(model, plan)
-    assert type(model) is kind and model.config.to_dict() == config
-    assert list(before) == list(model.state_dict())
-    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize(

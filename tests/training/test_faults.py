@@ -24,7 +24,7 @@ import torch
 import workers
 from models import tiny_batch, tiny_model
 from places import HELPERS, PATH
-from workers import together
+from workers import last_line, together
 
 from optimum_camcut import PruningConfig, find_groups, score_groups
 from optimum_camcut.scoring import sums
@@ -157,10 +157,6 @@ def test_scoring_fails_in_all_processes_when_one_fails_and_lives_on(granularity,
     failing.process.kill()  # which has been waiting since
     code, output = failing.end()
     assert code == -signal.SIGKILL and "ValueError: the loss of scoring batch 5 is nan" in output
-
-
-def last_line(output):
-    return output.strip().splitlines()[-1]
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from models import tiny_batch, tiny_model
 from places import PATH
-from test_trainer import arguments, examples, same, weights
+from trainers import arguments, examples, same, weights
 
 from optimum_camcut import CamCutTrainer, PruningConfig, find_groups, load_pruned, score_groups
 
@@ -227,7 +227,7 @@ import torch
 from accelerate import PartialState
 from models import tiny_batch
 from test_fsdp import RUNS, make_trainer, model_of, pruning, same, start_fsdp_on_the_cpu, weights
-from test_trainer import Interrupt
+from trainers import Interrupt
 from optimum_camcut.utils.sharding import gather, is_sharded
 
 folder, rank = sys.argv[1], PartialState(cpu=True).process_index

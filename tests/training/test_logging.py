@@ -20,7 +20,7 @@ import re
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_trainer import make_trainer, pruning
+from trainers import make_trainer, pruning
 from workers import together
 
 from optimum_camcut import find_groups

@@ -19,9 +19,9 @@ import re
 import pytest
 import torch
 from models import TOKENS, VOCABULARY, tiny_batch, tiny_model
-from test_trainer import Minimal, arguments, examples, make_trainer, pruning, same, weights
 from torch.nn import functional
 from torch.utils.data import DataLoader
+from trainers import Minimal, arguments, examples, make_trainer, pruning, same, weights
 from transformers import Trainer, TrainerCallback
 from workers import together
 
