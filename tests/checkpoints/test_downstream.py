@@ -55,6 +55,15 @@ WIDE = {  # all linear maps of the blocks
 }
 every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
 both_cuts = pytest.mark.parametrize("cut", ["units", "layers"])
+CUTS = {"bert": "units", "distilbert": "layers", "gpt2": "layers", "llama": "units"}
+every_cut = pytest.mark.parametrize(  # where each takes seconds: all eight are `long`
+    ("architecture", "cut"),
+    [
+        pytest.param(each, cut, marks=[pytest.mark.long] if cut != CUTS[each] else [])
+        for each in ARCHITECTURES
+        for cut in ("units", "layers")
+    ],
+)
 
 
 @pytest.fixture(scope="module")
@@ -181,8 +190,7 @@ def test_pipeline_text_generation(architecture, cut, loader, saved):
 # --- compilers and exporters ----------------------------------------------------------------------------------------
 
 
-@both_cuts
-@every_architecture
+@every_cut
 def test_compile_without_graph_breaks(architecture, cut, saved):
     model, folder = saved(architecture, cut)
     torch._dynamo.reset()
@@ -209,8 +217,7 @@ def dynamic_shapes():
 OTHER = {name: tensor[:3, : TOKENS - 2] for name, tensor in tiny_batch(labels=False, seed=1).items()}
 
 
-@both_cuts
-@every_architecture
+@every_cut
 def test_export(architecture, cut, saved):
     """With a dynamic batch size and length: the program runs on other shapes than it was traced on."""
     model, folder = saved(architecture, cut)
@@ -245,8 +252,8 @@ def run_onnx(path, batch):
 @pytest.mark.parametrize(
     ("architecture", "cut", "loader"),
     [
-        ("bert", "units", "load_pruned"),
-        ("distilbert", "layers", "trust_remote_code"),
+        pytest.param("bert", "units", "load_pruned", marks=pytest.mark.long),
+        pytest.param("distilbert", "layers", "trust_remote_code", marks=pytest.mark.long),
         ("gpt2", "layers", "load_pruned"),
         ("llama", "units", "trust_remote_code"),
     ],
@@ -265,7 +272,13 @@ def test_onnx(architecture, cut, loader, saved, tmp_path):
 @pytest.mark.skipif(MAJOR < 5, reason="attention without heads does not run in transformers 4")
 @pytest.mark.parametrize(
     "attention",
-    ["eager", pytest.param("sdpa", marks=pytest.mark.xfail(reason="onnxruntime: Reshape of a tensor without heads"))],
+    [
+        "eager",
+        pytest.param(
+            "sdpa",
+            marks=[pytest.mark.long, pytest.mark.xfail(reason="onnxruntime: Reshape of a tensor without heads")],
+        ),
+    ],
 )
 def test_onnx_of_a_layer_without_heads(attention, tmp_path):
     model = apply_plan(tiny_model("bert"), PruningPlan({"layer.1.heads": (), "layer.2.neurons": ()}))

@@ -37,17 +37,18 @@ from optimum_camcut import PruningPlan, apply_plan, find_groups, load_pruned, pr
 from optimum_camcut.architectures.modeling_camcut import ARCHITECTURES as TABLE
 
 
-PLANS = 50
+PLANS, IN_SHORT = 50, 16
 
 
 def test_the_table_and_the_tests_list_the_same_architectures():
     assert set(TABLE) == set(ARCHITECTURES)
 
 
+@pytest.mark.parametrize("seeds", [range(IN_SHORT), pytest.param(range(IN_SHORT, PLANS), marks=pytest.mark.long)])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_cut_equals_masked(architecture, tmp_path):
+def test_cut_equals_masked(architecture, seeds, tmp_path):
     """Fifty random plans an architecture: eager and sdpa, with padding, and after a round trip through files."""
-    for seed in range(PLANS):
+    for seed in seeds:
         attention = "sdpa" if seed % 2 and tiny_model(architecture)._supports_sdpa else "eager"
         model = tiny_model(architecture, seed=seed, attn_implementation=attention)
         plan, batch = random_plan(model, seed), tiny_batch(seed=seed)
