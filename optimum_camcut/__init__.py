@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from .planning.latency import LatencyTable, latency_table
     from .planning.overlap import MaskOverlap, mask_iou
     from .planning.plan import PruningPlan
-    from .reporting.comparison import Comparison, compare
+    from .reporting.compare import compare
+    from .reporting.comparison import Comparison
     from .scoring.loop import score_groups
     from .surgery.cut import apply_plan, prune_heads
     from .surgery.masking import hold_masks
@@ -54,7 +55,7 @@ _MODULES = {
     "PruningPlan": "planning.plan",
     "apply_plan": "surgery.cut",
     "check_architecture": "checkpoints.check",
-    "compare": "reporting.comparison",
+    "compare": "reporting.compare",
     "distillation_loss": "training.distillation",
     "find_groups": "architectures.groups",
     "hold_masks": "surgery.masking",

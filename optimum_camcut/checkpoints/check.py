@@ -30,13 +30,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
-from ..architectures.entry import HEAD, QUERIES, UNIT, Architecture
+from ..architectures.entry import Architecture
 from ..architectures.groups import PrunableGroup, check_bare, find_groups, possible_kinds
 from ..architectures.modeling_camcut import list_blocks
-from ..architectures.structure import Slice, check_blocks, features_of, find_architecture, linear_map
+from ..architectures.structure import Slice, find_architecture
 from ..planning.plan import PruningPlan
 from ..surgery.cut import apply_plan
 from ..utils.sharding import check_whole
+from .paths import check_paths, wrong
 from .saving import auto_map
 
 
@@ -82,7 +83,7 @@ def check_architecture(model: PreTrainedModel, batch: Mapping[str, Any], *, relo
     if getattr(model, "pruning_plan", None) is not None:
         raise ValueError("check_architecture takes a model that was not cut; load or make it anew")
     with torch.no_grad():
-        _check_paths(model, entry)
+        check_paths(model, entry)
         batch = {name: value for name, value in batch.items() if not name.startswith("label")}
         dense = copy.deepcopy(model).float().eval()
         with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
@@ -121,94 +122,6 @@ def _check_batch(batch: Any) -> None:
         raise TypeError(f"{expected}; it has none")
 
 
-def _wrong(model: PreTrainedModel, field: str, what: str) -> ValueError:
-    return ValueError(f"the entry {model.config.model_type!r} of ARCHITECTURES: {field} {what}")
-
-
-def _check_paths(model: PreTrainedModel, entry: Architecture) -> None:
-    """What is named is there, and maps have as many features as their units say."""
-    config = model.config
-    total = getattr(config, "num_attention_heads", None)
-    hidden = getattr(config, "hidden_size", None)
-    if not total or not hidden:
-        raise _wrong(model, "the config", "has no num_attention_heads or hidden_size, which the head size comes from")
-    shared = getattr(config, "num_key_value_heads", None) or total
-    head = getattr(config, "head_dim", None) or hidden // total
-    widths = {UNIT: 1, HEAD: head, QUERIES: head * (total // shared)}
-    try:
-        check_blocks(model)
-    except ValueError as error:
-        raise _wrong(model, "layers", f"is {entry.layers!r}, but {error}") from error
-
-    def module(block: str, path: str, field: str) -> nn.Module:
-        try:
-            return model.get_submodule(f"{block}.{path}")
-        except AttributeError as error:
-            known = [name for name, _ in model.get_submodule(block).named_modules() if name]
-            raise _wrong(model, field, f"is {path!r}, which {block} lacks; it has {', '.join(known)}") from error
-
-    for block in list_blocks(model):
-        counts = {}
-        for kind in ("heads", "neurons"):
-            cuts = getattr(entry, kind)
-            sizes = {}
-            for number, cut in enumerate(cuts):
-                field = f"{kind}[{number}]"
-                module(block, cut.module, f"{field}.module")
-                try:
-                    features = features_of(linear_map(model, f"{block}.{cut.module}"), cut.axis)
-                except ValueError as error:
-                    raise _wrong(model, f"{field}.module", f"names no map that can be cut: {error}") from error
-                width = widths[cut.width] * cut.blocks
-                if features % width:
-                    raise _wrong(
-                        model,
-                        field,
-                        f"gives each unit {width} features, but {block}.{cut.module} has {features} on its "
-                        f"{cut.axis!r} side, which is no multiple; look at axis, width and blocks",
-                    )
-                sizes[field] = features // width
-            expected = shared if kind == "heads" else sizes[f"{kind}[{len(cuts) - 1}]"]
-            for (field, size), cut in zip(sizes.items(), cuts):
-                if size != expected:
-                    raise _wrong(
-                        model,
-                        field,
-                        f"({cut.module!r}, {cut.axis!r}, {cut.width!r}, blocks={cut.blocks}) gives {size} {kind} in "
-                        f"{block}, but there are {expected}; look at axis, width and blocks",
-                    )
-            counts[kind] = expected
-        for kind, name in (("heads", "attributes"), ("neurons", "neuron_attributes")):
-            for path, width in getattr(entry, name).items():
-                owner, _, attribute = path.rpartition(".")
-                value = getattr(module(block, owner, f"{name}[{path!r}]") if owner else None, attribute, None)
-                if value != counts[kind] * widths[width]:
-                    raise _wrong(
-                        model,
-                        f"{name}[{path!r}]",
-                        f"should be {counts[kind] * widths[width]} in {block}, {counts[kind]} times {width!r}; it is "
-                        f"{value!r:.99}",
-                    )
-        for number, path in enumerate(entry.residual):
-            module(block, path, f"residual[{number}]")
-        for number, modules in enumerate(entry.bypass or ()):
-            for path in modules:
-                module(block, path, f"bypass[{number}]")
-        if entry.position_bias is not None:
-            module(block, entry.position_bias, "position_bias")
-    for kind, names in entry.config_fields.items():
-        for name in names:
-            if not hasattr(config, name):
-                raise _wrong(model, f"config_fields[{kind!r}]", f"names {name!r}, which the config lacks")
-        value = getattr(config, names[0])
-        if value is not None and value != counts[kind]:  # None stands for a default in GPT-2
-            raise _wrong(
-                model,
-                f"config_fields[{kind!r}]",
-                f"names {names[0]!r}, which is {value!r:.99}, but every layer has {counts[kind]} {kind}",
-            )
-
-
 def _some(group: PrunableGroup) -> list[int]:
     """Some units of a group, neither the first alone nor the last, so that an order that is wrong shows."""
     kept = [unit for unit in range(group.size) if unit % 3 == 1]
@@ -220,7 +133,7 @@ def _cut(dense: PreTrainedModel, keep: Mapping[str, Sequence[int]], field: str) 
     try:
         return apply_plan(cut, PruningPlan(keep))
     except (AttributeError, IndexError, RuntimeError) as error:
-        raise _wrong(dense, field, f"leads to an error when cut: {type(error).__name__}: {error}") from error
+        raise wrong(dense, field, f"leads to an error when cut: {type(error).__name__}: {error}") from error
 
 
 def _compare(
@@ -242,7 +155,7 @@ def _compare(
     try:
         got = _output(cut, batch)
     except (AttributeError, IndexError, RuntimeError, ValueError) as error:
-        raise _wrong(
+        raise wrong(
             dense,
             field,
             f"misses something: the cut model does not run ({type(error).__name__}: {error}); look for a linear map "
@@ -254,7 +167,7 @@ def _compare(
     )
     _check_same(dense, got, expected, field, what)
     if _same(_output(dense, batch), expected):
-        raise _wrong(
+        raise wrong(
             dense,
             field,
             "cannot be checked: without its units the model computes the same. Is the last map of the entry the "
@@ -280,7 +193,8 @@ def _check_residual(dense: PreTrainedModel, entry: Architecture, batch: Mapping[
     token's, all tokens leave the block alike, whatever norms come behind."""
     block = list_blocks(dense)[0]
     for number, (path, cuts) in enumerate(zip(entry.residual, (entry.heads, entry.neurons))):
-        output, reads = cuts[-1].module, []
+        output = cuts[-1].module
+        reads: list[Tensor] = []
 
         def read(_: nn.Module, args: tuple[Tensor, ...], reads: list[Tensor] = reads) -> None:
             reads.append(args[0])  # as `reconstruct` takes it
@@ -292,7 +206,7 @@ def _check_residual(dense: PreTrainedModel, entry: Architecture, batch: Mapping[
             stack.callback(dense.get_submodule(f"{block}.{path}").register_forward_pre_hook(read).remove)
             stack.callback(dense.get_submodule(f"{block}.{output}").register_forward_hook(lack).remove)
             try:
-                left = _streams(dense, block, None, batch)["out"].flatten(0, -2)
+                left: Tensor | None = _streams(dense, block, None, batch)["out"].flatten(0, -2)
             except (AttributeError, IndexError, RuntimeError):  # it runs later, or reads something of another shape
                 left = None
         what = (
@@ -317,8 +231,12 @@ def _check_layers(dense: PreTrainedModel, entry: Architecture, batch: Mapping[st
         try:
             streams = _streams(cut, block, None if number else reads, batch)
         except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
-            raise _wrong(dense, field, f"does not run: {type(error).__name__}: {error}") from error
-        pairs = ((streams["reads"], streams["in"]), (streams["out"], whole["reads"]), (streams["out"], streams["in"]))
+            raise wrong(dense, field, f"does not run: {type(error).__name__}: {error}") from error
+        pairs = (
+            (streams.get("reads"), streams["in"]),
+            (streams["out"], whole.get("reads")),
+            (streams["out"], streams["in"]),
+        )
         got, expected = pairs[number]
         what = (
             f"does not pass the residual stream on unchanged where {' and '.join(gone)} is gone; look at what stands "
@@ -327,21 +245,18 @@ def _check_layers(dense: PreTrainedModel, entry: Architecture, batch: Mapping[st
         _check_same(dense, got, expected, field, what)
 
 
-def _streams(
-    model: PreTrainedModel, block: str, reads: str | None, batch: Mapping[str, Any]
-) -> dict[str, Tensor | None]:
-    """What enters a block and leaves it at its first call, and what a module in it reads."""
-    found: dict[str, Tensor | None] = {"reads": None}
+def _streams(model: PreTrainedModel, block: str, reads: str | None, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What enters a block and leaves it at its first call, and what a module in it reads if that is called."""
+    found: dict[str, Tensor] = {}
 
-    def enter(_: nn.Module, args: tuple, kwargs: dict) -> None:
+    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         found.setdefault("in", args[0] if args else kwargs["hidden_states"])
 
-    def leave(_: nn.Module, args: tuple, result: Any) -> None:
+    def leave(_: nn.Module, args: tuple[Any, ...], result: Any) -> None:
         found.setdefault("out", result[0] if isinstance(result, tuple) else result)
 
-    def read(_: nn.Module, args: tuple, kwargs: dict) -> None:
-        if found["reads"] is None:
-            found["reads"] = next(iter((*args, *kwargs.values())))
+    def read(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        found.setdefault("reads", next(iter((*args, *kwargs.values()))))
 
     with ExitStack() as stack:
         body = model.get_submodule(block)
@@ -370,9 +285,7 @@ def _check_reload(cut: PreTrainedModel, batch: Mapping[str, Any]) -> None:
         command = [sys.executable, "-c", SCRIPT, folder, auto]
         run = subprocess.run(command, env=environment, capture_output=True, text=True)
         if run.returncode:
-            raise _wrong(
-                cut, "the checkpoint", f"does not load in a process without this package: {run.stderr[-999:]}"
-            )
+            raise wrong(cut, "the checkpoint", f"does not load in a process without this package: {run.stderr[-999:]}")
         got = torch.load(Path(folder) / "output.pt")
     expected = _output(cut.cpu(), {name: _on_cpu(value) for name, value in batch.items()})
     _check_same(cut, got, expected, "the checkpoint", "computes something else when it is loaded in another process")
@@ -395,6 +308,6 @@ def _same(got: Tensor, expected: Tensor) -> bool:
     return got.shape == expected.shape and bool((got - expected).abs().max() <= TOLERANCE * scale)
 
 
-def _check_same(model: PreTrainedModel, got: Tensor, expected: Tensor, field: str, what: str) -> None:
+def _check_same(model: PreTrainedModel, got: Tensor | None, expected: Tensor | None, field: str, what: str) -> None:
     if got is None or expected is None or not _same(got, expected):
-        raise _wrong(model, field, what)
+        raise wrong(model, field, what)

@@ -15,7 +15,6 @@
 
 from __future__ import annotations
 
-import functools
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -79,7 +78,7 @@ class PrunedCheckpoint(SavesWhole):
         Raises:
             `ValueError`: names the weight.
         """
-        if self._unread is not None and not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
+        if self._unread is not None and not (torch.compiler.is_compiling() or torch.jit.is_tracing()):  # type: ignore[attr-defined]  # torch does not list it
             check_finite(self._unread, self)
             self._unread = None
         return super().__call__(*args, **kwargs)
@@ -112,20 +111,24 @@ class PrunedCheckpoint(SavesWhole):
         return (model, info) if with_info else model
 
 
-@functools.cache
 def checkpoint_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
     """The pruned counterpart of a transformers class, under the same name. Idempotent."""
     if issubclass(base, PrunedCheckpoint):
         return base
-    if base.__module__.rpartition(".")[2] == modeling_camcut.__name__.rpartition(".")[2]:
-        base = base.__mro__[2]  # loaded with trust_remote_code: the class below its copy of `PrunedModel`
-    members = {"__module__": __name__, "__doc__": base.__doc__}
-    return type(base.__name__, (PrunedCheckpoint, pruned_class(base)), members)
+    if base not in _made:
+        plain: Any = base
+        if base.__module__.rpartition(".")[2] == modeling_camcut.__name__.rpartition(".")[2]:
+            plain = base.__mro__[2]  # loaded with trust_remote_code: the class below its copy of `PrunedModel`
+        members = {"__module__": __name__, "__doc__": plain.__doc__}
+        _made[base] = type(plain.__name__, (PrunedCheckpoint, pruned_class(plain)), members)
+    return _made[base]
+
+
+_made: dict[type[PreTrainedModel], type[PreTrainedModel]] = {}  # one for each class
 
 
 def _empty(base: type[PreTrainedModel]) -> PreTrainedModel:
-    cls = checkpoint_class(base)
-    return cls.__new__(cls)
+    return object.__new__(checkpoint_class(base))
 
 
 def _saved_class(config: PretrainedConfig) -> type[PreTrainedModel]:
@@ -134,7 +137,7 @@ def _saved_class(config: PretrainedConfig) -> type[PreTrainedModel]:
     name = names[0] if names else "missing"
     found = getattr(transformers, str(name), None)
     known = isinstance(found, type) and issubclass(found, PreTrainedModel)
-    if not known or not isinstance(config, found.config_class or ()):
+    if found is None or not known or not isinstance(config, found.config_class or ()):
         raise ValueError(
             f"transformers has no class {name!r} for a {config.model_type!r} model; pass model_class= to say what to "
             "load it as"

@@ -24,7 +24,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto
@@ -41,6 +41,11 @@ from ..utils.hub import fetch, make_repo, push
 from .stored import add_variant
 
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel as _Mixed  # which comes behind what is mixed in
+else:
+    _Mixed = object
+
 logger = logging.getLogger(__name__)
 
 MODELING_NAME = "modeling_camcut.py"
@@ -53,7 +58,7 @@ KINDS_OF_CHECKPOINT = {
 }
 
 
-class SavesWhole:
+class SavesWhole(_Mixed):
     """Mixed in before a transformers class: saves, beside the weights, all that loading them takes."""
 
     pruning_plan: PruningPlan | None = None
@@ -78,7 +83,7 @@ class SavesWhole:
                 "safe_serialization=False (save_safetensors=False of the training arguments) would write pickles; "
                 "pruned models are written and read as safetensors only, so leave it out"
             )
-        hub = {}
+        hub: dict[str, Any] = {}
         if push_to_hub:
             names = ("repo_id", "commit_message", "private", "revision", "create_pr")
             hub = {name: kwargs.pop(name) for name in names if name in kwargs} | {"token": kwargs.get("token")}
@@ -119,7 +124,7 @@ class SavesWhole:
         if not plans:
             (save_directory / PLANS_NAME).unlink(missing_ok=True)
         if push_to_hub:
-            _upload(self, save_directory, kwargs.get("variant"), **({"repo_id": save_directory.name} | hub))
+            _upload(self, save_directory, kwargs.get("variant"), **{"repo_id": save_directory.name, **hub})
 
     def push_to_hub(
         self,
@@ -168,7 +173,7 @@ def planned_parts(model: PreTrainedModel) -> dict[str, PreTrainedModel]:
     return {path: part for path, part in parts if getattr(part, "pruning_plan", None) is not None}
 
 
-def _weights_files(variant: str | None) -> re.Pattern:
+def _weights_files(variant: str | None) -> re.Pattern[str]:
     """Names of the files that hold weights, and of their index."""
     suffix = re.escape(f".{variant}") if variant else ""
     return re.compile(rf"model{suffix}(-\d{{5}}-of-\d{{5}})?\.safetensors|model\.safetensors\.index{suffix}\.json")

@@ -192,7 +192,7 @@ class StoredWeights:
                 continue
             expected = sizes.get(group.name, group.size)
             if group.kind == "layers":  # of a removed one the output projection alone is left, with no inputs
-                stored = int(first in self.tensors)
+                stored: float = int(first in self.tensors)
             elif sizes.get(sublayer_of(group.name)) == 0:
                 continue
             else:
@@ -282,7 +282,8 @@ def read_plan(name_or_path: str | Path, model: PreTrainedModel, values: dict[str
     Raises:
         `ValueError`: it does not fit the model, its config or its weights.
     """
-    config = values.get("config") if isinstance(values.get("config"), dict) else {}
+    config = values.get("config")
+    config = config if isinstance(config, dict) else {}
     method, kinds = config.get("method"), config.get("granularity")
     if isinstance(method, str) and method not in scorers_of(kinds if isinstance(kinds, list) else ()):
         logger.warning("the method %r is not registered here; the plan loads without it", method)

@@ -16,7 +16,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from optimum.commands.base import CommandInfo
 
@@ -26,6 +28,10 @@ from .command import Command
 from .job import check_model
 from .options import MODEL, REPEATS, Option
 from .output import check_file, quiet
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class BenchmarkCommand(Command):
@@ -60,55 +66,69 @@ the throughput, the memory of the weights and activations, and the speed-up over
 
         import torch
 
-        from ..planning.measure import count_flops, count_parameters, longest_input, measure_latency, peak_memory
+        from ..planning.measure import longest_input
         from ..tasks.models import load_model
 
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
         names = list(dict.fromkeys([arguments.dense, *arguments.pruned]))
         models = {name: load_model(name, dtype=getattr(torch, arguments.dtype)).to(device) for name in names}
-        rows = []
         for length in arguments.sequence_lengths:
             for name, model in models.items():
                 longest = longest_input(model, length)
                 if length > longest:
                     raise ValueError(f"{name} takes {longest} tokens at most, not {length} (--sequence_lengths)")
-        for length in arguments.sequence_lengths:
-            for batch in arguments.batch_sizes:
-                times = measure_latency(models, batch, length, arguments.repeats)
-                for name, model in models.items():
-                    found = times[name]
-                    rows.append(
-                        {
-                            "model": name,
-                            "batch_size": batch,
-                            "sequence_length": length,
-                            "parameters": count_parameters(model),
-                            "flops": count_flops(model, batch, length),
-                            "memory": peak_memory(model, batch, length),
-                            "latency": found.median,
-                            "latency_low": found.low,
-                            "latency_high": found.high,
-                            "throughput": batch / found.median,
-                            "speedup": times[arguments.dense].median / found.median,
-                        }
-                    )
-        lines = [["model", "batch", "tokens", "params (M)", "FLOPs (G)", "MB", "ms", "quartiles", "1/s", "speed-up"]]
-        for row in rows:
-            lines.append(
-                [
-                    row["model"],
-                    str(row["batch_size"]),
-                    str(row["sequence_length"]),
-                    f"{row['parameters'] / 1e6:.2f}",
-                    f"{row['flops'] / 1e9:.3f}",
-                    f"{row['memory'] / 1e6:.1f}",
-                    f"{1e3 * row['latency']:.2f}",
-                    f"{1e3 * row['latency_low']:.2f} to {1e3 * row['latency_high']:.2f}",
-                    f"{row['throughput']:.1f}",
-                    f"{row['speedup']:.2f}x",
-                ]
-            )
+        rows = [
+            row
+            for length in arguments.sequence_lengths
+            for batch in arguments.batch_sizes
+            for row in _measure(models, batch, length, arguments.repeats)
+        ]
         if output is not None:
             conditions = {"device": str(device), "dtype": arguments.dtype, "threads": torch.get_num_threads()}
             write_json(output, {**conditions, "torch": torch.__version__, "repeats": arguments.repeats, "rows": rows})
-        print(as_text(lines))
+        print(as_text(_table(rows)))
+
+
+def _measure(models: Mapping[str, PreTrainedModel], batch: int, length: int, repeats: int) -> list[dict[str, Any]]:
+    """What each model takes at one size of the input. The first is the dense one."""
+    from ..planning.measure import count_flops, count_parameters, measure_latency, peak_memory
+
+    times = measure_latency(models, batch, length, repeats)
+    dense = times[next(iter(models))]
+    return [
+        {
+            "model": name,
+            "batch_size": batch,
+            "sequence_length": length,
+            "parameters": count_parameters(model),
+            "flops": count_flops(model, batch, length),
+            "memory": peak_memory(model, batch, length),
+            "latency": times[name].median,
+            "latency_low": times[name].low,
+            "latency_high": times[name].high,
+            "throughput": batch / times[name].median,
+            "speedup": dense.median / times[name].median,
+        }
+        for name, model in models.items()
+    ]
+
+
+def _table(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """What was measured as text, with titles."""
+    lines = [["model", "batch", "tokens", "params (M)", "FLOPs (G)", "MB", "ms", "quartiles", "1/s", "speed-up"]]
+    for row in rows:
+        lines.append(
+            [
+                row["model"],
+                str(row["batch_size"]),
+                str(row["sequence_length"]),
+                f"{row['parameters'] / 1e6:.2f}",
+                f"{row['flops'] / 1e9:.3f}",
+                f"{row['memory'] / 1e6:.1f}",
+                f"{1e3 * row['latency']:.2f}",
+                f"{1e3 * row['latency_low']:.2f} to {1e3 * row['latency_high']:.2f}",
+                f"{row['throughput']:.1f}",
+                f"{row['speedup']:.2f}x",
+            ]
+        )
+    return lines

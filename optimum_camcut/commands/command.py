@@ -80,7 +80,7 @@ class Command(BaseOptimumCLICommand):
                 parser.error(f"unrecognized arguments: {' '.join(unknown)}{near}")
             return found, unknown
 
-        parser.parse_known_args = parse_known_args
+        parser.parse_known_args = parse_known_args  # type: ignore[assignment,method-assign]  # there is no hook
 
     def run(self) -> None:
         """Runs the command. Errors that users can put right end it with a line and exit code 1; Ctrl-C ends it with a
@@ -123,7 +123,8 @@ class Command(BaseOptimumCLICommand):
         """All flags: from the command line, else from the file, else by default. `given` names the former two."""
         options = {option.name: option for option in (*self.options(), *COMMON)}
         flags = {name: value for name, value in vars(self.args).items() if name in options}
-        from_file, sections = {}, {name: {} for name in SECTIONS}
+        from_file: dict[str, Any] = {}
+        sections: dict[str, Any] = {name: {} for name in SECTIONS}
         if "config" in flags:
             from_file, sections = self._read_file(flags["config"], options)
         if "sparsity" in flags or "compression" in flags:  # one takes the place of the other

@@ -109,7 +109,8 @@ gets comparison.json, comparison.md and, with matplotlib, comparison.png.
         check_job(arguments, evaluates=True)
         quiet(arguments.verbose)
 
-        from ..reporting.comparison import Comparison, compare
+        from ..reporting.compare import compare
+        from ..reporting.comparison import Comparison
 
         comparisons = []
         with tempfile.TemporaryDirectory() as folder:
@@ -129,13 +130,15 @@ gets comparison.json, comparison.md and, with matplotlib, comparison.png.
                 )
                 comparisons.append(found)
                 better = job.task.larger_is_better  # known once a metric of evaluate has been measured
-                result = dataclasses.replace(Comparison.average(comparisons), larger_is_better=better)
-                result.settings.update(
-                    model=arguments.model,
-                    dataset=dataset_name(arguments),
-                    metric=job.task.headline,
-                    seeds=arguments.seeds[: len(comparisons)],
-                )
+                mean = Comparison.average(comparisons)
+                settings = {
+                    **mean.settings,
+                    "model": arguments.model,
+                    "dataset": dataset_name(arguments),
+                    "metric": job.task.headline,
+                    "seeds": arguments.seeds[: len(comparisons)],
+                }
+                result = dataclasses.replace(mean, settings=settings, larger_is_better=better)
                 self._write(result, output)  # after every seed: a run that is stopped leaves some
         print(result)
         print(f"Written to {output}.")

@@ -22,7 +22,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..config import PruningConfig
 from ..utils.files import nearest
@@ -30,14 +30,14 @@ from .output import quiet
 
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, Trainer
+    from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
     from ..tasks import Task
 
 logger = logging.getLogger(__name__)
 
 
-def training_arguments(arguments: argparse.Namespace, folder: str | Path, config: PruningConfig) -> Any:
+def training_arguments(arguments: argparse.Namespace, folder: str | Path, config: PruningConfig) -> TrainingArguments:
     """`TrainingArguments`: what suits a command line, the config file's `training` section, flags."""
     import torch
     from transformers import TrainingArguments
@@ -89,7 +89,7 @@ class Job:
 
     def evaluate(self) -> dict[str, float]:
         """Metrics of the model as it is, the one to compare by first."""
-        from ..reporting.card import SPEED
+        from ..reporting.numbers import SPEED
 
         measured = self.trainer.evaluate()
         found = {name.removeprefix("eval_"): float(v) for name, v in measured.items() if not name.endswith(SPEED)}
@@ -130,7 +130,8 @@ def dataset_name(arguments: argparse.Namespace) -> str:
     return arguments.dataset or arguments.train_file
 
 
-def data_files(arguments: argparse.Namespace) -> tuple[str | None, ...]:
+def data_files(arguments: argparse.Namespace) -> tuple[str | None, str | None, str | None]:
+    """The name of a data set, or the files to train on and to evaluate on."""
     return arguments.dataset, arguments.train_file, arguments.validation_file
 
 
@@ -161,13 +162,52 @@ def check_job(arguments: argparse.Namespace, *, evaluates: bool) -> None:
     check_model(arguments.model, arguments.revision)
 
 
+class Data(NamedTuple):
+    """Rows to train on, and those to evaluate on."""
+
+    train: Any
+    held_out: Any
+    train_split: str
+    eval_split: str | None  # None where a part of the former is held out
+
+
+def _read_data(arguments: argparse.Namespace) -> Data:
+    from ..tasks.data import choose_split, evaluation_split, hold_out, load_data
+
+    name, train_file, validation_file = data_files(arguments)
+    data = load_data(name, arguments.dataset_config, train_file, validation_file)
+    train_split = choose_split(data, arguments.train_split, (), "score")
+    eval_split = evaluation_split(data, getattr(arguments, "eval_split", None), train_split)
+    if eval_split is not None:
+        return Data(data[train_split], data[eval_split], train_split, eval_split)
+    # Of what is held out nothing is scored either, so that scores from a file are by the same rows.
+    return Data(*hold_out(data[train_split]), train_split, None)
+
+
+def _told(data: Data, task: Task, evaluates: bool) -> str:
+    """What is taken for what."""
+    from ..tasks.data import HELD_OUT, SEED
+
+    columns = [*task.text_columns, *([task.label_column] if task.label_column else [])]
+    told = f"reading {', '.join(columns)} of {data.train_split} ({len(data.train)} rows)"
+    rows = len(data.held_out)
+    if data.eval_split is None:
+        others = f"{rows} others of its rows ({HELD_OUT:.0%}, drawn by seed {SEED}: there is no other split)"
+        told += f"; {'evaluating on' if evaluates else 'left out, to evaluate on:'} {others}"
+    elif evaluates:
+        told += f"; evaluating on {data.eval_split} ({rows} rows)"
+    if evaluates:
+        told += f"; comparing by {task.headline} ({'more' if task.larger_is_better else 'less'} is better)"
+    return told
+
+
 def make_job(
     arguments: argparse.Namespace,
     config: PruningConfig,
     folder: str | Path,
     *,
     evaluates: bool,
-    callbacks: Sequence = (),
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> Job:
     """Loads the model and the data, in all processes, and says what it takes for what.
 
@@ -181,21 +221,14 @@ def make_job(
     from transformers import PrinterCallback, set_seed
 
     from ..tasks import get_task
-    from ..tasks.data import HELD_OUT, SEED, choose_split, evaluation_split, hold_out, load_data
     from ..tasks.models import load_model, load_tokenizer
     from ..training.trainer import CamCutTrainer
 
     training = training_arguments(arguments, folder, config)
     # The other processes then find in the cache what the first has made.
     with training.main_process_first(desc="reading the data"):
-        name, train_file, validation_file = data_files(arguments)
-        data = load_data(name, arguments.dataset_config, train_file, validation_file)
-        train_split = choose_split(data, arguments.train_split, (), "score")
-        train = data[train_split]
-        eval_split = evaluation_split(data, getattr(arguments, "eval_split", None), train_split)
-        # Of what is held out nothing is scored either, so that scores from a file are by the same rows.
-        train, held_out = (train, data[eval_split]) if eval_split is not None else hold_out(train)
-    task = get_task(arguments.task)(train, arguments.text_columns, arguments.label_column, arguments.label_names)
+        data = _read_data(arguments)
+    task = get_task(arguments.task)(data.train, arguments.text_columns, arguments.label_column, arguments.label_names)
     set_seed(config.seed)  # a new head is the same in every process
     dtype = getattr(torch, arguments.dtype)
     if evaluates and arguments.metric:
@@ -204,19 +237,10 @@ def make_job(
     revision = None if arguments.tokenizer else arguments.revision
     tokenizer = load_tokenizer(arguments.tokenizer or arguments.model, model, revision)
     task.fit_to(model, tokenizer, arguments.max_length)
-    columns = [*task.text_columns, *([task.label_column] if task.label_column else [])]
-    told = f"reading {', '.join(columns)} of {train_split} ({len(train)} rows)"
-    if eval_split is None:
-        others = f"{len(held_out)} others of its rows ({HELD_OUT:.0%}, drawn by seed {SEED}: there is no other split)"
-        told += f"; {'evaluating on' if evaluates else 'left out, to evaluate on:'} {others}"
-    elif evaluates:
-        told += f"; evaluating on {eval_split} ({len(held_out)} rows)"
-    if evaluates:
-        told += f"; comparing by {task.headline} ({'more' if task.larger_is_better else 'less'} is better)"
-    logger.info(told)
+    logger.info(_told(data, task, evaluates))
     with training.main_process_first(desc="tokenizing the data"):
-        encoded = task.prepare(train, arguments.max_train_samples)
-        eval_encoded = task.prepare(held_out, arguments.max_eval_samples) if evaluates else None
+        encoded = task.prepare(data.train, arguments.max_train_samples)
+        eval_encoded = task.prepare(data.held_out, arguments.max_eval_samples) if evaluates else None
     trainer = CamCutTrainer(
         model=model,
         args=training,
@@ -224,7 +248,7 @@ def make_job(
         eval_dataset=eval_encoded,
         processing_class=tokenizer,
         data_collator=task.collator,
-        compute_metrics=(lambda each: task.compute_metrics(each, eval_encoded, held_out)) if evaluates else None,
+        compute_metrics=(lambda each: task.compute_metrics(each, eval_encoded, data.held_out)) if evaluates else None,
         preprocess_logits_for_metrics=task.preprocess_logits,
         pruning_config=config,
         callbacks=list(callbacks),

@@ -19,7 +19,7 @@ import argparse
 import dataclasses
 import functools
 import types
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from ..config import CHOICES, PruningConfig
@@ -33,20 +33,24 @@ class _ByName(argparse.Action):
     """One value, or several by name: `2`, or `heads=2 neurons=64`, or the same with a comma between."""
 
     def __call__(
-        self, parser: Any, namespace: argparse.Namespace, values: list[str], option_string: Any = None
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
     ) -> None:
-        kind, values = self.metavar.lower(), [part for value in values for part in value.split(",")]
-        pairs = [value.partition("=") for value in values]
+        kind, parts = str(self.metavar).lower(), [part for value in values or () for part in value.split(",")]
+        pairs = [part.partition("=") for part in parts]
         convert = int if kind == "int" else float if kind == "float" else str
         try:
             if len(pairs) == 1 and not pairs[0][1]:
-                found: Any = convert(values[0])
+                found: Any = convert(parts[0])
             elif all(equals for _, equals, _ in pairs):
                 found = {name: convert(value) for name, _, value in pairs}
             else:
                 raise ValueError
         except ValueError:
-            told = f"expected one {kind}, or NAME={kind.upper()} for each of several names; got {' '.join(values)}"
+            told = f"expected one {kind}, or NAME={kind.upper()} for each of several names; got {' '.join(parts)}"
             raise argparse.ArgumentError(self, told) from None
         setattr(namespace, self.dest, found)
 
@@ -60,7 +64,7 @@ class Option:
     default: Any = None
     kind: type = str
     many: bool = False
-    choices: tuple[str, ...] | None = None
+    choices: tuple[str, ...] = ()
     required: bool = False
     unless: str = ""  # an option that can stand in for a required one
     least: int | None = None  # of a number
@@ -130,8 +134,9 @@ def options_of(cls: type) -> tuple[Option, ...]:
         plain = next((each for each in kinds if each not in containers), None)
         if plain is None:
             plain = next((each for each in reversed(get_args(containers[0])) if each is not ...), str)
-        default = field.default if field.default is not dataclasses.MISSING else field.default_factory()
-        many, choices = bool(containers) and not by_name, CHOICES.get(field.name)
+        factory = field.default_factory
+        default = field.default if factory is dataclasses.MISSING else factory()
+        many, choices = bool(containers) and not by_name, CHOICES.get(field.name, ())
         found.append(Option(field.name, field.metadata["help"], default, plain, many, choices, by_name=by_name))
     return tuple(found)
 

@@ -16,7 +16,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from optimum.commands.base import CommandInfo
 
@@ -28,6 +30,13 @@ from .options import MODEL, REPEATS, SCORES, Option
 from .output import check_file, quiet
 from .results import DENSE, PRUNED, RESULTS_NAME, measure_both
 from .saved_scores import SavedScores
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from ..planning.plan import PruningPlan
+    from ..scoring.loop import Scores
 
 
 class ReportCommand(Command):
@@ -67,19 +76,13 @@ Writes a report on a pruned checkpoint, or on a plan for a model. What `prune` h
 
         import torch
 
-        from ..architectures.groups import find_groups
         from ..planning.measure import LatencyResult
         from ..planning.plan import PruningPlan
-        from ..reporting.report import uncut_scores, write_report
+        from ..reporting.report import write_report
         from ..surgery.cut import apply_plan
         from ..tasks.models import load_model
 
-        plans = {}
-        for each in arguments.plans or ():
-            label, equals, path = each.partition("=")
-            if not equals:
-                raise ValueError(f"--plans takes LABEL=FILE, got {each!r}")
-            plans[label] = PruningPlan.load(Path(path).expanduser())
+        plans = _plans(arguments.plans or ())
         dtype = getattr(torch, arguments.dtype)
         model = load_model(arguments.model, dtype=dtype, revision=arguments.revision)
         dense = load_model(arguments.dense, dtype=dtype) if arguments.dense else None
@@ -88,21 +91,10 @@ Writes a report on a pruned checkpoint, or on a plan for a model. What `prune` h
             apply_plan(model, PruningPlan.load(arguments.plan))
         elif getattr(model, "pruning_plan", None) is None:
             raise ValueError(f"{arguments.model} is not pruned; name a plan for it with --plan")
-        scores, results, stored = None, None, Path(arguments.model) / RESULTS_NAME
+        results, stored = None, Path(arguments.model) / RESULTS_NAME
         if stored.exists() and not arguments.plan:
             results = read_json(stored)
-        if arguments.scores:
-            saved = SavedScores.load(arguments.scores)
-            scores = saved.values
-            if not set(scores) & set(model.pruning_plan.keep):
-                kinds = " and ".join(saved.origin.settings["granularity"])
-                raise ValueError(f"the scores in {saved.path} are of {kinds}, of which the plan cuts none")
-            if dense is not None:
-                if type(dense).__name__ == saved.origin.model["class"]:  # else it has another head than was scored
-                    saved.check_model(dense, arguments.dense or arguments.model)
-                scores = uncut_scores(scores, find_groups(dense, saved.origin.settings["granularity"]))
-            elif results is not None and results.get("identity") is not None:
-                saved.check_identity(results["identity"])
+        scores = _scores(arguments, model, dense, results) if arguments.scores else None
         if results is None and dense is not None:
             shape = {name: getattr(arguments, name) for name in ("latency_batch_size", "sequence_length")}
             results = measure_both(dense, model, PruningConfig(sparsity=0.5, **shape), arguments.repeats)
@@ -122,3 +114,43 @@ Writes a report on a pruned checkpoint, or on a plan for a model. What `prune` h
             plans=plans or None,
         )
         print(f"Written to {written}.")
+
+
+def _plans(given: Iterable[str]) -> dict[str, PruningPlan]:
+    """The plans to compare with, by their labels."""
+    from ..planning.plan import PruningPlan
+
+    plans = {}
+    for each in given:
+        label, equals, path = each.partition("=")
+        if not equals:
+            raise ValueError(f"--plans takes LABEL=FILE, got {each!r}")
+        plans[label] = PruningPlan.load(Path(path).expanduser())
+    return plans
+
+
+def _scores(
+    arguments: argparse.Namespace,
+    model: PreTrainedModel,
+    dense: PreTrainedModel | None,
+    results: Mapping[str, Any] | None,
+) -> Scores:
+    """Those of a file, of the units of the uncut model.
+
+    Raises:
+        `ValueError`: they are of another model, or of nothing that was cut.
+    """
+    from ..architectures.groups import find_groups
+    from ..reporting.report import uncut_scores
+
+    saved = SavedScores.load(arguments.scores)
+    kinds = saved.origin.settings["granularity"]
+    if not set(saved.values) & set(model.pruning_plan.keep):
+        raise ValueError(f"the scores in {saved.path} are of {' and '.join(kinds)}, of which the plan cuts none")
+    if dense is not None:
+        if type(dense).__name__ == saved.origin.model["class"]:  # else it has another head than was scored
+            saved.check_model(dense, arguments.dense or arguments.model)
+        return uncut_scores(saved.values, find_groups(dense, kinds))
+    if results is not None and results.get("identity") is not None:
+        saved.check_identity(results["identity"])
+    return saved.values

@@ -48,10 +48,10 @@ Scores what may be removed from a fine-tuned model, on training examples, and wr
         check_job(arguments, evaluates=False)
         with tempfile.TemporaryDirectory() as folder:
             job = make_job(arguments, config, folder, evaluates=False)
-            is_main = job.trainer.is_world_process_zero()
-            origin = Origin.of(job, arguments) if is_main else None  # before the weights are sharded, if they are
+            # Before the weights are sharded, if they are.
+            origin = Origin.of(job, arguments) if job.trainer.is_world_process_zero() else None
             scores = job.trainer.score()
-        if is_main:
+        if origin is not None:
             output.mkdir(parents=True, exist_ok=True)
             SavedScores(output / SCORES_NAME, scores, origin).save()
             lines = scores_table(scores)

@@ -23,26 +23,25 @@ import weakref
 from collections.abc import Collection, Mapping
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import transformers
 from huggingface_hub import ModelCard, ModelCardData, constants, hf_hub_download
-from huggingface_hub.utils import HFValidationError, validate_repo_id
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented, but not listed there
 from transformers import PreTrainedModel
-from transformers.integrations import is_deepspeed_zero3_enabled
 
-from ..architectures.groups import WEIGHTS, find_groups
+from ..architectures.groups import WEIGHTS
 from ..architectures.modeling_camcut import RECORD
 from ..architectures.structure import is_cut
 from ..architectures.table import ARCHITECTURES
 from ..checkpoints.places import Place, in_folder, on_hub
 from ..checkpoints.saving import CARD_NAME
 from ..config import PruningConfig
-from ..planning.measure import longest_input
 from ..planning.plan import PruningPlan, is_weight, layer_of
-from ..planning.twin import dense_shapes
 from ..surgery.masking import count_zeros
 from ..utils.files import write_bytes, write_text
+from .numbers import Metrics, compare_costs, compare_metrics, results_of, was_cut
 from .plots import plot_head_importance, plot_kept
 
 
@@ -53,28 +52,9 @@ BEGIN, END = "<!-- optimum-camcut: begin -->", "<!-- optimum-camcut: end -->"
 TAGS = ["optimum-camcut", "pruned"]
 LICENSE = ("license", "license_name", "license_link")
 WIDEST = 32  # characters of a figure
-SIZE = "size of the weights (MB)"
-TOKENS = 128  # of the sequence that FLOPs are counted for, where no config says how many
 PICTURES = {HEADS_NAME: "The heads that every layer kept", KEPT_NAME: "The units that every layer kept"}
-SPEED = ("_runtime", "_per_second", "_time", "epoch")  # what a trainer gives beside the metrics
 
 TOKENIZER = "Pruning leaves the tokenizer as it was: if none is saved here, take that of the base model."
-
-Metrics = Mapping[str, Mapping[str, float]]
-
-
-class Row(NamedTuple):
-    """A line of the table of dense against pruned; what was not measured is None."""
-
-    name: str
-    dense: float | None
-    pruned: float | None
-    style: str  # of the format that shows either
-
-    def cells(self) -> list[str]:
-        """Dense, pruned, and pruned / dense, as they are shown."""
-        shown = ["" if value is None else self.style.format(value) for value in (self.dense, self.pruned)]
-        return [*shown, f"{self.pruned / self.dense:.2f}" if self.dense and self.pruned is not None else ""]
 
 
 def write_card(
@@ -124,7 +104,7 @@ def write_card(
 def _complete(data: ModelCardData, model: PreTrainedModel, location: str, metrics: Mapping[str, float]) -> None:
     """Adds what is known to the metadata, and takes the licence over from the base model."""
     data.tags = list(dict.fromkeys([*(data.tags or []), *TAGS]))
-    names = [name.removeprefix("eval_") for name in _results(metrics) if not name.endswith("loss")]
+    names = [name.removeprefix("eval_") for name in results_of(metrics) if not name.endswith("loss")]
     if names and data.metrics is None:
         data.metrics = names
     base, found = _base_model(model.config._name_or_path)
@@ -217,6 +197,7 @@ def pruning_section(model: PreTrainedModel, place: Place, metrics: Metrics, pict
 def recipe(plan: PruningPlan) -> str:
     """A sentence of Markdown on how a model was pruned, by a plan with a config."""
     config = plan.config
+    assert config is not None, "a plan without a config does not say how"
     kinds, how = " and ".join(config.granularity), f"`{config.amount}`, `allocation={config.allocation!r}`"
     if config.compression is None and WEIGHTS not in config.granularity:
         how += f" of the budget {_budget(config)}"
@@ -234,55 +215,6 @@ def _budget(config: PruningConfig) -> str:
     return f"`{config.budget}`{measured.get(config.budget, '')}"
 
 
-def compare_metrics(metrics: Metrics) -> list[Row]:
-    """Dense against pruned: what evaluation gave."""
-    before, after = (_results(metrics.get(which) or {}) for which in ("dense", "pruned"))
-    names = {**before, **after}
-    return [Row(name.removeprefix("eval_"), before.get(name), after.get(name), "{:.4g}") for name in names]
-
-
-def compare_costs(model: PreTrainedModel, dense: PreTrainedModel | None = None) -> list[Row]:
-    """Dense against pruned: what the models cost; nothing of a model that was not cut.
-
-    Args:
-        dense: before the cut. Default: one that is built from the config, without storage.
-    """
-    if not _is_cut(model) or is_deepspeed_zero3_enabled():  # there, the parameters are elsewhere
-        return []
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    megabytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()) / 1e6
-    try:
-        if dense is None:
-            dense = dense_shapes(model)
-    except TypeError:  # a class of the user's own that takes more than a config
-        return [Row("parameters", None, parameters, "{:,}"), Row(SIZE, None, megabytes, "{:,.1f}")]
-    before = sum(parameter.numel() for parameter in dense.parameters())
-    rows = [Row("parameters", before, parameters, "{:,}")]
-    if getattr(model, "hf_quantizer", None) is not None:  # its tensors do not say what they take
-        return rows
-    layers = {layer_of(group.name) for group in find_groups(dense)}
-    if len(layers) == dense.config.num_hidden_layers:  # none runs repeatedly
-        config = model.pruning_plan.config if model.pruning_plan is not None else None
-        tokens = longest_input(model, config.sequence_length if config is not None else TOKENS)
-        flops = (_flops(each, tokens) / 1e9 for each in (dense, model))
-        rows.append(Row(f"FLOPs of the layers, 1 x {tokens} tokens (G)", *flops, "{:.3g}"))
-    return [*rows, Row(SIZE, megabytes * before / parameters, megabytes, "{:,.1f}")]
-
-
-def _flops(model: PreTrainedModel, tokens: int) -> int:
-    """Of the matrix products in attention and feed-forward layers, for one sequence; a multiplication and an addition
-    are two."""
-    groups = find_groups(model)
-    return sum(g.size * (g.unit_flops + g.unit_flops_per_position * tokens) for g in groups) * tokens
-
-
-def _results(metrics: Mapping[str, float]) -> dict[str, float]:
-    """What a trainer's evaluation says of quality."""
-    return {
-        name: value for name, value in metrics.items() if isinstance(value, int | float) and not name.endswith(SPEED)
-    }
-
-
 def _masks(model: PreTrainedModel, zeros: dict[str, int]) -> list[str]:
     parameters, plan = sum(parameter.numel() for parameter in model.parameters()), model.pruning_plan
     masked = sum(plan.sizes[name] - len(units) for name, units in plan.keep.items() if is_weight(name))
@@ -290,7 +222,7 @@ def _masks(model: PreTrainedModel, zeros: dict[str, int]) -> list[str]:
     return [
         f"{masked:,} single weights of its linear layers are masked: they are exactly zero. Of {parameters:,} "
         f"parameters {parameters - masked:,} are kept, a compression of {parameters / (parameters - masked):.2f}. "
-        + ("" if _is_cut(model) else "It is a plain transformers checkpoint. ")
+        + ("" if was_cut(model) else "It is a plain transformers checkpoint. ")
         + "`optimum_camcut.load_pruned` also reads the masks, which `CamCutTrainer` then keeps.",
         "",
         "| layer | weights kept | exact zeros |",
@@ -305,7 +237,7 @@ def _loading(model: PreTrainedModel, place: Place) -> list[str]:
     code = loading_code(model, place.arguments, getattr(model.config, "auto_map", None) or {})
     lines = ["```python", *code, "```", *(["", place.note] if place.note else [])]
     if not remote:
-        return [*(_plain(model) if _is_cut(model) else []), *lines]
+        return [*(_plain(model) if was_cut(model) else []), *lines]
     beyond = "Its sizes are not those that the config's own fields can say, so this checkpoint loads"
     if not is_of_transformers(model):
         return [f"{beyond} in this way:", "", *lines, "", "Never pass `ignore_mismatched_sizes`."]
@@ -389,13 +321,6 @@ def _figure(kept: set[int], size: int) -> str:
         full = round(WIDEST * len(kept) / size)
         return "█" * full + "░" * (WIDEST - full)
     return "".join("█" if unit in kept else "░" for unit in range(size))
-
-
-def _is_cut(model: PreTrainedModel) -> bool:
-    plan = model.pruning_plan
-    named = [name for name in plan.keep if not is_weight(name)] if plan is not None else []
-    sized = any(len(plan.keep[name]) < plan.sizes.get(name, 0) for name in named)
-    return getattr(model.config, RECORD, None) is not None or sized
 
 
 def name_of(model: PreTrainedModel) -> str:

@@ -21,7 +21,7 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -40,7 +40,8 @@ from ..planning.plan import PLAN_NAME, PruningPlan, is_weight, plan_of
 from ..scoring.loop import check_scores
 from ..surgery.masking import count_zeros
 from ..utils.files import write_text
-from .card import SIZE, Metrics, Row, compare_costs, compare_metrics, loading_code, name_of, recipe
+from .card import loading_code, name_of, recipe
+from .numbers import SIZE, Metrics, Row, compare_costs, compare_metrics
 from .plots import plot_head_importance, plot_kept, plot_overlap_matrix, plot_scores
 from .plots.kept import kept_counts
 
@@ -185,7 +186,7 @@ def uncut_scores(scores: Mapping[str, Tensor], groups: Sequence[PrunableGroup]) 
         `TypeError`: the scores are no tensors.
         `ValueError`: the scores are of other groups, NaN, minus infinity, or all zero for a kind.
     """
-    check_scores(scores, groups)
+    check_scores(dict(scores), groups)
     full = {}
     for group in groups:
         if not is_weight(group.name):
@@ -224,7 +225,7 @@ def _template() -> Any:
 def _place(folder: Path, model: PreTrainedModel) -> Place | None:
     """Where the model is saved: in the folder of the report, or else where it came from, if its plan is there."""
     name = str(model.config._name_or_path)
-    places = [(folder / PLAN_NAME, in_folder(folder.name))]
+    places: list[tuple[Path | None, Place]] = [(folder / PLAN_NAME, in_folder(folder.name))]
     if name:
         local = Path(name).is_dir()
         places += [(Path(name) / PLAN_NAME, in_folder(name)) if local else (_cached(name), on_hub(name))]
@@ -254,8 +255,8 @@ def _costs(
         parameters = sum(parameter.numel() for parameter in model.parameters())
         rows.append(Row("parameters not masked", parameters, parameters - masked, "{:,}"))
     if latency:
-        times = (1e3 * latency[which].median if which in latency else None for which in ("dense", "pruned"))
-        rows.append(Row(LATENCY, *times, "{:,.1f}"))
+        times = [1e3 * latency[which].median if which in latency else None for which in ("dense", "pruned")]
+        rows.append(Row(LATENCY, times[0], times[1], "{:,.1f}"))
     return rows
 
 
@@ -280,7 +281,7 @@ def _tiles(costs: Sequence[Row], results: Sequence[Row]) -> list[tuple[str, str]
     return tiles
 
 
-def _pictures(plan: PruningPlan, scores: Mapping[str, Tensor], plans: Mapping[str, PruningPlan]) -> Any:
+def _pictures(plan: PruningPlan, scores: Mapping[str, Tensor], plans: Mapping[str, PruningPlan]) -> Iterator[Picture]:
     """Those that can be drawn of what is known."""
     counts = kept_counts(plan)
     if "heads" in counts:
@@ -301,11 +302,11 @@ def _pictures(plan: PruningPlan, scores: Mapping[str, Tensor], plans: Mapping[st
         f"Bars of what is kept. {' '.join(_told(of_kind, kind) for kind, of_kind in counts.items())}",
         "Blue is kept, of what the dense model has in grey.",
     )
-    scored = {name: values for name, values in scores.items() if name in plan.keep or not is_weight(name)}
-    if scored:
+    shown = {name: values for name, values in scores.items() if name in plan.keep or not is_weight(name)}
+    if shown:
         yield _picture(
             "Scores and the cut",
-            lambda: plot_scores(scored, plan),
+            lambda: plot_scores(shown, plan),
             "Histograms of the scores of what is kept and of what is removed, a panel a kind.",
             "How many units have a score, on a logarithmic scale where none is negative.",
         )

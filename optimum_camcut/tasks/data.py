@@ -153,6 +153,7 @@ def load_data(
         if files:
             kind = FORMATS[Path(next(iter(files.values()))[0]).suffix.lstrip(".")]
             return datasets.load_dataset(kind, data_files=files)
+        assert name is not None, "what is not read by name has files"
         if Path(name).is_dir():
             saved = datasets.load_from_disk(name)
             return saved if isinstance(saved, datasets.DatasetDict) else datasets.DatasetDict(train=saved)

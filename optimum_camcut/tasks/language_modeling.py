@@ -46,7 +46,7 @@ class LanguageModel(Task):
         return ()
 
     @property
-    def collator(self) -> Callable[[list], dict[str, Tensor]]:
+    def collator(self) -> Callable[[list[Any]], dict[str, Tensor]]:
         from transformers import DataCollatorForTokenClassification
 
         return DataCollatorForTokenClassification(self.tokenizer)
@@ -83,7 +83,7 @@ class FillMask(LanguageModel):
 
     head = "MaskedLM"
 
-    def encode(self, rows: Mapping[str, list], numbers: list[int]) -> dict[str, list]:
+    def encode(self, rows: Mapping[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
         texts = rows[self.text_columns[0]]
         numbers = [number for number, text in zip(numbers, texts) if text and text.strip()]
         texts = [text for text in texts if text and text.strip()]
@@ -111,10 +111,10 @@ class TextGeneration(LanguageModel):
     shift = 1
     sums_tokens = True
 
-    def encode(self, rows: Mapping[str, list], numbers: list[int]) -> dict[str, list]:
+    def encode(self, rows: Mapping[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
         end = self.tokenizer.eos_token_id
         texts = [text for text in rows[self.text_columns[0]] if text and text.strip()]
-        tokens = []
+        tokens: list[int] = []
         for ids in self.tokenizer(texts)["input_ids"] if texts else ():
             tokens += ids if end is None or ids[-1:] == [end] else [*ids, end]
         blocks = [tokens[start : start + self.length] for start in range(0, len(tokens), self.length)]

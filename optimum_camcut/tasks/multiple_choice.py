@@ -53,7 +53,7 @@ class MultipleChoice(Task):
             raise ValueError(f"{cls.name} reads a context and its choices, not {', '.join(chosen)} alone")
         return chosen
 
-    def encode(self, rows: Mapping[str, list], numbers: list[int]) -> dict[str, list]:
+    def encode(self, rows: Mapping[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
         first, *others = self.text_columns
         self.check_texts(rows, numbers, self.text_columns)
         begins = rows[others.pop(0)] if others[0] == "sent2" else None
@@ -93,7 +93,7 @@ class MultipleChoice(Task):
         return number
 
     @property
-    def collator(self) -> Callable[[list], dict[str, Tensor]]:
+    def collator(self) -> Callable[[list[Any]], dict[str, Tensor]]:
         from transformers import DataCollatorForMultipleChoice
 
         return DataCollatorForMultipleChoice(self.tokenizer)
@@ -104,5 +104,5 @@ class MultipleChoice(Task):
     def measure_constants(self, prediction: EvalPrediction, features: Any, rows: Any) -> Iterator[dict[str, float]]:
         yield from self.measure_classes(prediction.label_ids, self.measure)
 
-    def measure(self, predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:
+    def own_metrics(self, predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:
         return {"accuracy": float((predicted == true).mean())}

@@ -45,7 +45,7 @@ class QuestionAnswering(Task):
     LONGEST = 30  # tokens of an answer
 
     @property
-    def collator(self) -> Callable[[list], dict[str, Tensor]]:
+    def collator(self) -> Callable[[list[Any]], dict[str, Tensor]]:
         """Pads at the end, whatever the tokenizer does by itself: answers are told by their place in the window."""
         from transformers import DataCollatorWithPadding
 
@@ -53,7 +53,7 @@ class QuestionAnswering(Task):
         tokenizer.padding_side = "right"
         return DataCollatorWithPadding(tokenizer)
 
-    def encode(self, rows: Mapping[str, list], numbers: list[int]) -> dict[str, list]:
+    def encode(self, rows: Mapping[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
         self.check_texts(rows, numbers, self.text_columns)
         for number, answers in zip(numbers, rows[self.label_column]):
             if answers is None:
@@ -107,7 +107,9 @@ class QuestionAnswering(Task):
         for count in (0, 1, 3, 10):
             yield _measure({row: " ".join(contexts[row].split()[:count]) for row in set(features["row"])}, answers)
 
-    def _best_span(self, start: np.ndarray, end: np.ndarray, spans: list, context: str) -> tuple[float, str]:
+    def _best_span(
+        self, start: np.ndarray, end: np.ndarray, spans: list[list[int]], context: str
+    ) -> tuple[float, str]:
         """The likeliest span of a window that is no longer than `LONGEST`, as its score and its text."""
         inside = np.array([span[0] >= 0 for span in spans])
         ahead = np.arange(len(spans)) - np.arange(len(spans))[:, None]
@@ -117,7 +119,7 @@ class QuestionAnswering(Task):
         return float(scores[first, last]), context[spans[first][0] : spans[last][1]]
 
 
-def _measure(texts: Mapping[int, str], answers: list[Mapping[str, list]]) -> dict[str, float]:
+def _measure(texts: Mapping[int, str], answers: list[Mapping[str, list[Any]]]) -> dict[str, float]:
     """F1 and exact match of answers by their row, as SQuAD has them."""
     exact, f1 = [], []
     for row, text in texts.items():
@@ -127,7 +129,7 @@ def _measure(texts: Mapping[int, str], answers: list[Mapping[str, list]]) -> dic
     return {"f1": float(np.mean(f1)), "exact_match": float(np.mean(exact))}
 
 
-def _answers(value: Any) -> Mapping[str, list]:
+def _answers(value: Any) -> Mapping[str, list[Any]]:
     """Texts of the answers and where they start, which some files have as a list of both."""
     if isinstance(value, Mapping):
         return value

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .metrics import CLASSIFICATION, REGRESSION, regression_metrics
-from .task import MISSING_LABEL, Task, first_output, register
+from .rows import MISSING_LABEL
+from .task import Task, first_output, register
 
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class TextClassification(Task):
             )
         super().check_head(config)
 
-    def encode(self, rows: Mapping[str, list], numbers: list[int]) -> dict[str, list]:
+    def encode(self, rows: Mapping[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
         self.check_texts(rows, numbers, self.text_columns)
         texts = [rows[column] for column in self.text_columns]
         features = dict(self.tokenizer(*texts, truncation=True, max_length=self.length))
@@ -116,5 +117,5 @@ class TextClassification(Task):
     def _true(self, prediction: EvalPrediction) -> np.ndarray:
         return prediction.label_ids.reshape(-1) if self.regression else self.of_data[prediction.label_ids]
 
-    def measure(self, predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:
-        return regression_metrics(predicted, true) if self.regression else super().measure(predicted, true)
+    def own_metrics(self, predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:
+        return regression_metrics(predicted, true) if self.regression else super().own_metrics(predicted, true)

@@ -43,7 +43,7 @@ class TokenClassification(Task):
         feature = getattr(feature, "feature", feature)
         self._set_classes(feature, chain.from_iterable(each or () for each in self.rows[self.label_column]))
 
-    def encode(self, rows: Mapping[str, list], numbers: list[int]) -> dict[str, list]:
+    def encode(self, rows: Mapping[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
         self.check_texts(rows, numbers, self.text_columns)
         words = rows[self.text_columns[0]]
         for row, own, classes in zip(numbers, words, rows[self.label_column]):
@@ -66,13 +66,13 @@ class TokenClassification(Task):
         return {**encoded, "labels": labels}
 
     @property
-    def collator(self) -> Callable[[list], dict[str, Tensor]]:
+    def collator(self) -> Callable[[list[Any]], dict[str, Tensor]]:
         from transformers import DataCollatorForTokenClassification
 
         return DataCollatorForTokenClassification(self.tokenizer)
 
-    @staticmethod
-    def preprocess_logits(logits: Any, labels: Tensor) -> Tensor:
+    @classmethod
+    def preprocess_logits(cls, logits: Any, labels: Tensor) -> Tensor:
         return first_output(logits).argmax(-1)
 
     def metrics(self, prediction: EvalPrediction, features: Any, rows: Any) -> dict[str, float]:

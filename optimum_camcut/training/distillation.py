@@ -93,7 +93,7 @@ def distillation_loss(
         raise ValueError(
             f"distill_weight > 0 compares logits; the model gives {', '.join(student)}. Set distill_weight=0"
         )
-    predictions = sum(losses) / len(losses)
+    predictions = sum(losses[1:], losses[0]) / len(losses)
     if not (student.get("hidden_states") and teacher.get("hidden_states")):
         return predictions
     states = zip(student["hidden_states"][1:], teacher["hidden_states"][1:])
@@ -198,10 +198,12 @@ class Distillation:
         wanted = {"output_hidden_states": True, "return_dict": True}
         wanted = {name: value for name, value in wanted.items() if anything or name in parameters}
 
-        def ask(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        def ask(
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
             return args, {**kwargs, **wanted}
 
-        def record(module: nn.Module, args: tuple, kwargs: dict[str, Any], outputs: Any) -> None:
+        def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
             seen.append((args, kwargs, outputs))
 
         with ExitStack() as stack:

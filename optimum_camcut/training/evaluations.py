@@ -31,7 +31,9 @@ class Evaluations:
 
     def __init__(self) -> None:
         self.dense: dict[str, float] = {}
-        self._step, self._plan, self._found = 0, None, {}
+        self._step = 0
+        self._plan: PruningPlan | None = None
+        self._found: dict[int, dict[str, float]] = {}
 
     def record(self, state: TrainerState, plan: PruningPlan | None, metrics: Mapping[str, float]) -> None:
         """Of the weights as they are.

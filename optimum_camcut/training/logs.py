@@ -31,7 +31,7 @@ from ..config import PruningConfig
 from ..planning.allocation import remaining_budget
 from ..planning.latency import LatencyTable
 from ..planning.plan import PruningPlan
-from ..reporting.card import SPEED
+from ..reporting.numbers import SPEED
 from ..utils.files import read_json
 
 

@@ -127,7 +127,7 @@ def items_of(trainer: CamCutTrainer, inputs: dict[str, Any]) -> Iterator[None]:
         trainer.compute_loss_func = own
 
 
-def number_of_items(inputs: dict[str, Any]) -> Tensor | None:
+def number_of_items(inputs: Batch) -> Tensor | None:
     """Labels that are not ignored, as `Trainer` counts them."""
     labels = inputs.get("labels")
     return (labels != IGNORED).sum() if isinstance(labels, Tensor) else None

@@ -65,6 +65,7 @@ def round_config(
         left = remaining_budget(before, now, config, latency)
         sparsity = 1 - (1 - config.sparsity * done) / left
         return dataclasses.replace(config, sparsity=max(sparsity, 1e-9))  # rounding to layers may be ahead
+    assert config.compression is not None, "a config has one of both"
     left = now[0].model_parameters / before[0].model_parameters
     compression = left / (1 - (1 - 1 / config.compression) * done)
     return dataclasses.replace(config, compression=max(compression, 1 + 1e-9))

@@ -21,9 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from transformers import (
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
 from ..checkpoints.checkpoint import PrunedCheckpoint
 from ..checkpoints.places import Place, first_with_plan, in_folder, on_hub
@@ -62,7 +60,8 @@ def forget_weights(trainer: CamCutTrainer, resumed: str | None) -> None:
     """
     trainer.run.evaluations.forget()
     step = read_state(Path(resumed)).get("global_step") if resumed else None
-    trainer.run.saved, trainer.run.best_loaded = {} if step is None else {Path(resumed): step}, False
+    trainer.run.saved = {Path(resumed): step} if resumed and step is not None else {}
+    trainer.run.best_loaded = False
 
 
 def weights_step(trainer: CamCutTrainer) -> int:

@@ -33,7 +33,7 @@ from ..planning.latency import LatencyTable, device_name
 from ..planning.measure import LatencyResult, longest_input, measure_latency
 from ..planning.plan import PruningPlan, plan_of
 from ..planning.twin import dense_twin
-from ..reporting.card import Metrics
+from ..reporting.numbers import Metrics
 from ..reporting.report import REPORT_NAME, check_libraries, render_report
 from ..scoring.loop import score_groups
 from ..utils.files import write_text
@@ -111,7 +111,7 @@ class RunReport:
             dtype = str(model.dtype).removeprefix("torch.")
             self._conditions = f"{shape[0]} x {shape[1]} tokens in {dtype} on {device_name(model.device)}"
         finally:
-            models = None
+            models = {}
             release_memory()
             if wrapped is not None:
                 model.__dict__["forward"] = wrapped
@@ -149,8 +149,9 @@ class RunReport:
         Args:
             tell: gives what `write` takes; only asked if it is written.
         """
-        if self._page is not None and self._path.is_file() and self._path.read_bytes() == self._page:
-            self.write(self._path.parent, *tell())
+        path = self._path
+        if self._page is not None and path is not None and path.is_file() and path.read_bytes() == self._page:
+            self.write(path.parent, *tell())
 
 
 def can_report() -> bool:

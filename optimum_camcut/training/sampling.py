@@ -43,7 +43,7 @@ def draw_examples(dataset: Any, count: int, seed: int) -> list[Any]:
     return examples
 
 
-def scoring_dataloader(trainer: Trainer, config: PruningConfig) -> DataLoader:
+def scoring_dataloader(trainer: Trainer, config: PruningConfig) -> DataLoader[Any]:
     """The examples of a trainer to score on; see `CamCutTrainer.get_scoring_dataloader`.
 
     Raises:
@@ -64,7 +64,7 @@ def scoring_dataloader(trainer: Trainer, config: PruningConfig) -> DataLoader:
             collator = trainer._get_collator_with_removed_columns(collator, description="scoring")
     # A generator of its own: reading must not move the random state that training goes on from.
     return DataLoader(
-        draw_examples(dataset, config.num_samples, config.seed),
+        draw_examples(dataset, config.num_samples, config.seed),  # type: ignore[arg-type]  # a list is one, too
         batch_size=trainer.args.per_device_train_batch_size,
         collate_fn=collator,
         generator=torch.Generator().manual_seed(config.seed),

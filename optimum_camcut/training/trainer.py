@@ -28,9 +28,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import (
-    Trainer,
-)
+from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, HubStrategy, TrainOutput
 
@@ -47,18 +45,10 @@ from ..utils.sharding import whole_checkpoints
 from .checks import check_masks, check_overrides, check_trainer, require_config, warn_of_float16
 from .distillation import distillation_loss, meanings_of
 from .keywords import TrainerKeywords, with_pruning_config
-from .logs import (
-    AtEpochBegin,
-    place_tensorboard,
-    timed,
-)
+from .logs import AtEpochBegin, place_tensorboard, timed
 from .losses import count_loss, distilling, items_of, scoring_loss
 from .records import forget_weights, note_saved, plan_in_memory, record, write_card_and_report
-from .resume import (
-    UNFINISHED,
-    marked_unfinished,
-    remove_old_checkpoints,
-)
+from .resume import UNFINISHED, marked_unfinished, remove_old_checkpoints
 from .run import Run, of_run
 from .sampling import scoring_dataloader
 from .steps import (
@@ -115,11 +105,11 @@ class CamCutTrainer(Trainer):
     dense_model, latency_table = of_run("dense_model"), of_run("latency_table")
 
     def __init__(
-        self, *args: Any, pruning_config: PruningConfig | None = None, **kwargs: Unpack[TrainerKeywords]
+        self, *positional: Any, pruning_config: PruningConfig | None = None, **kwargs: Unpack[TrainerKeywords]
     ) -> None:
         if pruning_config is not None and not isinstance(pruning_config, PruningConfig):
             raise TypeError(f"pruning_config should be a PruningConfig, got {type(pruning_config).__name__}")
-        super().__init__(*args, **kwargs)
+        super().__init__(*positional, **kwargs)
         self.pruning_config = pruning_config
         self.run = Run(Path(self.args.output_dir))
         self._looked_for_zeros = False
@@ -202,7 +192,7 @@ class CamCutTrainer(Trainer):
         shard_model(self)
         return plan
 
-    def get_scoring_dataloader(self) -> DataLoader:
+    def get_scoring_dataloader(self) -> DataLoader[Any]:
         """The examples to score on: those that `DataFrame.sample(num_samples, random_state=seed)` of pandas draws from
         the training set, longest first.
 
@@ -245,7 +235,7 @@ class CamCutTrainer(Trainer):
         Raises:
             `ValueError`: outputs without logits, or logits whose meaning the model's config does not tell.
         """
-        temperature, meanings = self.pruning_config.distill_temperature, meanings_of(self.dense_model, taught)
+        temperature, meanings = require_config(self).distill_temperature, meanings_of(self.dense_model, taught)
         return distillation_loss(outputs, taught, temperature, inputs.get("attention_mask"), meanings)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Batch], Tensor | int | None]:
@@ -265,7 +255,7 @@ class CamCutTrainer(Trainer):
 
     def evaluation_loop(
         self,
-        dataloader: DataLoader,
+        dataloader: DataLoader[Any],
         description: str,
         prediction_loss_only: bool | None = None,
         ignore_keys: list[str] | None = None,
@@ -396,4 +386,5 @@ class CamCutTrainer(Trainer):
             self.remove_callback(log_cut)
 
 
-CamCutTrainer.__init__.__signature__ = with_pruning_config(inspect.signature(Trainer.__init__))
+# What `help` shows. Functions may have any attribute, which mypy does not know.
+CamCutTrainer.__init__.__signature__ = with_pruning_config(inspect.signature(Trainer.__init__))  # type: ignore[attr-defined]

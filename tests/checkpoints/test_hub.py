@@ -46,7 +46,7 @@ from optimum_camcut import (
     score_groups,
 )
 from optimum_camcut.architectures.modeling_camcut import RECORD
-from optimum_camcut.reporting import card
+from optimum_camcut.reporting import numbers
 from optimum_camcut.reporting.card import recipe
 from optimum_camcut.training.records import measured
 
@@ -530,7 +530,7 @@ def test_models_whose_dense_size_is_not_known(tmp_path, monkeypatch):
     pruned_model("albert").save_pretrained(tmp_path / "two")  # its layers run several times
     text = (tmp_path / "two" / "README.md").read_text()
     assert "| parameters |" in text and "FLOPs" not in text
-    monkeypatch.setattr(card, "is_deepspeed_zero3_enabled", lambda: True)
+    monkeypatch.setattr(numbers, "is_deepspeed_zero3_enabled", lambda: True)
     pruned_model().save_pretrained(tmp_path / "three")
     assert "| parameters |" not in (tmp_path / "three" / "README.md").read_text()
 

@@ -425,7 +425,7 @@ def test_how_many_copies_are_in_memory(recovery, most, monkeypatch):
         copies.append(weakref.ref(model))
         return apply_plan(model, plan)
 
-    monkeypatch.setattr("optimum_camcut.reporting.comparison.apply_plan", counted)
+    monkeypatch.setattr("optimum_camcut.reporting.compare.apply_plan", counted)
     gc.collect()
     gc.disable()  # nothing waits for the collector: no part of a copy is in a circle of references
     try:

@@ -16,7 +16,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 KEPT, REMOVED, ABSENT = "#3d7ebf", "#dd7f3c", "#8884"  # readable on white and on black
+BINS = 40  # of a histogram
 TAIL, DECADES = 0.005, 8  # a logarithmic scale leaves out this fraction of the scores at its low end, and lower ones
 
 
@@ -55,15 +56,17 @@ def plot_head_importance(scores: Mapping[str, Tensor] | None, plan: PruningPlan,
         raise ValueError("the plan names no heads, so there is no map of them to draw; plot_kept shows other plans")
     values = _values(scores or {}, kept, "heads")
     shape = len(kept), max(map(len, kept.values()))
-    grid, crosses = np.full(shape, np.nan), []
+    grid = np.full(shape, np.nan)
+    crosses: list[tuple[int, int]] = []
     for row, (block, mask) in enumerate(kept.items()):
         grid[row, : len(mask)] = values[block] if scores else mask
-        crosses += [(row, head) for head in np.flatnonzero(~mask)]
+        crosses += [(row, head) for head in np.flatnonzero(~mask).tolist()]
 
     figure = new_figure((2.2 + 0.34 * max(shape[1], 8) + 0.9 * bool(scores), 1.5 + 0.29 * shape[0]))
     axes = figure.add_subplot()
-    image = axes.imshow(np.ma.masked_invalid(grid), aspect="auto", interpolation="none", **_colours(grid, scores))
-    colours = image.to_rgba(image.get_array())
+    shown = np.ma.masked_invalid(grid)
+    image = axes.imshow(shown, aspect="auto", interpolation="none", **_colours(grid, scores))
+    colours = image.to_rgba(shown)
 
     def ink_on(row: int, head: int) -> str:
         if np.isnan(grid[row, head]):  # the page shines through
@@ -130,7 +133,7 @@ def plot_kept(plan: PruningPlan, title: str | None = None) -> Figure:
         axes.tick_params(axis="y", length=0)
     _label_rows(panels[0], blocks)
     panels[0].invert_yaxis()
-    figure.suptitle(title)
+    figure.suptitle(title or "")
     return figure
 
 
@@ -164,14 +167,13 @@ def plot_scores(scores: Mapping[str, Tensor], plan: PruningPlan, title: str | No
     figure = new_figure((0.6 + 3.8 * len(panels), 2.9))
     for number, (kind, parts) in enumerate(panels.items()):
         axes = figure.add_subplot(1, len(panels), number + 1)
-        both = np.concatenate(parts)
-        low, high = _range(both)
-        bins = 40
-        axes.yaxis.get_major_locator().set_params(integer=True)
+        low, high = _range(np.concatenate(parts))
+        bins: int | list[float] = BINS
+        axes.locator_params(axis="y", integer=True)
         if low > 0:
             axes.set_xscale("log")
             _label_few(axes, high / low)
-            parts, bins = [part.clip(low) for part in parts], np.geomspace(low, high, bins + 1)
+            parts, bins = (parts[0].clip(low), parts[1].clip(low)), np.geomspace(low, high, BINS + 1).tolist()
         axes.hist(parts, bins, stacked=True, color=[KEPT, REMOVED], label=["kept", "removed"])
         kept, removed = parts
         if len(kept) and len(removed):
@@ -184,12 +186,12 @@ def plot_scores(scores: Mapping[str, Tensor], plan: PruningPlan, title: str | No
         axes.title.set_fontsize(10)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=8)
-    figure.suptitle(title)
+    figure.suptitle(title or "")
     return figure
 
 
-_CUT = {"color": "0.5", "linestyle": "--", "linewidth": 1.3, "label": "cut"}
-_BAND = {"color": "0.5", "alpha": 0.18, "linewidth": 0, "label": "cut, layer by layer"}
+_CUT: dict[str, Any] = {"color": "0.5", "linestyle": "--", "linewidth": 1.3, "label": "cut"}
+_BAND: dict[str, Any] = {"color": "0.5", "alpha": 0.18, "linewidth": 0, "label": "cut, layer by layer"}
 
 
 def kept_units(plan: PruningPlan, names: list[str] | None = None) -> dict[str, dict[str, np.ndarray]]:
@@ -276,7 +278,7 @@ def _range(values: np.ndarray) -> tuple[float, float]:
     return (low, high) if low < high else (0.0, high)
 
 
-def _colours(grid: np.ndarray, scores: Mapping[str, Tensor] | None) -> dict:
+def _colours(grid: np.ndarray, scores: Mapping[str, Tensor] | None) -> dict[str, Any]:
     """Keywords for `imshow`: a logarithmic scale where the scores allow it; grey where there is none."""
     from matplotlib import colormaps
     from matplotlib.colors import ListedColormap, LogNorm
