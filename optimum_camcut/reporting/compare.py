@@ -173,7 +173,8 @@ def _pruned(
         models = list(copies)
         reconstruct_all(models, model, plans, batches or (), disable_tqdm=True)
         copies = (models.pop(0) for _ in plans)
-    yield from zip(configs, plans, copies)
+    for each, plan in zip(configs, plans):  # a zip of all three would keep a model until it gives the next
+        yield each, plan, next(copies)
 
 
 def _measure(

@@ -416,7 +416,7 @@ def test_rotary_positions_have_no_end():
     assert measure_latency({"llama": model}, 1, 65, repeats=1)["llama"].median > 0
 
 
-@pytest.mark.parametrize(("recovery", "most"), [("none", 1), ("reconstruct", 2)])
+@pytest.mark.parametrize(("recovery", "most"), [("none", 0), ("reconstruct", 2)])
 def test_how_many_copies_are_in_memory(recovery, most, monkeypatch):
     copies, alive = [], []
 
