@@ -34,16 +34,18 @@ from transformers.trainer_pt_utils import nested_concat
 
 from ..architectures.groups import WEIGHTS, check_bare, find_groups
 from ..architectures.modes import scoring_mode
-from ..config import PruningConfig, check_fields
+from ..config import PruningConfig
 from ..methods import get_scorer
 from ..planning.allocation import check_budget, make_plan
-from ..planning.latency import LatencyTable, latency_table
+from ..planning.latency import latency_table
 from ..planning.measure import LatencyResult, count_flops, count_parameters, measure_latency
 from ..planning.plan import PruningPlan
+from ..planning.times import LatencyTable
 from ..scoring.batches import Batch, limit
 from ..scoring.loop import score_groups
 from ..surgery.cut import apply_plan
 from ..surgery.rebuild import reconstruct_all
+from ..utils.fields import check_fields
 from ..utils.files import read_json, shown, write_json
 from .tables import as_markdown, as_text
 

@@ -28,9 +28,9 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from ..architectures.groups import PrunableGroup
 from ..config import PruningConfig
-from ..planning.allocation import remaining_budget
-from ..planning.latency import LatencyTable
+from ..planning.costs import remaining_budget
 from ..planning.plan import PruningPlan
+from ..planning.times import LatencyTable
 from ..reporting.card import SPEED
 from ..utils.files import read_json
 

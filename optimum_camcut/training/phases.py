@@ -24,8 +24,9 @@ from transformers import TrainingArguments, set_seed
 
 from ..architectures.groups import PrunableGroup
 from ..config import PruningConfig
-from ..planning.allocation import remaining_budget, removed_by
-from ..planning.latency import LatencyTable
+from ..planning.allocation import removed_by
+from ..planning.costs import remaining_budget
+from ..planning.times import LatencyTable
 
 
 # Folders in output_dir for the checkpoints of earlier phases. `Trainer.push_to_hub` leaves out what begins with "_".
