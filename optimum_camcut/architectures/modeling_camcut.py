@@ -38,10 +38,9 @@ from .table import ARCHITECTURES
 
 RECORD = "camcut_pruning"  # the key of config.json that holds the kept sizes
 SUBLAYERS = {"heads": "attention", "neurons": "feed_forward"}  # kind of unit -> the sub-layer it is part of
-# Of some architectures: from config and units by group to kept heads by group.
-OTHER_RECORDS: list[Callable[[PretrainedConfig, Mapping[str, int]], dict[str, list[int]]]] = []
-# What some architectures take besides: of a model and its sizes by group.
-AFTER_SHRINKING: list[Callable[[PreTrainedModel, Mapping[str, int]], None]] = []
+AnyModel: Any = object  # to type checkers, the transformers class that `PrunedModel` is put before
+OTHER_RECORDS: list[Callable[..., dict[str, list[int]]]] = []  # `(config, units by group) -> kept heads by group`
+AFTER_SHRINKING: list[Callable[..., None]] = []  # what some architectures take besides: `(model, sizes by group)`
 
 
 def has_record(config: PretrainedConfig) -> bool:
@@ -196,8 +195,7 @@ def _narrow(module: nn.Linear | Conv1D, axis: str, features: int) -> None:
     """Keeps so many features of a linear map. Which ones does not matter before the weights are loaded."""
     places = {"weight": dimension(module, axis), **({"bias": 0} if axis == "out" and module.bias is not None else {})}
     for name, place in places.items():
-        tensor = module.get_parameter(name).detach()
-        module._parameters[name] = nn.Parameter(tensor.narrow(place, 0, features).clone())
+        module._parameters[name] = nn.Parameter(module.get_parameter(name).detach().narrow(place, 0, features).clone())
     names = ("nx", "nf") if isinstance(module, Conv1D) else ("out_features", "in_features")
     vars(module).update(zip(names, module.weight.shape))
 
@@ -237,9 +235,6 @@ class DrawsNothing(TorchFunctionMode):
         if getattr(function, "__module__", None) == "torch.nn.init":
             return args[0] if args else kwargs["tensor"]
         return function(*args, **(kwargs or {}))
-
-
-AnyModel: Any = object  # to type checkers, the transformers class that `PrunedModel` is put before
 
 
 class PrunedModel(AnyModel):

@@ -44,8 +44,7 @@ def bind_position_bias(model: PreTrainedModel, kept_heads: Mapping[str, Sequence
 
 
 def _select_position_bias(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-    names = type(module).forward.__code__.co_varnames[1:]
-    values = dict(zip(names, args)) | kwargs
+    values = dict(zip(type(module).forward.__code__.co_varnames[1:], args)) | kwargs
     if values.get("position_bias") is not None:
         values["position_bias"] = values["position_bias"][:, module.camcut_kept_heads]
     return (), values
@@ -58,9 +57,7 @@ def bind_recorded_heads(model: PreTrainedModel, sizes: Mapping[str, int]) -> Non
         `ValueError`: it records none, or not as many as `sizes` says.
     """
     config, total = model.config, model.config.num_attention_heads
-    recorded: dict[str, Any] = {
-        name: kept for read in OTHER_RECORDS for name, kept in read(config, present_units(model)).items()
-    }
+    recorded: dict[str, Any] = {n: k for read in OTHER_RECORDS for n, k in read(config, present_units(model)).items()}
     own = (getattr(config, RECORD, None) or {}).get("kept_heads")
     recorded |= own if isinstance(own, dict) else {}
     biased = ARCHITECTURES[config.model_type].position_bias is not None
