@@ -44,9 +44,10 @@ run-tests: $(INSTALLED4)
 test-faults: $(INSTALLED)  ## Kill training at 20 points of each kind of run, resume, compare
 	OMP_NUM_THREADS=1 $(BIN)/python tests/helpers/kill_and_resume.py --kills 20
 
-style: $(INSTALLED)  ## Check the style with ruff
+style: $(INSTALLED)  ## Check the style with ruff and the types with mypy
 	$(BIN)/ruff check $(CHECKED)
 	$(BIN)/ruff format --check $(CHECKED)
+	$(BIN)/mypy
 
 docs: $(INSTALLED_DOCS)  ## Build the documentation in site/; a broken link is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

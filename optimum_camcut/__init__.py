@@ -32,9 +32,10 @@ if TYPE_CHECKING:
     from .checkpoints.checkpoint import load_pruned
     from .config import PruningConfig
     from .planning.allocation import make_plan
-    from .planning.latency import LatencyTable, latency_table
+    from .planning.latency import latency_table
     from .planning.overlap import MaskOverlap, mask_iou
     from .planning.plan import PruningPlan
+    from .planning.times import LatencyTable
     from .reporting.compare import compare
     from .reporting.comparison import Comparison
     from .scoring.loop import score_groups
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "CamCutTrainer": "training.trainer",
     "Comparison": "reporting.comparison",
-    "LatencyTable": "planning.latency",
+    "LatencyTable": "planning.times",
     "MaskOverlap": "planning.overlap",
     "PrunableGroup": "architectures.groups",
     "PruningConfig": "config",

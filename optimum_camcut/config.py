@@ -16,16 +16,15 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
-import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .methods import SCORERS, WEIGHT_SCORERS, get_scorer, scorers_of
+from .utils.fields import check_fields, check_value, numbers_in
 from .utils.files import nearest, read_json, shown, write_json
 from .utils.hub import make_repo, push
 
@@ -40,43 +39,10 @@ CHOICES = {
     "noise_scale": ("relative", "absolute"),
     "recovery": ("finetune", "reconstruct", "reconstruct+finetune", "none"),
 }
+COUNTS = ("num_samples", "smooth_samples", "rounds", "multiple_of", "sequence_length", "latency_batch_size")
 NOISE = {"smooth_samples": 5, "noise_std": 0.1, "noise_scale": "relative"}
 MIN_UNITS = 1  # of a kind of which nothing is said
 PAPER_NOISE = {"smooth_samples": 10, "noise_std": 1e-3, "noise_scale": "absolute"}
-
-
-def check_fields(cls: type, values: Any) -> None:
-    """Raises `ValueError`, listing the known ones, unless values are by the names of a dataclass's fields."""
-    known = [f.name for f in dataclasses.fields(cls)]
-    if not isinstance(values, Mapping):
-        raise ValueError(f"expected a dict with the fields of {cls.__name__}, {', '.join(known)}; got {shown(values)}")
-    unknown = sorted((name for name in values if name not in known), key=repr)
-    if unknown:
-        raise ValueError(
-            f"unknown {cls.__name__} fields {shown(unknown)}; known fields: {', '.join(known)}"
-            f"{nearest(unknown[0], known)}"
-        )
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What settings by name were and are now, where that is not the same; empty if it is."""
-    return "; ".join(
-        f"{name} was {before.get(name)!r} and is now {now.get(name)!r}"
-        for name in dict.fromkeys([*now, *before])
-        if before.get(name) != now.get(name)
-    )
-
-
-def _numbers(text: str) -> int | dict[str, int] | None:
-    """`"4"` as 4 and `"heads=1,neurons=64"` as a dict; None for another text, or one that names a kind twice."""
-    parts = [part.partition("=") for part in text.split(",")]
-    try:
-        if not any(equals for _, equals, _ in parts):
-            return int(text)
-        numbers = {kind.strip(): int(number) for kind, _, number in parts}
-    except ValueError:
-        return None
-    return numbers if len(numbers) == len(parts) else None
 
 
 @dataclass
@@ -188,7 +154,28 @@ class PruningConfig:
         metadata={"help": "What stays whole: numbers of layers, and patterns of group names ('*.heads')."},
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        kinds = self._read_granularity()
+        self.granularity = kinds  # type: ignore[assignment]  # `HfArgumentParser` knows lists alone
+        for name, default in (PAPER_NOISE if "weights" in kinds else NOISE).items():
+            if getattr(self, name) is None:
+                setattr(self, name, default)
+        for name in CHOICES:
+            self._check_choice(name, kinds if name == "granularity" else (getattr(self, name),))
+        self._check_method()
+        self._check_amounts()
+        self.min_units = self._read_min_units()
+        self.exclude = self._read_exclude()  # type: ignore[assignment]  # as above
+        self._check_numbers()
+        self._check_recovery()
+        if (self.sparsity is None) == (self.compression is None):
+            raise ValueError(
+                "give exactly one of sparsity and compression, got "
+                f"sparsity={shown(self.sparsity)} and compression={shown(self.compression)}"
+            )
+
+    def _read_granularity(self) -> tuple[str, ...]:
+        """The kinds, also from a single one."""
         try:
             kinds = (self.granularity,) if isinstance(self.granularity, str) else tuple(self.granularity)
         except TypeError:
@@ -204,38 +191,34 @@ class PruningConfig:
             raise ValueError(
                 f"granularity 'weights' stands alone, got {list(kinds)}; cut the others first, then mask what is left"
             )
-        self.granularity = kinds
-        for name, default in (PAPER_NOISE if "weights" in kinds else NOISE).items():
-            if getattr(self, name) is None:
-                setattr(self, name, default)
-        for name in CHOICES:
-            self._check_choice(name, kinds if name == "granularity" else (getattr(self, name),))
+        return kinds
+
+    def _check_method(self) -> None:
+        """The method, and the budget."""
         if not isinstance(self.method, str):
-            raise ValueError(f"method should be one of {', '.join(scorers_of(kinds))}; got {shown(self.method)}")
-        get_scorer(self.method, kinds)
+            known = ", ".join(scorers_of(self.granularity))
+            raise ValueError(f"method should be one of {known}; got {shown(self.method)}")
+        get_scorer(self.method, self.granularity)
         if self.budget == "latency" and self.compression is not None:
             raise ValueError(
                 "compression counts parameters; with budget='latency' give sparsity, the fraction of the time to save"
             )
-        if self.budget == "latency" and "weights" in kinds:
+        if self.budget == "latency" and "weights" in self.granularity:
             raise ValueError(
                 "masked weights take as long as any: budget='latency' is for granularity heads, neurons and layers"
             )
+
+    def _check_amounts(self) -> None:
+        """How much to remove, and by what."""
         if self.sparsity is not None:
             self._check("sparsity", float, lambda v: 0 < v < 1, "a number between 0 and 1, both excluded")
         if self.compression is not None:
             self._check("compression", float, lambda v: v > 1, "a number above 1")
-        for name in (
-            "num_samples",
-            "smooth_samples",
-            "rounds",
-            "multiple_of",
-            "sequence_length",
-            "latency_batch_size",
-        ):
+        for name in COUNTS:
             self._check(name, int, lambda v: v >= 1, "an integer of at least 1 and below 2**63")
-        self.min_units = self._read_min_units()
-        self.exclude = self._read_exclude()
+
+    def _check_numbers(self) -> None:
+        """What scoring and training go by."""
         self._check("seed", int, lambda v: 0 <= v < 2**32, "an integer of at least 0 and below 2**32")
         for name in ("noise_std", "dense_epochs"):
             self._check(name, float, lambda v: v >= 0, "a number of at least 0")
@@ -244,11 +227,15 @@ class PruningConfig:
         self._check("rewind", bool, lambda v: True, "True or False")
         if self.dropout is not None:
             self._check("dropout", bool, lambda v: True, "True, False or None")
-        zero = "a number" if "weights" in kinds else "0 for heads and neurons: it applies to single weights"
-        self._check("shift", float, lambda v: v == 0 or "weights" in kinds, zero)
+        weights = "weights" in self.granularity
+        zero = "a number" if weights else "0 for heads and neurons: it applies to single weights"
+        self._check("shift", float, lambda v: v == 0 or weights, zero)
+
+    def _check_recovery(self) -> None:
+        """What goes together of recovery, rewinding and distillation."""
         if self.rewind and self.dense_epochs == 0:
             raise ValueError("rewind=True returns to the weights before the dense epochs; set dense_epochs above 0")
-        if self.rebuilds and "weights" in kinds:
+        if self.rebuilds and "weights" in self.granularity:
             raise ValueError(
                 f"recovery={self.recovery!r} is for units; after masking single weights use 'finetune' or 'none'"
             )
@@ -262,11 +249,6 @@ class PruningConfig:
                 "distill_weight applies to recovery='finetune' and 'reconstruct+finetune', got "
                 f"recovery={self.recovery!r}"
             )
-        if (self.sparsity is None) == (self.compression is None):
-            raise ValueError(
-                "give exactly one of sparsity and compression, got "
-                f"sparsity={shown(self.sparsity)} and compression={shown(self.compression)}"
-            )
 
     def _check_choice(self, name: str, values: Iterable[Any]) -> None:
         for value in values:
@@ -276,11 +258,12 @@ class PruningConfig:
 
     def _read_min_units(self) -> int | dict[str, int]:
         """One number, or one by kind, also from a text."""
-        given, kinds = self.min_units, [kind for kind in ("heads", "neurons") if kind in self.granularity]
+        given: Any = self.min_units
+        kinds = [kind for kind in ("heads", "neurons") if kind in self.granularity]
         if given is None:
             return MIN_UNITS
         if isinstance(given, str):
-            given = _numbers(given)
+            given = numbers_in(given)
         numbers = given if isinstance(given, Mapping) else {None: given}
         if not numbers or not all(type(n) is int and 0 <= n < 2**63 for n in numbers.values()):
             raise ValueError(
@@ -299,10 +282,11 @@ class PruningConfig:
 
     def _read_exclude(self) -> tuple[str, ...] | None:
         """Numbers of layers become texts; an empty list is None."""
-        given = self.exclude
+        given: Any = self.exclude
         if isinstance(given, Set):
             given = sorted(given, key=str)  # texts come in another order in every process
         several = isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping)
+        entries: tuple[Any, ...]
         try:
             entries = tuple(given) if several else () if given is None else (given,)
         except TypeError:  # a tensor of one number says that it can be iterated over
@@ -320,17 +304,11 @@ class PruningConfig:
 
     def least_units(self, kind: str) -> int:
         """What `min_units` says of a kind."""
-        return self.min_units.get(kind, MIN_UNITS) if isinstance(self.min_units, Mapping) else self.min_units
+        least: Any = self.min_units  # as it was read: a number, or one by kind
+        return least.get(kind, MIN_UNITS) if isinstance(least, Mapping) else least
 
-    def _check(self, name: str, kind: type, valid: Any, expected: str) -> None:
-        value = getattr(self, name)
-        kinds = (int, float) if kind is float else kind
-        right_type = isinstance(value, kinds) and (kind is bool or not isinstance(value, bool))
-        # Larger numbers would overflow wherever they are used.
-        largest = 2**63 - 1 if kind is int else sys.float_info.max
-        in_range = right_type and abs(value) <= largest and not math.isnan(value)
-        if not in_range or not valid(value):
-            raise ValueError(f"{name} should be {expected}; got {shown(value)}")
+    def _check(self, name: str, kind: type, valid: Callable[[Any], bool], expected: str) -> None:
+        check_value(name, getattr(self, name), kind, valid, expected)
 
     @property
     def rebuilds(self) -> bool:

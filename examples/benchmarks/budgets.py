@@ -43,7 +43,7 @@ from optimum_camcut import (
     score_groups,
 )
 from optimum_camcut.measure import count_flops, count_parameters, keeping_memory, random_inputs, time_forward
-from optimum_camcut.planning.allocation import remaining_budget, unit_cost
+from optimum_camcut.planning.costs import remaining_budget, unit_cost
 
 
 def paired_ratios(dense: PreTrainedModel, pruned: PreTrainedModel, options: argparse.Namespace) -> list[float]:

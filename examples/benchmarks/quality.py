@@ -58,7 +58,8 @@ from optimum_camcut import (
     reconstruct_all,
     score_groups,
 )
-from optimum_camcut.planning.allocation import remaining_budget, removed_by
+from optimum_camcut.planning.allocation import removed_by
+from optimum_camcut.planning.costs import remaining_budget
 from optimum_camcut.scoring import SCORERS
 
 

@@ -61,26 +61,26 @@ class PrunableGroup(Group):
         bypass (`Mapping[str, str]`): of a sub-layer, path of each module that goes with it -> what stands in for it.
         units (`Sequence[int]`): index of each present unit in the uncut model. Default: `0 ... size - 1`.
         original_size (`int`): number of units in the uncut model. Default: `size`.
-        residual (`str`): path of a module whose input is the residual stream that the output is added to.
+        residual (`str`, *optional*): path of a module whose input is the residual stream that the output is added to.
         unit_parameters (`int`): parameters that go with one unit.
         unit_flops (`int`): FLOPs per token that go with one unit, less the part that grows with the sequence.
         unit_flops_per_position (`int`): that part, per token and position attended to.
-        model_parameters (`int`): parameters of the whole model now, each counted once.
-        model_type (`str`): of the model's config.
-        num_layers (`int`): blocks of the model.
+        model_parameters (`int`, *optional*): parameters of the whole model now, each counted once.
+        model_type (`str`, *optional*): of the model's config.
+        num_layers (`int`, *optional*): blocks of the model.
     """
 
-    units: Sequence[int] = None
-    original_size: int = None
-    residual: str = None
+    units: Sequence[int] = None  # type: ignore[assignment]  # until `__post_init__`
+    original_size: int = None  # type: ignore[assignment]  # until `__post_init__`
+    residual: str | None = None
     unit_parameters: int = 1
     unit_flops: int = 1
     unit_flops_per_position: int = 0
-    model_parameters: int = None
-    model_type: str = None
-    num_layers: int = None
+    model_parameters: int | None = None
+    model_type: str | None = None
+    num_layers: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.units is None:
             object.__setattr__(self, "units", tuple(range(self.size)))
         if self.original_size is None:
@@ -186,23 +186,23 @@ def find_groups(model: nn.Module, kinds: Sequence[str] = ("heads", "neurons")) -
             f"unknown kinds {sorted(unknown)}; expected one or more of {', '.join((*KINDS, WEIGHTS))}"
             f"{nearest(min(unknown, default=''), (*KINDS, WEIGHTS))}"
         )
-    model = inner_model(model, adapters=False)
-    if "layers" in kinds and find_architecture(model).bypass is None:
+    inner = inner_model(model, adapters=False)
+    if "layers" in kinds and find_architecture(inner).bypass is None:
         raise ValueError(
-            f"whole sub-layers of {model.config.model_type!r} cannot go: its entry of ARCHITECTURES has no `bypass`, "
+            f"whole sub-layers of {inner.config.model_type!r} cannot go: its entry of ARCHITECTURES has no `bypass`, "
             "which says what stands in for them; add that, or leave 'layers' out"
         )
-    groups = _unit_groups(model) if set(kinds) - {WEIGHTS} else []
-    plan = getattr(model, "pruning_plan", None)
-    if plan is None and getattr(model.config, RECORD, None) is not None:
+    groups = _unit_groups(inner) if set(kinds) - {WEIGHTS} else []
+    plan = getattr(inner, "pruning_plan", None)
+    if plan is None and getattr(inner.config, RECORD, None) is not None:
         raise ValueError(
             "this model is pruned, but which units it kept is not known to it; load it with "
             "`optimum_camcut.load_pruned`, which reads its pruning_plan.json"
         )
     keep, sizes = (plan.keep, plan.sizes) if plan is not None else ({}, {})
-    if plan is None and getattr(model.config, "pruned_heads", None) and groups:  # by transformers 4 itself
-        keep = kept_heads(model.config, len(list_blocks(model)))
-        sizes = dict.fromkeys(keep, model.config.num_attention_heads)
+    if plan is None and getattr(inner.config, "pruned_heads", None) and groups:  # by transformers 4 itself
+        keep = kept_heads(inner.config, len(list_blocks(inner)))
+        sizes = dict.fromkeys(keep, inner.config.num_attention_heads)
     groups = [
         dataclasses.replace(group, units=tuple(keep[group.name]), original_size=sizes[group.name])
         if group.name in keep
@@ -210,7 +210,7 @@ def find_groups(model: nn.Module, kinds: Sequence[str] = ("heads", "neurons")) -
         for group in groups
     ]
     groups = [group for group in groups if group.kind in kinds]
-    return groups + _weight_groups(model, plan) if WEIGHTS in kinds else groups
+    return groups + _weight_groups(inner, plan) if WEIGHTS in kinds else groups
 
 
 def possible_kinds(model: nn.Module) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ reads integers only, each checked against the model.
 import functools
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from itertools import islice
 from typing import Any
@@ -39,8 +39,9 @@ from .table import ARCHITECTURES
 
 RECORD = "camcut_pruning"  # the key of config.json that holds the kept sizes
 SUBLAYERS = {"heads": "attention", "neurons": "feed_forward"}  # kind of unit -> the sub-layer it is part of
-OTHER_RECORDS: list[Callable] = []  # of some architectures: `(config, units by group) -> kept heads by group`
-AFTER_SHRINKING: list[Callable] = []  # what some architectures take besides: `(model, sizes by group) -> None`
+AnyModel: Any = object  # to type checkers, the transformers class that `PrunedModel` is put before
+OTHER_RECORDS: list[Callable[..., dict[str, list[int]]]] = []  # `(config, units by group) -> kept heads by group`
+AFTER_SHRINKING: list[Callable[..., None]] = []  # what some architectures take besides: `(model, sizes by group)`
 
 
 def has_record(config: PretrainedConfig) -> bool:
@@ -148,7 +149,8 @@ def put(model: PreTrainedModel, stand_ins: Mapping[str, Bypass]) -> None:
     for path, module in stand_ins.items():
         owner, _, name = path.rpartition(".")
         setattr(model.get_submodule(owner), name, module)
-    kinds, free = layer_types(model), {}
+    kinds = layer_types(model)
+    free: dict[tuple[str, str], Iterator[int]] = {}
     for kind, block in zip(kinds, list_blocks(model)) if stand_ins else ():
         for path, module in model.get_submodule(block).named_modules():
             if isinstance(getattr(module, "layer_idx", None), int):
@@ -195,8 +197,7 @@ def _narrow(module: nn.Linear | Conv1D, axis: str, features: int) -> None:
     """Keeps so many features of a linear map. Which ones does not matter before the weights are loaded."""
     places = {"weight": dimension(module, axis), **({"bias": 0} if axis == "out" and module.bias is not None else {})}
     for name, place in places.items():
-        tensor = module._parameters[name]
-        module._parameters[name] = nn.Parameter(tensor.detach().narrow(place, 0, features).clone())
+        module._parameters[name] = nn.Parameter(module.get_parameter(name).detach().narrow(place, 0, features).clone())
     names = ("nx", "nf") if isinstance(module, Conv1D) else ("out_features", "in_features")
     vars(module).update(zip(names, module.weight.shape))
 
@@ -210,13 +211,13 @@ def shrink(model: PreTrainedModel) -> None:
         return
     config, blocks, units = model.config, list_blocks(model), present_units(model)
     entry, widths, sizes = ARCHITECTURES[config.model_type], widths_of(config), recorded_sizes(config, units)
-    gone: dict[str, nn.Module] = {}
+    gone: dict[str, Bypass] = {}
     for name in [name for name, size in sizes.items() if size < units[name]]:
         _, layer, kind = name.split(".")
         block, size = blocks[int(layer)], sizes[name]
         if kind in SUBLAYERS.values():
             number = list(SUBLAYERS.values()).index(kind)
-            bypass = {f"{block}.{path}": gives for path, gives in entry.bypass[number].items()}
+            bypass = {f"{block}.{path}": gives for path, gives in (entry.bypass or ({}, {}))[number].items()}
             gone |= stand_ins(model, f"{block}.{(entry.heads, entry.neurons)[number][-1].module}", bypass)
             continue
         for cut in getattr(entry, kind):
@@ -232,13 +233,13 @@ def shrink(model: PreTrainedModel) -> None:
 class DrawsNothing(TorchFunctionMode):
     """Draws no initial values, which takes as long as the rest, where there is no storage for them, in this thread."""
 
-    def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         if getattr(function, "__module__", None) == "torch.nn.init":
             return args[0] if args else kwargs["tensor"]
         return function(*args, **(kwargs or {}))
 
 
-class PrunedModel:
+class PrunedModel(AnyModel):
     """Mixed in before a transformers class: builds the model, then shrinks it to the sizes in its config."""
 
     def __init__(self, config: PretrainedConfig, *args: Any, **kwargs: Any):

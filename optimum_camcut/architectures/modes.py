@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
@@ -33,7 +34,9 @@ def scoring_mode(model: nn.Module, dropout: bool = False) -> Iterator[None]:
     Gradient checkpointing that is on stays on, which in evaluation mode means to set a block's own `training` flag.
     That is done for supported architectures, whose blocks leave dropout to the modules inside of them."""
     modes = [(module, module.training) for module in model.modules()]
-    checkpointing = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False) is True]
+    checkpointing: list[Any] = [
+        module for module in model.modules() if getattr(module, "gradient_checkpointing", False) is True
+    ]
     known = getattr(getattr(model, "config", None), "model_type", None) in ARCHITECTURES
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.train(dropout)
@@ -55,7 +58,7 @@ def scoring_mode(model: nn.Module, dropout: bool = False) -> Iterator[None]:
     finally:
         for parameter in trainable:
             parameter.requires_grad_(True)
-        for module, function in zip(checkpointing, functions):
-            module._gradient_checkpointing_func = function
+        for module, before in zip(checkpointing, functions):
+            module._gradient_checkpointing_func = before
         for module, mode in modes:
             module.training = mode

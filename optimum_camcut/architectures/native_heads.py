@@ -30,7 +30,8 @@ def pruned_heads(config: PretrainedConfig, layers: int) -> dict[str, list[int]]:
     Raises:
         `ValueError`: it is not what transformers 4 writes.
     """
-    pruned, total, removed = getattr(config, "pruned_heads", None) or {}, config.num_attention_heads, {}
+    pruned, total = getattr(config, "pruned_heads", None) or {}, config.num_attention_heads
+    removed: dict[str, list[int]] = {}
     valid = isinstance(pruned, dict) and all(isinstance(heads, list) for heads in pruned.values())
     valid = valid and all(type(head) is int and 0 <= head < total for heads in pruned.values() for head in heads)
     if not valid or any(len(set(heads)) < len(heads) for heads in pruned.values()):

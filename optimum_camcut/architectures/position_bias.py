@@ -17,6 +17,7 @@ Checkpoints of architectures with such a bias carry this file too.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -42,9 +43,8 @@ def bind_position_bias(model: PreTrainedModel, kept_heads: Mapping[str, Sequence
             attention.camcut_kept_heads = list(kept)
 
 
-def _select_position_bias(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    names = type(module).forward.__code__.co_varnames[1:]
-    values = dict(zip(names, args)) | kwargs
+def _select_position_bias(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    values = dict(zip(type(module).forward.__code__.co_varnames[1:], args)) | kwargs
     if values.get("position_bias") is not None:
         values["position_bias"] = values["position_bias"][:, module.camcut_kept_heads]
     return (), values
@@ -57,11 +57,11 @@ def bind_recorded_heads(model: PreTrainedModel, sizes: Mapping[str, int]) -> Non
         `ValueError`: it records none, or not as many as `sizes` says.
     """
     config, total = model.config, model.config.num_attention_heads
-    recorded = {name: kept for read in OTHER_RECORDS for name, kept in read(config, present_units(model)).items()}
+    recorded: dict[str, Any] = {n: k for read in OTHER_RECORDS for n, k in read(config, present_units(model)).items()}
     own = (getattr(config, RECORD, None) or {}).get("kept_heads")
     recorded |= own if isinstance(own, dict) else {}
     biased = ARCHITECTURES[config.model_type].position_bias is not None
-    kept_of = {name: recorded.get(name) for name in sizes if biased and name.endswith(".heads")}
+    kept_of: dict[str, Any] = {name: recorded.get(name) for name in sizes if biased and name.endswith(".heads")}
     for name, kept in kept_of.items():
         valid = isinstance(kept, list) and all(type(head) is int and 0 <= head < total for head in kept)
         if not valid or len(kept) != sizes[name] or kept != sorted(set(kept)):

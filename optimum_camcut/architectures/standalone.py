@@ -49,38 +49,51 @@ def modeling_source(*model_types: str) -> str:
     return f"{LICENSE}{doc}\n{_imports(code)}\n\n{code}"
 
 
+def _source(module: ModuleType) -> str:
+    return Path(str(module.__file__)).read_text(encoding="utf-8")
+
+
+def _end(statement: ast.stmt) -> int:
+    """The number of its last line."""
+    assert statement.end_lineno is not None  # of what was parsed, there is one
+    return statement.end_lineno
+
+
 @functools.cache  # a run saves many times
 def _body(module: ModuleType) -> str:
     """The source of a module behind its imports, with short docstrings."""
-    lines = Path(module.__file__).read_text(encoding="utf-8").splitlines(keepends=True)
+    lines = _source(module).splitlines(keepends=True)
     tree = ast.parse("".join(lines))
     for node in ast.walk(tree):
-        doc = ast.get_docstring(node, clean=False) if isinstance(node, ast.FunctionDef | ast.ClassDef) else None
+        if not isinstance(node, ast.FunctionDef | ast.ClassDef):
+            continue
+        doc, statement = ast.get_docstring(node, clean=False), node.body[0]
         if doc is not None and "\n\n" in doc:
-            first, last, column = node.body[0].lineno - 1, node.body[0].end_lineno, node.body[0].col_offset
-            short = f'{" " * column}"""{doc.partition(chr(10) * 2)[0]}"""\n'
+            first, last = statement.lineno - 1, _end(statement)
+            short = f'{" " * statement.col_offset}"""{doc.partition(chr(10) * 2)[0]}"""\n'
             lines[first:last] = [short, *[""] * (last - first - 1)]
-    start = max(node.end_lineno for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom))
+    start = max(_end(node) for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom))
     return "".join(lines[start:]).strip() + "\n"
 
 
 @functools.cache
 def _imports(code: str) -> str:
     """What the modules import from elsewhere, as far as the code uses it."""
-    whole, names = set(), {}
+    whole: set[str] = set()
+    names: dict[str, set[str]] = {}
     for module in (entry, modeling_camcut, native_heads, position_bias):
-        for node in ast.parse(Path(module.__file__).read_text(encoding="utf-8")).body:
+        for node in ast.parse(_source(module)).body:
             if isinstance(node, ast.Import):
                 whole |= {alias.name for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            elif isinstance(node, ast.ImportFrom) and node.module is not None and node.level == 0:
                 names.setdefault(node.module, set()).update(alias.name for alias in node.names)
     used = set(re.findall(r"\w+", code))
     lines = {name: f"import {name}" for name in sorted(whole & used)}
-    for module, found in sorted(names.items()):
+    for origin, found in sorted(names.items()):
         wanted = sorted(found & used, key=lambda name: (name != name.upper(), name.lower()))
         if wanted:
-            lines[f"{module} "] = f"from {module} import {', '.join(wanted)}"
-    own = [line for name, line in lines.items() if re.match(r"\w+", name)[0] in sys.stdlib_module_names]
+            lines[f"{origin} "] = f"from {origin} import {', '.join(wanted)}"
+    own = [line for name, line in lines.items() if re.split(r"\W", name)[0] in sys.stdlib_module_names]
     return "\n".join([*own, "", *(line for line in lines.values() if line not in own)]) + "\n"
 
 

@@ -15,9 +15,9 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,6 +28,7 @@ from .entry import Architecture
 from .modeling_camcut import (
     RECORD,
     SUBLAYERS,
+    Bypass,
     cut_configs,
     dimension,
     layer_types,
@@ -174,10 +175,13 @@ def sub_configs(config: PretrainedConfig) -> dict[str, PretrainedConfig]:
 
 def module_at(model: nn.Module, path: str) -> nn.Module:
     """`get_submodule`, which takes ten times as long."""
+    module: Any = model
     try:
-        return functools.reduce(lambda module, name: module._modules[name], path.split("."), model)
+        for name in path.split("."):
+            module = module._modules[name]
     except KeyError:
         return model.get_submodule(path)  # says what is missing
+    return module
 
 
 def linear_map(model: nn.Module, path: str) -> nn.Linear | Conv1D:
@@ -185,19 +189,17 @@ def linear_map(model: nn.Module, path: str) -> nn.Linear | Conv1D:
     if is_removed(module):
         raise AttributeError(f"{path} was removed with its sub-layer")
     weight = module._parameters.get("weight")
-    plain = isinstance(module, (nn.Linear, Conv1D)) and weight is not None
-    if plain:
+    if isinstance(module, nn.Linear | Conv1D) and weight is not None:
         sizes = (module.nx, module.nf) if isinstance(module, Conv1D) else (module.out_features, module.in_features)
         packed = type(weight).__module__.startswith("torchao.")  # says that it is a matrix of floats
-        plain = weight.dtype.is_floating_point and weight.shape == sizes and not packed
-    if not plain:
-        found = f" with a {type(weight).__name__}" if weight is not None else ""
-        raise ValueError(
-            f"{path} is a {type(module).__module__}.{type(module).__name__}{found}; expected torch.nn.Linear or "
-            "Conv1D with a plain weight. Merge adapters (`model = model.merge_and_unload()`) and undo quantization "
-            "before pruning."
-        )
-    return module
+        if weight.dtype.is_floating_point and weight.shape == sizes and not packed:
+            return module
+    found = f" with a {type(weight).__name__}" if weight is not None else ""
+    raise ValueError(
+        f"{path} is a {type(module).__module__}.{type(module).__name__}{found}; expected torch.nn.Linear or "
+        "Conv1D with a plain weight. Merge adapters (`model = model.merge_and_unload()`) and undo quantization "
+        "before pruning."
+    )
 
 
 def features_of(module: nn.Linear | Conv1D, axis: str) -> int:
@@ -226,7 +228,8 @@ def cut_groups(model: PreTrainedModel, keep: Sequence[tuple[Group, Sequence[int]
         model: the model the groups were listed from.
         keep: pairs of a group and the kept positions among its present units, ascending.
     """
-    new, gone = [], {}
+    new = []
+    gone: dict[str, Bypass] = {}
     for group, positions in keep:
         if group.bypass:
             if not positions:
@@ -279,7 +282,7 @@ def _check_caches(model: PreTrainedModel, gone: Collection[str]) -> None:
         )
 
 
-def _take(piece: Slice, size: int, keep: Sequence[int], tensor: nn.Parameter, place: int) -> nn.Parameter:
+def _take(piece: Slice, size: int, keep: Sequence[int], tensor: torch.Tensor, place: int) -> nn.Parameter:
     """The features of the kept units."""
     if tensor.is_meta:  # which they are does not matter, and indices would have to be made there
         shape = list(tensor.shape)

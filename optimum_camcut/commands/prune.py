@@ -28,7 +28,8 @@ from typing import Any
 
 from optimum.commands.base import CommandInfo
 
-from ..config import PruningConfig, differences
+from ..config import PruningConfig
+from ..utils.fields import differences
 from ..utils.files import read_json, write_json
 from .command import Command
 from .job import Job, check_job, dataset_name, make_job

@@ -23,8 +23,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import NOISE, PruningConfig, differences
+from ..config import NOISE, PruningConfig
 from ..methods import get_scorer
+from ..utils.fields import differences
 from ..utils.files import replacing
 from .job import Job, dataset_name
 from .options import DATA, SCORING_FIELDS

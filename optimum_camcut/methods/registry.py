@@ -15,10 +15,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..utils.files import nearest
 
@@ -68,8 +67,7 @@ def scorer(
     Raises:
         `ValueError`: the name is taken.
     """
-
-    return _register(SCORERS, Scorer(name, None, source, smooth, quadratic))
+    return _register(SCORERS, name, source=source, smooth=smooth, quadratic=quadratic)
 
 
 def weight_scorer(
@@ -90,14 +88,16 @@ def weight_scorer(
     Raises:
         `ValueError`: the name is taken.
     """
-    return _register(WEIGHT_SCORERS, Scorer(name, None, source, smooth, output=output))
+    return _register(WEIGHT_SCORERS, name, source=source, smooth=smooth, output=output)
 
 
-def _register(scorers: dict[str, Scorer], scorer: Scorer) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+def _register(
+    scorers: dict[str, Scorer], name: str, **facts: Any
+) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
     def register(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        if scorer.name in scorers:
-            raise ValueError(f"a scoring method named {scorer.name!r} is registered already")
-        scorers[scorer.name] = dataclasses.replace(scorer, function=function)
+        if name in scorers:
+            raise ValueError(f"a scoring method named {name!r} is registered already")
+        scorers[name] = Scorer(name, function, **facts)
         return function
 
     return register

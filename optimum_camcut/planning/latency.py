@@ -24,7 +24,6 @@ import os
 import platform
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,16 +36,17 @@ from huggingface_hub import constants
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ..architectures.groups import PrunableGroup, check_bare
+from ..architectures.groups import check_bare
 from ..architectures.modeling_camcut import SUBLAYERS
 from ..architectures.position_bias import bind_position_bias
 from ..architectures.structure import Group, cut_groups, list_groups, sublayer_of
-from ..config import PruningConfig, check_fields
-from ..utils.files import WriteError, read_json, write_json
+from ..config import PruningConfig
+from ..utils.files import WriteError
 from ..utils.processes import all_or_none
 from ..utils.sharding import check_whole
 from ..version import __version__
 from .measure import keeping_memory, random_inputs, time_forward
+from .times import LatencyTable
 
 
 logger = logging.getLogger(__name__)
@@ -58,139 +58,6 @@ SIZES = 16  # heads, and neurons, to measure at, at most
 ROUNDS = 5
 WHOLE, BARE, PRUNED = "whole", "bare", "pruned"  # the model, without its sub-layers, and cut unevenly, as plans do:
 PRUNED_TO = (1 / 6, 1 / 2, 1 / 3)  # to these fractions, layer by layer
-
-
-@dataclass(frozen=True)
-class LatencyTable:
-    """Seconds of one forward pass, by its parts; `print` shows them.
-
-    Args:
-        conditions (`Mapping[str, str | int]`): what was measured, and where: `"device"`, `"dtype"`, `"batch_size"`,
-            `"sequence_length"`, ...
-        total (`float`): seconds of the model as it was.
-        times (`Mapping[str, Mapping[int, float]]`): `"heads"` or `"neurons"` -> how many of them a layer keeps -> what
-            its attention or feed-forward sub-layer adds to `total`, in seconds.
-        sizes (`Mapping[str, int]`): name of every group of heads or neurons that was there -> how many.
-        widths (`Mapping[str, int]`): `"heads"` or `"neurons"` -> input features of the output projection for each.
-
-    Raises:
-        `ValueError`: values of another form.
-    """
-
-    conditions: Mapping[str, Any]
-    total: float
-    times: Mapping[str, Mapping[int, float]]
-    sizes: Mapping[str, int]
-    widths: Mapping[str, int]
-
-    def __post_init__(self):
-        try:
-            times = {
-                kind: {int(size): float(seconds) for size, seconds in sorted(points.items(), key=lambda p: int(p[0]))}
-                for kind, points in self.times.items()
-            }
-            valid = set(times) == set(self.widths) == {name.rpartition(".")[2] for name in self.sizes} and all(
-                max(times[name.rpartition(".")[2]]) >= size > 0 for name, size in self.sizes.items()
-            )
-            numbers = [self.total, *(seconds for points in times.values() for seconds in points.values())]
-            valid = valid and all(np.isfinite(number) and number >= 0 for number in numbers) and self.total > 0
-        except (AttributeError, TypeError, ValueError):
-            valid = False
-        if not valid:
-            raise ValueError(
-                "a latency table should hold a total in seconds, and for the kind of every group its width and the "
-                "times by size up to that of the group; latency_table(model, config) measures one"
-            )
-        object.__setattr__(self, "times", times)
-
-    def seconds(self, kind: str, units: int) -> float:
-        """What a sub-layer with so many heads or neurons takes; between two sizes that were measured, on the line from
-        one to the other."""
-        points = self.times.get(kind, {0: 0.0})
-        return float(np.interp(units, list(points), list(points.values())))
-
-    def price(self, group: PrunableGroup) -> np.ndarray:
-        """Seconds that a group takes with 0 to all of its units: float64 of shape `(group.size + 1,)`. A sub-layer
-        that is removed takes none; one that has lost all its units takes the time of the smallest that was measured.
-
-        Raises:
-            `ValueError`: the table is of another model.
-        """
-        if group.kind == "layers":
-            kind = next(kind for kind, part in SUBLAYERS.items() if group.name.endswith(f".{part}"))
-            units = group.output.width // self.widths.get(kind, 1)
-            self._check(group.name.removesuffix(SUBLAYERS[kind]) + kind, units)
-            return np.array([0.0, self.seconds(kind, units)])
-        self._check(group.name, group.size)
-        points = self.times.get(group.kind, {0: 0.0})
-        return np.interp(np.arange(group.size + 1), list(points), list(points.values()))
-
-    def total_of(self, groups: Sequence[PrunableGroup]) -> float:
-        """Seconds of the model whose groups these are now. Of kinds that are not among them, there is what there was
-        when the table was measured."""
-        listed = {group.name: group for group in groups}
-        kinds, total = {group.kind for group in groups}, self.total
-        for group in groups:
-            self.price(group)  # raises for groups of another model
-        for name, size in self.sizes.items():
-            kind, units = name.rpartition(".")[2], size
-            if name in listed:
-                units = listed[name].size
-            elif sublayer_of(name) in listed:
-                units = listed[sublayer_of(name)].output.width // self.widths[kind]
-            elif kinds & {kind, "layers"}:
-                total -= self.seconds(kind, size)  # it was removed
-                continue
-            total += self.seconds(kind, units) - self.seconds(kind, size)
-        return total
-
-    def _check(self, name: str, units: int) -> None:
-        if units > self.sizes.get(name, 0):
-            has = f"has {self.sizes[name]}" if name in self.sizes else "lacks it"
-            raise ValueError(
-                f"the model has {units} units in {name!r}, but the latency table {has}: it is of another model, or of "
-                "this one when it was smaller; measure it anew with latency_table(model, config)"
-            )
-
-    def to_dict(self) -> dict[str, Any]:
-        """The table as JSON types."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> LatencyTable:
-        """From what `to_dict` gives.
-
-        Raises:
-            `ValueError`: something else.
-        """
-        check_fields(cls, values)
-        return cls(**{field.name: values.get(field.name) for field in dataclasses.fields(cls)})
-
-    def save(self, path: str | Path) -> None:
-        """Writes the table to a JSON file."""
-        write_json(path, self.to_dict())
-
-    @classmethod
-    def load(cls, path: str | Path) -> LatencyTable:
-        """Reads what `save` wrote."""
-        return cls.from_dict(read_json(path))
-
-    def __str__(self) -> str:
-        where = self.conditions
-        shape = f"{where.get('batch_size', '?')} x {where.get('sequence_length', '?')} tokens"
-        facts = ", ".join(str(where[name]) for name in ("dtype", "attention", "torch") if name in where)
-        lines = [
-            f"{where.get('model', 'model')} on {where.get('device', 'a device')}, {shape} ({facts}), ms",
-            f"whole model {1e3 * self.total:.3f}",
-        ]
-        rest = self.total
-        for kind, points in self.times.items():
-            sizes = [size for name, size in self.sizes.items() if name.endswith(f".{kind}")]
-            spent = sum(self.seconds(kind, size) for size in sizes)
-            rest -= spent
-            lines.append(f"{len(sizes)} {SUBLAYERS[kind]} sub-layers {1e3 * spent:.3f}; one of them by its {kind}:")
-            lines += [f"{size:>8} {1e3 * seconds:>10.3f}" for size, seconds in points.items()]
-        return "\n".join([*lines, f"all else {1e3 * rest:.3f}"])
 
 
 def latency_table(
@@ -230,7 +97,8 @@ def latency_table(
     folder = Path(cache_dir or os.environ.get("CAMCUT_CACHE") or Path(constants.HF_HOME) / "camcut")
     digest = hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).hexdigest()[:16]
     path = folder / f"latency-{model.config.model_type}-{digest}.json"
-    state, found = PartialState(), [None]
+    state = PartialState()
+    found: list[Any] = [None]
     with all_or_none():
         if state.is_main_process:
             found = [None if refresh else _read(path, conditions)]

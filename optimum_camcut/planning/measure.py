@@ -104,7 +104,7 @@ def peak_memory(model: PreTrainedModel, batch_size: int = 8, sequence_length: in
     """
     inputs = random_inputs(model, batch_size, sequence_length)
     with scoring_mode(model), torch.no_grad():
-        device = None if model.device.type == "cpu" else torch.get_device_module(model.device)
+        device: Any = None if model.device.type == "cpu" else torch.get_device_module(model.device)
         if hasattr(device, "reset_peak_memory_stats"):
             device.reset_peak_memory_stats(model.device)
             before = device.memory_allocated(model.device)
@@ -121,9 +121,10 @@ class _LiveBytes(TorchDispatchMode):
 
     def __init__(self, known: set[int]) -> None:
         super().__init__()
-        self.known, self.now, self.peak, self.seen = known, 0, 0, weakref.WeakSet()
+        self.known, self.now, self.peak = known, 0, 0
+        self.seen: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_dispatch__(self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         results = function(*args, **(kwargs or {}))
         for tensor in tree_leaves(results):
             if not isinstance(tensor, torch.Tensor):
@@ -248,8 +249,10 @@ def random_inputs(model: PreTrainedModel, batch_size: int, sequence_length: int)
         )
     table = model.get_input_embeddings() if isinstance(model, PreTrainedModel) else None
     weight = getattr(table, "weight", None)  # what the model has, whatever its config says
-    known = weight is not None and weight.dim() == 2
-    vocabulary = weight.shape[0] if known else getattr(model.config, "vocab_size", None)
+    if weight is not None and weight.dim() == 2:
+        vocabulary = weight.shape[0]
+    else:
+        vocabulary = getattr(model.config, "vocab_size", None)
     if vocabulary is None:
         raise ValueError(f"{type(model).__name__} has no table of input embeddings to make token ids for")
     padding = getattr(model.config, "pad_token_id", None)

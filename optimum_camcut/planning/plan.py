@@ -31,7 +31,8 @@ from ..architectures.groups import WEIGHTS, find_groups, inner_model
 from ..architectures.modeling_camcut import RECORD, SUBLAYERS, list_blocks
 from ..architectures.structure import kept_heads, sublayer_of
 from ..architectures.table import ARCHITECTURES
-from ..config import PruningConfig, check_fields
+from ..config import PruningConfig
+from ..utils.fields import check_fields
 from ..utils.files import read_json, shown, write_json
 from ..utils.sharding import check_whole
 from .units import IndexSet, mask_of
@@ -70,7 +71,7 @@ class PruningPlan:
     num_layers: int | None = None
     cut_before: bool = field(default=False, compare=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for part, values in (("keep", "lists of indices"), ("sizes", "numbers of units")):
             given = getattr(self, part)
             if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
@@ -220,7 +221,7 @@ class PruningPlan:
         def cell(layer: str, kind: str) -> str:
             if (layer, kind) in cells:
                 return self._count(cells[layer, kind])
-            gone = [len(self.keep[name]) == 0 for name in cells.get((layer, SUBLAYERS.get(kind)), ())]
+            gone = [len(self.keep[name]) == 0 for name in cells.get((layer, SUBLAYERS.get(kind, kind)), ())]
             return "-" if any(gone) else "all"
 
         lines = [["layer", *kinds]]
@@ -240,8 +241,9 @@ class PruningPlan:
         return cells
 
     def _count(self, names: Sequence[str]) -> str:
-        sizes = [self.sizes.get(name) for name in names]
-        return f"{sum(len(self.keep[name]) for name in names)} / {'?' if None in sizes else sum(sizes)}"
+        known = all(name in self.sizes for name in names)
+        size = sum(self.sizes[name] for name in names) if known else "?"
+        return f"{sum(len(self.keep[name]) for name in names)} / {size}"
 
 
 def _indices(name: str, units: Any) -> tuple[int, ...]:
@@ -265,7 +267,7 @@ def _indices(name: str, units: Any) -> tuple[int, ...]:
     return tuple(indices)
 
 
-def without_removed(keep: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+def without_removed(keep: Mapping[str, Sequence[int]]) -> dict[str, Sequence[int]]:
     """What a plan keeps, less the heads and neurons of sub-layers that it removes: nothing is left of them."""
     return {n: units for n, units in keep.items() if sublayer_of(n) == n or keep.get(sublayer_of(n)) != ()}
 
@@ -295,13 +297,15 @@ def plain_shape(config: PretrainedConfig, plan: PruningPlan) -> dict[str, int] |
         config: of the model; its fields may be those of before or of after the cut.
         plan: with sizes, and the number of layers.
     """
-    fields, shape = ARCHITECTURES[config.model_type].config_fields, {}
+    fields = ARCHITECTURES[config.model_type].config_fields
+    shape: dict[str, int] = {}
     cut = {n: len(units) for n, units in plan.keep.items() if not is_weight(n) and len(units) < plan.sizes[n]}
     for kind in {name.rpartition(".")[2] for name in cut}:
         sizes = {cut.get(f"layer.{layer}.{kind}") for layer in range(plan.num_layers or 0)}
-        shape[kind] = sizes.pop() if len(sizes) == 1 and kind in fields else None
-        if not shape[kind]:
+        size = sizes.pop() if len(sizes) == 1 and kind in fields else None
+        if not size:
             return None
+        shape[kind] = size
     if "heads" in shape:  # the head size has a field of its own, and transformers 5 wants whole fractions all the same
         heads = shape["heads"] * config.num_attention_heads // getattr(config, fields["heads"][0])
         if not getattr(config, "head_dim", None) or config.hidden_size % heads:

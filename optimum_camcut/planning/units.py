@@ -18,7 +18,7 @@ from __future__ import annotations
 import base64
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -49,12 +49,18 @@ class IndexSet(Sequence[int]):
     def __iter__(self) -> Iterator[int]:
         return iter(np.flatnonzero(self.mask).tolist())
 
+    @overload
+    def __getitem__(self, position: int) -> int: ...
+
+    @overload
+    def __getitem__(self, position: slice) -> tuple[int, ...]: ...
+
     def __getitem__(self, position: int | slice) -> int | tuple[int, ...]:
         indices = np.flatnonzero(self.mask)[position]
         return tuple(indices.tolist()) if isinstance(position, slice) else int(indices)
 
     def __contains__(self, index: object) -> bool:
-        return isinstance(index, int | np.integer) and 0 <= index < self.size and bool(self.mask[index])
+        return isinstance(index, int | np.integer) and bool(0 <= index < self.size and self.mask[index])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.flatnonzero(self.mask).astype(dtype or np.int64)
@@ -66,14 +72,12 @@ class IndexSet(Sequence[int]):
             return len(self) == len(other) and all(a == b for a, b in zip(self, other))
         return NotImplemented
 
-    __hash__ = None
-
     def __repr__(self) -> str:
         return f"IndexSet({len(self)} of {self.size})"
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types: the size, and the mask as packed bits (big-endian), compressed by zlib, in base64."""
-        return {"size": self.size, "bits": base64.b64encode(zlib.compress(np.packbits(self.mask), 1)).decode()}
+        return {"size": self.size, "bits": base64.b64encode(zlib.compress(np.packbits(self.mask).data, 1)).decode()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> IndexSet:

@@ -34,9 +34,10 @@ from ..architectures.modes import scoring_mode
 from ..config import PruningConfig
 from ..methods import get_scorer
 from ..planning.allocation import check_budget, make_plan
-from ..planning.latency import LatencyTable, latency_table
+from ..planning.latency import latency_table
 from ..planning.measure import LatencyResult, count_flops, count_parameters, measure_latency
 from ..planning.plan import PruningPlan
+from ..planning.times import LatencyTable
 from ..scoring.batches import Batch, limit
 from ..scoring.loop import score_groups
 from ..surgery.cut import apply_plan

@@ -22,8 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..config import check_fields
 from ..planning.plan import PruningPlan
+from ..utils.fields import check_fields
 from ..utils.files import read_json, shown, write_json
 from .tables import as_markdown, as_text
 

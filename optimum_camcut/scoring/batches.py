@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sized
 from contextlib import closing, contextmanager, nullcontext
 from typing import Any
 
@@ -95,7 +95,8 @@ def for_each_batch(
     # An error must not leave the progress bar. In joint passes the others notice by themselves that one is missing.
     with nullcontext() if joint else all_or_none(), closing(own):
         for number, batch, counts in own:
-            add, failed, current = None, False, count_examples(batch)
+            add: Callable[[], None] | None = None  # lets go of what the batch before takes
+            failed, current = False, count_examples(batch)
             try:
                 add = attempt(size, number, batch)
             except RuntimeError as error:
@@ -106,13 +107,15 @@ def for_each_batch(
                     halve()  # raises, with this error as the reason
             if failed:  # out of the handler, which holds on to the memory
                 add = find_executable_batch_size(attempt, halve(), halve)(number, batch)
-            if counts:
+            if counts and add:
                 add()
                 sums.end_batch(batch)
         sums.save()
 
 
-def _share(batches: Iterable[Batch], sums: RunningSums, together: bool) -> Iterator[tuple[int, Batch, bool]]:
+def _share(
+    batches: Iterable[Batch], sums: RunningSums, together: bool
+) -> Generator[tuple[int, Batch, bool], None, None]:
     """The batches of this process that are not in the sums, with their numbers and whether they count. `together`, all
     processes get as many."""
     state, done, number = PartialState(), sums.batches, -1

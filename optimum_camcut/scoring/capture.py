@@ -19,6 +19,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,8 @@ from torch import Tensor, nn
 from ..architectures.groups import PrunableGroup
 
 
-Observe = Callable[[PrunableGroup, Tensor | None, Tensor | None], None]
+# Takes a group with its activation and its gradient, tensors; None in the place of one that is not asked for.
+Observe: TypeAlias = Callable[[PrunableGroup, Any, Any], None]
 
 
 class ActivationCapture:

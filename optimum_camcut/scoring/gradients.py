@@ -19,14 +19,14 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 
-Layer = nn.Linear | Conv1D
+Layer: TypeAlias = nn.Linear | Conv1D
 
 
 @contextmanager

@@ -20,6 +20,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -37,7 +38,7 @@ from ..utils.sharding import is_sharded, reshard, whole
 from .batches import Batch, count_examples, for_each_batch, limit, token_mask
 from .capture import ActivationCapture
 from .loss import SCORED, SKIPPED, CheckedLoss, LossFunction, loss_shares, model_loss, tell_skipped
-from .noise import GaussianNoise, linear_noise
+from .noise import GaussianNoise, smoothing
 from .sums import RunningSums, widest
 from .weights import EachBatch, score_weights
 
@@ -172,8 +173,8 @@ def check_scores(scores: Scores, groups: Sequence[PrunableGroup], computed: bool
             f"{nearest(min(unknown), [group.name for group in groups])}"
         )
     for kind in sorted({group.kind for group in groups}):
-        values = [scores[group.name] for group in groups if group.kind == kind and group.size]
-        if values and not any(value.any() for value in values):
+        of_kind = [scores[group.name] for group in groups if group.kind == kind and group.size]
+        if of_kind and not any(values.any() for values in of_kind):
             raise ValueError(
                 f"all scores of kind {kind!r} are zero, so they rank nothing; look for a loss that does not depend on "
                 "the model, or labels that are all ignored"
@@ -188,7 +189,7 @@ def unit_weights(model: nn.Module, group: PrunableGroup) -> Tensor:
             return model.get_parameter(group.name).detach().float().cpu()
     columns = []
     for piece in group.slices:
-        module = model.get_submodule(piece.module)
+        module: Any = model.get_submodule(piece.module)  # a linear map
         with align_module_device(module):  # in memory, if it is offloaded
             matrix = whole(module.weight.detach())
             matrix = matrix if (piece.axis == "in") == isinstance(module, Conv1D) else matrix.T  # cut axis first
@@ -308,7 +309,7 @@ def _score_batch(
         scores[group.name] = result
 
     def average(group: PrunableGroup, activation: None, gradient: Tensor) -> None:
-        means[group.name] = means.get(group.name, 0) + gradient / config.smooth_samples
+        means[group.name] = means.get(group.name, 0) + gradient / passes
 
     def loss() -> Tensor:
         return loss_function(model, batch)
@@ -317,10 +318,9 @@ def _score_batch(
         capture.gradients(loss, size, score)
     else:
         if scorer.smooth:
-            body = body_of(model)
-            body = body.base_model if isinstance(body, PreTrainedModel) else body
-            with linear_noise(body, config.noise_std, config.noise_scale == "relative", noise):
-                for _ in range(config.smooth_samples):
+            passes, noisy = smoothing(model, config, noise)
+            with noisy():
+                for _ in range(passes):
                     capture.gradients(loss, size, average, activations=False)
         # The score itself is taken at the activations without noise.
         capture.activations(lambda: model(**batch), size, score)

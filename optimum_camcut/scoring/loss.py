@@ -94,8 +94,9 @@ def is_mean_of_nothing(loss: Tensor, model: nn.Module, batch: Batch) -> bool:
 def loss_shares(model: nn.Module, pieces: list[Batch]) -> list[float]:
     """What share of a batch's mean loss comes from each of its pieces: as many labels as count, or as many examples
     if none does or labels are no class numbers."""
-    counts = [counted_labels(model, piece) for piece in pieces]
-    if None in counts or not any(counts):
+    labels = [counted_labels(model, piece) for piece in pieces]
+    counts = [count for count in labels if count is not None]
+    if len(counts) < len(pieces) or not any(counts):
         counts = [count_examples(piece) for piece in pieces]
     return [count / sum(counts) for count in counts]
 

@@ -15,12 +15,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+
+from ..architectures.groups import body_of
+from ..config import PruningConfig
 
 
 BLOCK = 2**20  # numbers drawn at a time, and places where a window may begin
@@ -68,7 +74,7 @@ def linear_noise(model: nn.Module, std: float, relative: bool, noise: GaussianNo
         noise (`GaussianNoise`): where it comes from.
     """
 
-    def add_noise(module: nn.Module, args: tuple, output: Tensor) -> None:
+    def add_noise(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         # Unseen by autograd, whose gradient is the same: the output is a view, and it would copy it on its way back.
         values = output.detach()
         if relative:
@@ -82,6 +88,17 @@ def linear_noise(model: nn.Module, std: float, relative: bool, noise: GaussianNo
     finally:
         for handle in handles:
             handle.remove()
+
+
+def smoothing(
+    model: nn.Module, config: PruningConfig, noise: GaussianNoise
+) -> tuple[int, Callable[[], AbstractContextManager[None]]]:
+    """How many noisy passes a config asks for, and the context to run them in."""
+    body = body_of(model)
+    body = body.base_model if isinstance(body, PreTrainedModel) else body
+    assert config.smooth_samples is not None and config.noise_std is not None  # a config puts defaults there
+    relative = config.noise_scale == "relative"
+    return config.smooth_samples, partial(linear_noise, body, config.noise_std, relative, noise)
 
 
 def _deviation(values: Tensor) -> Tensor:

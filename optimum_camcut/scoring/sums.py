@@ -205,5 +205,5 @@ def digest(tensors: Mapping[str, Any], before: int = 0) -> int:
     for name, value in sorted(tensors.items()):
         if isinstance(value, Tensor):
             values = value.detach().cpu().contiguous().flatten().view(torch.uint8)
-            before = zlib.crc32(values.numpy(), zlib.crc32(f"{name}{tuple(value.shape)}".encode(), before))
+            before = zlib.crc32(values.numpy().data, zlib.crc32(f"{name}{tuple(value.shape)}".encode(), before))
     return before

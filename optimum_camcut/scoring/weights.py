@@ -16,7 +16,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 
 import torch
 from accelerate import PartialState
@@ -25,13 +25,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from ..architectures.groups import PrunableGroup, body_of
+from ..architectures.groups import PrunableGroup
 from ..config import PruningConfig
 from ..methods.registry import Scorer
 from .batches import Batch
 from .gradients import summed_gradients
 from .loss import SCORED, SKIPPED, CheckedLoss, loss_shares, tell_skipped
-from .noise import GaussianNoise, linear_noise
+from .noise import GaussianNoise, smoothing
 from .sums import RunningSums
 
 
@@ -75,25 +75,31 @@ def score_weights(
             f"the weights of {offloaded[0]!r} and {len(offloaded) - 1} others are offloaded, where no "
             "gradients are kept: load the model whole, over several devices if need be, or score units"
         )
+    return _score_by_gradients(model, parameters, each_batch, sums, config, scorer, loss_function)
+
+
+def _score_by_gradients(
+    model: PreTrainedModel,
+    parameters: Mapping[str, nn.Parameter],
+    each_batch: EachBatch,
+    sums: RunningSums,
+    config: PruningConfig,
+    scorer: Scorer,
+    loss_function: CheckedLoss,
+) -> dict[str, Tensor]:
     for name, parameter in parameters.items():
         # Memory is scarce where gradients stay from pass to pass, and time where there is but one pass.
         sums.reserve_rows(name, parameter, compact=scorer.smooth)
-    passes, noise = config.smooth_samples if scorer.smooth else 1, GaussianNoise(config.seed)
+    passes, noisy = smoothing(model, config, GaussianNoise(config.seed)) if scorer.smooth else (1, nullcontext)
 
     def score(pieces: list[Batch]) -> Callable[[], None]:
         shares = loss_shares(model, pieces)
-        for parameter in parameters.values():
-            if not scorer.smooth:
-                parameter.grad = None
-            elif parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            else:
-                parameter.grad.zero_()
+        _empty_gradients(parameters.values(), keep=scorer.smooth)
         outputs = _Means()
         for piece, share in zip(pieces, shares):
             watch = _watch(model, parameters, outputs.observe) if scorer.output else nullcontext()
             # If none of a piece's labels counts, its mean loss is NaN and its gradient 0; its outputs do count.
-            with torch.set_grad_enabled(share > 0), watch, _noise(model, config, noise, scorer.smooth):
+            with torch.set_grad_enabled(share > 0), watch, noisy():
                 for _ in range(passes):
                     outputs.watching = True
                     if share == 0:
@@ -130,11 +136,15 @@ def score_weights(
     return {name: totals[name] for name in parameters}
 
 
-def _noise(
-    model: PreTrainedModel, config: PruningConfig, noise: GaussianNoise, smooth: bool
-) -> AbstractContextManager[None]:
-    relative = config.noise_scale == "relative"
-    return linear_noise(body_of(model).base_model, config.noise_std, relative, noise) if smooth else nullcontext()
+def _empty_gradients(parameters: Iterable[nn.Parameter], keep: bool) -> None:
+    """Before the passes of a batch: lets go of gradients, or makes zeros of them where they `keep` their memory."""
+    for parameter in parameters:
+        if not keep:
+            parameter.grad = None
+        elif parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        else:
+            parameter.grad.zero_()
 
 
 def _scores(scorer: Scorer, weight: Tensor, gradient: Tensor, output: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
@@ -145,7 +155,8 @@ def _scores(scorer: Scorer, weight: Tensor, gradient: Tensor, output: Tensor | N
     by_row = output is not None and output.dim() == weight.dim() and len(output) == len(weight)
     for start in range(0, len(weight), rows):
         part = slice(start, start + rows)
-        yield part, scorer.function(weight[part].float(), gradient[part].float(), output[part] if by_row else output)
+        seen = output[part] if output is not None and by_row else output
+        yield part, scorer.function(weight[part].float(), gradient[part].float(), seen)
 
 
 def _score_by_inputs(

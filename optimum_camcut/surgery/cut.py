@@ -20,25 +20,22 @@ import dataclasses
 import functools
 import gc
 import logging
-from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
-from ..architectures.groups import WEIGHTS, find_groups, inner_model, possible_kinds
+from ..architectures.groups import WEIGHTS, PrunableGroup, find_groups, inner_model, possible_kinds
 from ..architectures.modeling_camcut import RECORD, SUBLAYERS, list_blocks
 from ..architectures.position_bias import bind_position_bias
-from ..architectures.structure import cut_groups, list_groups, sub_configs, sublayer_of
+from ..architectures.structure import cut_groups, list_groups, sub_configs
 from ..architectures.table import ARCHITECTURES
 from ..planning.plan import PruningPlan, is_weight, plain_shape, plan_of, without_removed
-from ..planning.units import mask_of
-from ..utils.files import nearest
 from ..utils.handed_in import handed_in
 from ..utils.sharding import check_whole
 from .masking import list_masks, zero_weights
+from .plan_check import check_cuts, check_in_memory, check_plan
 from .stale import refuse_steps_of
 
 
@@ -80,93 +77,57 @@ def apply_plan(model: ModelOrModule, plan: PruningPlan) -> ModelOrModule:
     if not isinstance(plan, PruningPlan):
         raise TypeError(f"expected a PruningPlan, got {type(plan).__name__}")
     check_whole(model, "cutting")
-    given, model = model, inner_model(model, adapters=False)
-    if any(p.is_meta for p in model.parameters()) and any(hasattr(m, "_hf_hook") for m in model.modules()):
-        raise ValueError(
-            "the model's weights are offloaded by its device_map, out of reach: save the plan, load the model whole "
-            "(on the CPU, say) and apply the plan to that"
-        )
-    masks = {name: units for name, units in plan.keep.items() if is_weight(name)}
+    inner = inner_model(model, adapters=False)
+    check_in_memory(inner)
+    masks = {name for name in plan.keep if is_weight(name)}
     cuts_units = len(masks) < len(plan.keep) or not masks
-    kinds = [*(possible_kinds(model) if cuts_units else ()), *([WEIGHTS] if masks else ())]
-    groups = {group.name: group for group in find_groups(model, kinds)}
-    removed = {group.name for group in list_groups(model)} - set(groups) if cuts_units else set()
-    if plan.model_type is not None and plan.model_type != model.config.model_type:
-        raise ValueError(f"the plan is for a {plan.model_type!r} model; this one is {model.config.model_type!r}")
-    layers = len(list_blocks(model)) if cuts_units else next(iter(groups.values())).num_layers
-    if plan.num_layers is not None and plan.num_layers != layers:
-        raise ValueError(f"the plan is for a model of {plan.num_layers} layers; this one has {layers}")
-    for name, units in plan.keep.items():
-        if sublayer_of(name) in removed:
-            if units:
-                raise ValueError(f"the plan keeps units {list(units)} of {name!r}, which was removed already")
-            continue
-        if name not in groups:
-            raise ValueError(
-                f"the plan names the group {name!r}, which the model lacks; it has {', '.join(groups)}"
-                f"{nearest(name, groups)}"
-            )
-        group = groups[name]
-        size = plan.sizes.get(name, group.original_size)
-        if size != group.original_size:
-            hint = "; masks number the weights of a model as it was cut, so cut it first" if name in masks else ""
-            raise ValueError(
-                f"the plan is for a model with {size} units in {name!r}; this has {group.original_size}{hint}"
-            )
-        if len(units) and units[-1] >= group.original_size:
-            raise ValueError(f"{name!r} has no unit {units[-1]}: it has {group.original_size}, numbered from 0")
-        gone = mask_of(units, group.original_size) & ~mask_of(group.units, group.original_size)
-        if gone.any():
-            raise ValueError(
-                f"the plan keeps units {gone.nonzero()[0].tolist()[:10]} of {name!r}, which were removed already"
-            )
-    before = plan_of(model)
+    kinds = [*(possible_kinds(inner) if cuts_units else ()), *([WEIGHTS] if masks else ())]
+    groups = {group.name: group for group in find_groups(inner, kinds)}
+    removed = {group.name for group in list_groups(inner)} - set(groups) if cuts_units else set()
+    layers = len(list_blocks(inner)) if cuts_units else next(iter(groups.values())).num_layers
+    check_plan(plan, inner, groups, removed, layers)
+    before = plan_of(inner)
     keep = without_removed({**(before.keep if before else {}), **plan.keep})
     cuts = [(groups[n], keep[n]) for n in plan.keep if n in groups and n in keep and n not in masks]
     cuts = [(group, units) for group, units in cuts if units != group.units]
-    if cuts and (masks or any(map(is_weight, keep))):
-        raise ValueError(
-            f"{cuts[0][0].name!r} cannot be cut together with masking single weights, nor after it: cut first, then "
-            "score and mask the weights that are left"
-        )
-    if cuts and any(isinstance(part, DistributedDataParallel) for part in given.modules()):
-        raise ValueError(
-            "DistributedDataParallel holds on to the parameters that a cut replaces: cut the model inside "
-            "(`model.module`) and wrap it anew"
-        )
+    check_cuts(cuts, inner, model, masked=any(map(is_weight, keep)))
+    kept = _joined(plan, before, keep, groups, layers, inner.config.model_type)
 
-    for group, units in cuts:
-        if not units and not group.bypass and isinstance(model.get_submodule(group.output.module), Conv1D):
-            raise ValueError(
-                f"the plan keeps nothing of {group.name!r}, and transformers' Conv1D does not run without features; "
-                f"remove {sublayer_of(group.name)!r} instead, or keep a unit (min_units=1)"
-            )
+    before_cut = list(inner.parameters())
+    cut_groups(inner, [(group, [group.units.index(unit) for unit in units]) for group, units in cuts])
+    refuse_steps_of(before_cut, inner)
+    inner.pruning_plan = kept
+    zero_weights(mask for mask in list_masks(inner) if mask.name in masks)
+    before_record = inner.config
+    if cuts_units:
+        record(inner)
+    inner.__class__ = handed_in("checkpoint_class")(type(inner))
+    for owner, path in owners_of(inner):
+        tell_owner(owner, path, inner, before_record)
+    logger.info("pruned %s:\n%s", type(inner).__name__, kept)
+    return model
 
+
+def _joined(
+    plan: PruningPlan,
+    before: PruningPlan | None,
+    keep: Mapping[str, Sequence[int]],
+    groups: Mapping[str, PrunableGroup],
+    layers: int | None,
+    model_type: str,
+) -> PruningPlan:
+    """The plan of a model that was cut by one after another: what both keep, layer by layer."""
     parts = [part for pair in SUBLAYERS.items() for part in pair[::-1]]
     names = [f"layer.{layer}.{part}" for layer in range(layers or 0) for part in parts]
     sizes = {**(before.sizes if before else {}), **{name: group.original_size for name, group in groups.items()}}
-    kept = PruningPlan(
+    return PruningPlan(
         {name: keep[name] for name in dict.fromkeys([*names, *keep]) if name in keep},
         {name: sizes.get(name, 1) for name in keep},
-        model.config.model_type,
+        model_type,
         plan.config or (before.config if before else None),
         layers,
         plan.cut_before or (before is not None and (before.cut_before or not _same_run(before, plan))),
     )
-
-    before_cut = list(model.parameters())
-    cut_groups(model, [(group, [group.units.index(unit) for unit in units]) for group, units in cuts])
-    refuse_steps_of(before_cut, model)
-    model.pruning_plan = kept
-    zero_weights(mask for mask in list_masks(model) if mask.name in masks)
-    before_record = model.config
-    if cuts_units:
-        record(model)
-    model.__class__ = handed_in("checkpoint_class")(type(model))
-    for owner, path in owners_of(model):
-        tell_owner(owner, path, model, before_record)
-    logger.info("pruned %s:\n%s", type(model).__name__, model.pruning_plan)
-    return given
 
 
 def _same_run(before: PruningPlan, plan: PruningPlan) -> bool:
@@ -187,7 +148,7 @@ def record(model: PreTrainedModel) -> None:
     plan, architecture = model.pruning_plan, ARCHITECTURES[new.model_type]
     cut = [name for name in plan.keep if len(plan.keep[name]) < plan.sizes[name] and not is_weight(name)]
     heads = {name: list(plan.keep[name]) for name in cut if name.endswith(".heads")}
-    entry = {"sizes": {name: len(plan.keep[name]) for name in cut}}
+    entry: dict[str, Any] = {"sizes": {name: len(plan.keep[name]) for name in cut}}
     if architecture.position_bias is not None:
         entry["kept_heads"] = heads
     shape = plain_shape(new, plan)
@@ -214,7 +175,8 @@ def owners_of(model: PreTrainedModel) -> list[tuple[PreTrainedModel, str]]:
     holders = (each.values() for each in gc.get_referrers(model) if isinstance(each, dict))
     if not any(all(value is None or isinstance(value, nn.Module) for value in values) for values in holders):
         return []  # no module has it among its own, as is usual: found in a third of the time
-    is_model = functools.cache(lambda kind: issubclass(kind, PreTrainedModel))  # of a million objects, few types
+    # Of a million objects, few types.
+    is_model: Callable[[type], bool] = functools.cache(lambda kind: issubclass(kind, PreTrainedModel))
     live = [each for each in gc.get_objects() if is_model(type(each)) and "_modules" in vars(each)]
     return [(owner, path) for owner in live for path, module in owner.named_modules() if path and module is model]
 

@@ -174,18 +174,22 @@ def make_plans_true(module: nn.Module, weights: Mapping[str, Tensor] | None = No
     """
     changed: dict[str, int] = {}
     for path, model in module.named_modules():
-        if isinstance(vars(model).get("pruning_plan"), PruningPlan):
+        plan = vars(model).get("pruning_plan")
+        if isinstance(plan, PruningPlan):
             start = f"{path}." if path else ""
             own = {name.removeprefix(start): value for name, value in (weights or {}).items()}
-            model.pruning_plan, counts = _true_plan(model, own)
+            model.pruning_plan, counts = _true_plan(model, plan, own)
             # The plan of a part may be in that of the whole, too.
             changed |= {start + name: count for name, count in counts.items()}
     return sum(changed.values())
 
 
-def _true_plan(model: nn.Module, weights: Mapping[str, Tensor]) -> tuple[PruningPlan, dict[str, int]]:
+def _true_plan(
+    model: nn.Module, plan: PruningPlan, weights: Mapping[str, Tensor]
+) -> tuple[PruningPlan, dict[str, int]]:
     """The plan of a model without what is not true of it, and how many weights that is, by parameter."""
-    plan, keep, changed = model.pruning_plan, dict(model.pruning_plan.keep), {}
+    keep = dict(plan.keep)
+    changed: dict[str, int] = {}
     own = [mask for mask in list_masks(model) if keep.get(mask.name) is mask.kept]
     for mask in own:
         kept = mask_of(mask.kept, plan.sizes[mask.name])
@@ -197,8 +201,10 @@ def _true_plan(model: nn.Module, weights: Mapping[str, Tensor]) -> tuple[Pruning
         count = int(np.count_nonzero(nonzero & ~kept))
         if count:
             changed[mask.name] = count
-            keep[mask.name] = IndexSet(kept | nonzero)
-            if len(keep[mask.name]) == keep[mask.name].size:
+            left = IndexSet(kept | nonzero)
+            if len(left) < left.size:
+                keep[mask.name] = left
+            else:
                 del keep[mask.name]
     if not changed:
         return plan, {}

@@ -15,15 +15,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import reduce as reduce_across_processes
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -129,50 +130,79 @@ def reconstruct_all(
     if not jobs:
         return
 
-    state = PartialState()
+    batches = _read_batches(dense_model, dataloader, num_samples)
+    projections = [job.model.get_submodule(group.output.module) for job in jobs for group in job.groups.values()]
+    disable = disable_tqdm or not PartialState().is_local_main_process
+    with ExitStack() as stack:
+        stack.enter_context(_all_or_none(projections))
+        for model in (dense_model, *(job.model for job in jobs)):
+            stack.enter_context(scoring_mode(model))
+            stack.enter_context(without_cache(model))
+        bar = stack.enter_context(
+            tqdm(total=len(projections), desc="reconstruct", unit="projection", disable=disable, leave=False)
+        )
+        rebuilt = [group for name, group in dense_groups.items() if any(name in job.groups for job in jobs)]
+        _rebuild(jobs, dense_model, rebuilt, batches, bar.update)
+
+
+def _read_batches(
+    dense_model: PreTrainedModel, dataloader: Iterable[Batch], num_samples: int | None
+) -> list[dict[str, Any]]:
     batches = list(limit(dataloader, num_samples, "reconstruct: reading", disable_tqdm=True))
     if not batches:
         raise ValueError("the dataloader gave no batches: there is nothing to reconstruct from")
     labels = find_labels(type(dense_model))  # no loss is asked for; of a test set they are -1, which gives none
-    batches = [{name: value for name, value in batch.items() if name not in labels} for batch in batches]
-    projections = [job.model.get_submodule(group.output.module) for job in jobs for group in job.groups.values()]
+    return [{name: value for name, value in batch.items() if name not in labels} for batch in batches]
+
+
+@contextmanager
+def _all_or_none(projections: Iterable[nn.Module]) -> Iterator[None]:
+    """After an error the parameters are as they were."""
     parameters = [parameter for projection in projections for parameter in projection.parameters()]
     before = [parameter.clone() for parameter in parameters]
-    disable = disable_tqdm or not state.is_local_main_process
     try:
-        with ExitStack() as stack:
-            for model in (dense_model, *(job.model for job in jobs)):
-                stack.enter_context(scoring_mode(model))
-                stack.enter_context(without_cache(model))
-            bar = stack.enter_context(
-                tqdm(total=len(projections), desc="reconstruct", unit="projection", disable=disable, leave=False)
-            )
-            rebuilt = [group for name, group in dense_groups.items() if any(name in job.groups for job in jobs)]
-            stages = find_stages(jobs[0].model, batches[0], rebuilt)
-            first = np.cumsum([0, *map(count_examples, batches)]).tolist()  # numbers of the examples
-            own = list(zip(first, batches))[state.process_index :: state.num_processes]
-            dense = [start_stream(dense_model, batch, number) for number, batch in own]
-            for job in jobs:
-                job.streams = [start_stream(job.model, batch, number) for number, batch in own]
-            for number, stage in enumerate(stages):
-                targets = [run_dense(dense_model, stage, stream) for stream in dense]
-                if stage.blocks == list_blocks(dense_model)[-1:]:
-                    select_read_tokens(dense_model, stage, [batch for _, batch in own], dense)
-                for name in [group.name for group in stage.groups]:
-                    wanted = [target.pop(name) for target in targets]
-                    for job in jobs:
-                        if name in job.groups:
-                            _solve(job, stage, job.groups[name], dense, wanted)
-                            bar.update()
-                    del wanted
-                if number + 1 < len(stages):
-                    for job in jobs:
-                        for stream in job.streams:
-                            stream.hidden = run_stage(job.model, stage, stream)
+        yield
     except BaseException:
         for parameter, value in zip(parameters, before):
             parameter.copy_(value)
         raise
+
+
+def _rebuild(
+    jobs: Sequence[_Job],
+    dense_model: PreTrainedModel,
+    rebuilt: Sequence[PrunableGroup],
+    batches: Sequence[Batch],
+    tell: Callable[[], object],
+) -> None:
+    """Goes through the stages of all models side by side, and solves the projections of each on the way.
+
+    Args:
+        rebuilt: the dense model's groups of which a projection is to be solved in any of the others.
+        tell: called after every projection.
+    """
+    state = PartialState()
+    stages = find_stages(jobs[0].model, batches[0], rebuilt)
+    first = np.cumsum([0, *map(count_examples, batches)]).tolist()  # numbers of the examples
+    own = list(zip(first, batches))[state.process_index :: state.num_processes]
+    dense = [start_stream(dense_model, batch, number) for number, batch in own]
+    for job in jobs:
+        job.streams = [start_stream(job.model, batch, number) for number, batch in own]
+    for number, stage in enumerate(stages):
+        targets = [run_dense(dense_model, stage, stream) for stream in dense]
+        if stage.blocks == list_blocks(dense_model)[-1:]:
+            select_read_tokens(dense_model, stage, [batch for _, batch in own], dense)
+        for name in [group.name for group in stage.groups]:
+            wanted = [target.pop(name) for target in targets]
+            for job in jobs:
+                if name in job.groups:
+                    _solve(job, stage, job.groups[name], dense, wanted)
+                    tell()
+            del wanted
+        if number + 1 < len(stages):
+            for job in jobs:
+                for stream in job.streams:
+                    stream.hidden = run_stage(job.model, stage, stream)
 
 
 def _to_solve(
@@ -285,8 +315,8 @@ def _solve(
         gram, cross = reduce_across_processes((gram, cross), "sum")
     if not (torch.isfinite(gram).all() and torch.isfinite(cross).all()):
         raise ValueError(f"the activations at {group.name!r} are NaN or infinite; the model is as it was before")
-    chosen = _choose_damping(gram, cross, biased)
-    updates = (_ridge(gram.sum(0), cross.sum(0), biased, damping) for damping in DAMPINGS if damping >= chosen)
+    least = _choose_damping(gram, cross, biased)
+    updates = (_ridge(gram.sum(0), cross.sum(0), biased, damping) for damping in DAMPINGS if damping >= least)
     update = next((update for update in updates if update is not None), None)
     if update is None:
         raise ValueError(f"no weights fit the activations at {group.name!r}: is there a token that is not masked?")

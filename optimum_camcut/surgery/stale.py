@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import functools
 import gc
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -69,6 +69,6 @@ def _check(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
 def _held_by_modules() -> set[int]:
     """Ids of the parameters of all modules that live: another model may share what a cut has replaced in one."""
     gc.collect()  # what a cut has taken out may live in a circle of references
-    is_module = functools.cache(lambda kind: issubclass(kind, nn.Module))
+    is_module: Callable[[type], bool] = functools.cache(lambda kind: issubclass(kind, nn.Module))
     live = [each for each in gc.get_objects() if is_module(type(each)) and "_parameters" in vars(each)]
     return {id(parameter) for module in live for parameter in vars(module)["_parameters"].values()}

@@ -96,7 +96,7 @@ def find_stages(model: PreTrainedModel, batch: Batch, groups: Sequence[PrunableG
     with ExitStack() as stack:
         for path in list_blocks(model):
 
-            def record(module: nn.Module, args: tuple, output: Any, path: str = path) -> None:
+            def record(module: nn.Module, args: Any, output: Any, path: str = path) -> None:
                 calls.append(path)
                 lengths[path] = len(output) if isinstance(output, tuple) else 0
 
@@ -116,9 +116,9 @@ def find_stages(model: PreTrainedModel, batch: Batch, groups: Sequence[PrunableG
 
 def start_stream(model: PreTrainedModel, batch: Batch, number: int) -> Stream:
     """Runs a model up to its first block. `number` is that of the batch's first example among all."""
-    caught: list[tuple] = []
+    caught: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
-    def catch(module: nn.Module, arguments: tuple, keywords: dict) -> None:
+    def catch(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         caught.append((arguments, dict(keywords)))
         raise _Stop
 
@@ -153,9 +153,10 @@ def _residuals(model: PreTrainedModel, groups: Sequence[PrunableGroup]) -> Itera
     with ExitStack() as stack:
         for group in groups:
 
-            def keep(module: nn.Module, args: tuple, keywords: dict, name: str = group.name) -> None:
+            def keep(module: nn.Module, args: tuple[Tensor, ...], keywords: Any, name: str = group.name) -> None:
                 streams[name].append(args[0])
 
+            assert group.residual is not None  # `find_groups` names it
             stack.callback(_hook(model.get_submodule(group.residual), keep, pre=True).remove)
         yield streams
 
@@ -189,8 +190,8 @@ def select_read_tokens(
             # At random, so that nothing cancels (the sum of what leaves a norm is constant).
             generator = torch.Generator("cpu").manual_seed(0)
             draws = [torch.rand(v.shape[-1], generator=generator, device="cpu").to(v) for v in values]
-            total = sum((v @ draw).sum() for v, draw in zip(values, draws))
-            read = torch.autograd.grad(total, hidden)[0].abs().sum(-1) > 0 if values else stream.mask
+            sums = [(v @ draw).sum() for v, draw in zip(values, draws)]
+            read = torch.autograd.grad(sums, hidden)[0].abs().sum(-1) > 0 if values else stream.mask
         real = read & stream.mask
         if torch.equal(real, stream.mask) and (real.sum(1) > 1).any():
             return  # all are read, and so it is in the other batches
@@ -222,7 +223,7 @@ def inputs_of(
     `(batch, calls * tokens, hidden size)`; calls stand side by side."""
     seen: list[Tensor] = []
 
-    def catch(module: nn.Module, arguments: tuple[Tensor, ...], keywords: dict) -> None:
+    def catch(module: nn.Module, arguments: tuple[Tensor, ...], keywords: Any) -> None:
         seen.append(arguments[0])
         if len(seen) == calls:
             raise _Stop

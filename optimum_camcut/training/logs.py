@@ -28,9 +28,9 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from ..architectures.groups import PrunableGroup
 from ..config import PruningConfig
-from ..planning.allocation import remaining_budget
-from ..planning.latency import LatencyTable
+from ..planning.costs import parameters_of, remaining_budget
 from ..planning.plan import PruningPlan
+from ..planning.times import LatencyTable
 from ..reporting.numbers import SPEED
 from ..utils.files import read_json
 
@@ -87,8 +87,8 @@ def cut_figures(
         dense_metrics: what was measured before.
     """
     figures = {
-        "parameters_before": before[0].model_parameters,
-        "parameters": now[0].model_parameters,
+        "parameters_before": parameters_of(before),
+        "parameters": parameters_of(now),
         "sparsity": 1 - remaining_budget(before, now, config, latency),
         **plan.counts(),
         **{f"dense_{name}": value for name, value in dense_metrics.items() if not name.endswith(SPEED)},

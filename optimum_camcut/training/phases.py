@@ -24,8 +24,9 @@ from transformers import TrainingArguments, set_seed
 
 from ..architectures.groups import PrunableGroup
 from ..config import PruningConfig
-from ..planning.allocation import remaining_budget, removed_by
-from ..planning.latency import LatencyTable
+from ..planning.allocation import removed_by
+from ..planning.costs import parameters_of, remaining_budget
+from ..planning.times import LatencyTable
 
 
 # Folders in output_dir for the checkpoints of earlier phases. `Trainer.push_to_hub` leaves out what begins with "_".
@@ -66,7 +67,7 @@ def round_config(
         sparsity = 1 - (1 - config.sparsity * done) / left
         return dataclasses.replace(config, sparsity=max(sparsity, 1e-9))  # rounding to layers may be ahead
     assert config.compression is not None, "a config has one of both"
-    left = now[0].model_parameters / before[0].model_parameters
+    left = parameters_of(now) / parameters_of(before)
     compression = left / (1 - (1 - 1 / config.compression) * done)
     return dataclasses.replace(config, compression=max(compression, 1 + 1e-9))
 

@@ -24,8 +24,9 @@ from typing import Any
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..config import CONFIG_NAME, PruningConfig, differences
+from ..config import CONFIG_NAME, PruningConfig
 from ..planning.plan import PLAN_NAME
+from ..utils.fields import differences
 from ..utils.files import read_json
 from .phases import DENSE
 from .progress import has_scores

@@ -22,8 +22,8 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from ..architectures.groups import PrunableGroup
-from ..planning.latency import LatencyTable
 from ..planning.plan import PruningPlan
+from ..planning.times import LatencyTable
 from ..scoring.loop import Scores
 from .evaluations import Evaluations
 from .run_report import RunReport

@@ -29,9 +29,10 @@ from ..architectures.groups import WEIGHTS, PrunableGroup
 from ..checkpoints.places import Place
 from ..config import PruningConfig
 from ..planning.allocation import make_plan
-from ..planning.latency import LatencyTable, device_name
+from ..planning.latency import device_name
 from ..planning.measure import LatencyResult, longest_input, measure_latency
 from ..planning.plan import PruningPlan, plan_of
+from ..planning.times import LatencyTable
 from ..planning.twin import dense_twin
 from ..reporting.numbers import Metrics
 from ..reporting.report import REPORT_NAME, check_libraries, render_report

@@ -53,7 +53,7 @@ def push(
     token: bool | str | None,
     revision: str | None,
     create_pr: bool,
-    replaced: re.Pattern | None = None,
+    replaced: re.Pattern[str] | None = None,
 ) -> str:
     """Uploads the files in a folder in one commit; subfolders, and names that begin with `.` or `_`, stay behind.
 
@@ -71,8 +71,10 @@ def push(
     api = HfApi(token=token)
     paths = [path for path in sorted(Path(folder).iterdir()) if path.is_file() and path.name[0] not in "._"]
     names = {path.name for path in paths}
-    there = api.list_repo_files(repo_id, revision=None if create_pr else revision) if replaced is not None else []
-    gone = [name for name in there if replaced.fullmatch(name) and name not in names]
+    gone: list[str] = []
+    if replaced is not None:
+        there = api.list_repo_files(repo_id, revision=None if create_pr else revision)
+        gone = [name for name in there if replaced.fullmatch(name) and name not in names]
     return api.create_commit(
         repo_id,
         [

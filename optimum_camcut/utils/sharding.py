@@ -86,7 +86,11 @@ def whole(tensor: Tensor) -> Tensor:
         return tensor
     from torch.distributed.tensor import DTensor
 
-    return tensor.to(tensor.device_mesh.device_type).full_tensor() if isinstance(tensor, DTensor) else tensor
+    if not isinstance(tensor, DTensor):
+        return tensor
+    moved = tensor.to(tensor.device_mesh.device_type)
+    assert isinstance(moved, DTensor)  # as what was moved
+    return moved.full_tensor()
 
 
 def reshard(model: nn.Module) -> None:
@@ -143,7 +147,7 @@ def _skeleton(model: PreTrainedModel) -> PreTrainedModel:
     """A model of the same class, config and shapes, its values still to come."""
     from torch.distributed.fsdp import FSDPModule
 
-    plain = next(cls for cls in type(model).__mro__ if not issubclass(cls, FSDPModule))
+    plain: type[PreTrainedModel] = next(cls for cls in type(model).__mro__ if not issubclass(cls, FSDPModule))
     # transformers 4 cuts heads by itself as it builds, which fails without storage.
     native = transformers.__version__.startswith("4.") and getattr(model.config, "pruned_heads", None)
     try:

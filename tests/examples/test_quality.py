@@ -26,7 +26,7 @@ from scripts import run_script
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
 
 from optimum_camcut import PruningConfig, apply_plan, find_groups, make_plan, reconstruct, score_groups
-from optimum_camcut.planning.allocation import remaining_budget
+from optimum_camcut.planning.costs import remaining_budget
 from optimum_camcut.training.sampling import draw_examples
 
 

@@ -40,7 +40,8 @@ from optimum_camcut import (
 )
 from optimum_camcut.architectures.groups import KINDS
 from optimum_camcut.architectures.structure import Slice
-from optimum_camcut.planning.allocation import check_budget, remaining_budget, unit_cost
+from optimum_camcut.planning.allocation import check_budget
+from optimum_camcut.planning.costs import remaining_budget, unit_cost
 from optimum_camcut.planning.latency import _conditions
 from optimum_camcut.planning.measure import count_flops, count_parameters, measure_latency, random_inputs
 

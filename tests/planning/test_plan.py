@@ -35,7 +35,8 @@ from optimum_camcut import (
     reconstruct,
     score_groups,
 )
-from optimum_camcut.planning.allocation import check_budget, remaining_budget, unit_cost
+from optimum_camcut.planning.allocation import check_budget
+from optimum_camcut.planning.costs import remaining_budget, unit_cost
 from optimum_camcut.planning.measure import count_flops, count_parameters
 from optimum_camcut.planning.plan import layer_of
 
