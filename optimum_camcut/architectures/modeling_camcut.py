@@ -23,7 +23,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from itertools import islice
 from typing import Any
 
 import torch
@@ -91,7 +90,7 @@ def list_blocks(model: PreTrainedModel) -> list[str]:
     """Paths of the blocks, in the order of their numbers."""
     *lists, rest = ARCHITECTURES[model.config.model_type].layers.split(".{}")
     base = (f"{path}." if path else "" for path, module in model.named_modules() if module is model.base_model)
-    paths = list(islice(base, 1))  # not all modules: the base is among the first
+    paths = [next(base, "")]  # it is among the first: no need to walk over all
     for part in lists:
         paths = [f"{path}{part}.{name}" for path in paths for name in model.get_submodule(path + part)._modules]
     return [path + rest for path in paths]
@@ -149,8 +148,7 @@ def put(model: PreTrainedModel, stand_ins: Mapping[str, Bypass]) -> None:
     for path, module in stand_ins.items():
         owner, _, name = path.rpartition(".")
         setattr(model.get_submodule(owner), name, module)
-    kinds = layer_types(model)
-    free: dict[tuple[str, str], Iterator[int]] = {}
+    kinds, free = layer_types(model), dict[tuple[str, str], Iterator[int]]()
     for kind, block in zip(kinds, list_blocks(model)) if stand_ins else ():
         for path, module in model.get_submodule(block).named_modules():
             if isinstance(getattr(module, "layer_idx", None), int):

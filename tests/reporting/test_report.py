@@ -438,7 +438,7 @@ def test_the_lines_that_are_shown_load_the_model(tmp_path, monkeypatch):
         model = apply_plan(own(tiny_model("bert").config), plan).eval()
         model.save_pretrained(kind)
         ways += [
-            (".", f"from test_trainer import {own.__name__}\n{code}", kind)
+            (".", f"from trainers import {own.__name__}\n{code}", kind)
             for code in shown_in(tmp_path / kind / "README.md")
         ]
         expected[kind] = model
