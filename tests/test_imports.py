@@ -14,6 +14,7 @@
 """Imports: what importing costs, what is optional, and which way dependencies point."""
 
 import ast
+import functools
 import graphlib
 import os
 import subprocess
@@ -207,11 +208,12 @@ def test_runs_where_optimum_datasets_and_evaluate_are_absent(tmp_path):
 # --- which way imports point ----------------------------------------------------------------------------------------
 
 
+@functools.cache
 def modules():
-    for path in sorted(PACKAGE.rglob("*.py")):
-        parts = path.relative_to(PACKAGE).with_suffix("").parts
-        if parts[:2] != ("commands", "register"):  # a part of optimum's own namespace
-            yield ".".join(part for part in parts if part != "__init__"), path
+    """Name and path of each; without what is a part of optimum's own namespace."""
+    paths = [path for path in sorted(PACKAGE.rglob("*.py")) if "register" not in path.parts]
+    parts = [path.relative_to(PACKAGE).with_suffix("").parts for path in paths]
+    return [(".".join(part for part in each if part != "__init__"), path) for each, path in zip(parts, paths)]
 
 
 def imports(path):
@@ -240,6 +242,7 @@ def inner_imports(module, path):
             yield inner if inner in known else source
 
 
+@functools.cache
 def graph():
     return {name: set(inner_imports(name, path)) for name, path in modules()}
 

@@ -56,7 +56,9 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    "place", [pytest.param(name, marks=[pytest.mark.long] if name in ("dense", "weights") else []) for name in PLACES]
+)
 def test_a_full_disk_ends_training_and_loses_nothing(place, undisturbed, tmp_path):
     folder, expected = undisturbed
     fault, then, message = PLACES[place]

@@ -255,7 +255,7 @@ def run_onnx(path, batch):
         pytest.param("bert", "units", "load_pruned", marks=pytest.mark.long),
         pytest.param("distilbert", "layers", "trust_remote_code", marks=pytest.mark.long),
         ("gpt2", "layers", "load_pruned"),
-        ("llama", "units", "trust_remote_code"),
+        pytest.param("llama", "units", "trust_remote_code", marks=pytest.mark.long),
     ],
 )
 def test_onnx(architecture, cut, loader, saved, tmp_path):

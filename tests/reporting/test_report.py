@@ -555,8 +555,17 @@ def watch_timing(monkeypatch):
     return seen
 
 
-@pytest.mark.parametrize("recovery", ["none", "reconstruct", "finetune"])
-@pytest.mark.parametrize("pruned_before", [False, True])
+@pytest.mark.parametrize(
+    ("recovery", "pruned_before"),
+    [
+        ("none", False),
+        ("reconstruct", True),
+        ("finetune", False),
+        pytest.param("none", True, marks=pytest.mark.long),
+        pytest.param("reconstruct", False, marks=pytest.mark.long),
+        pytest.param("finetune", True, marks=pytest.mark.long),
+    ],
+)
 def test_the_model_is_timed_once_against_the_uncut_one(recovery, pruned_before, tmp_path, monkeypatch):
     """Also if it came pruned, and if no dense model is left. No random state is moved."""
     seen, model, uncut = watch_timing(monkeypatch), tiny_model("bert"), sizes(tiny_model("bert"))

@@ -86,14 +86,14 @@ def make_trainer(folder, config=None, model=None, fsdp=None, **changes):
     return trainer
 
 
-def launch(folder, code, timeout=240):
+def launch(folder, code, *names, timeout=240):
     script = folder / "process.py"
     script.write_text(textwrap.dedent(code))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     environment = {**os.environ, "PYTHONPATH": PATH, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     environment.pop("ACCELERATE_USE_FSDP", None)
     run = subprocess.run(
-        [*launcher, str(script), str(folder)], env=environment, capture_output=True, text=True, timeout=timeout
+        [*launcher, str(script), str(folder), *names], env=environment, capture_output=True, text=True, timeout=timeout
     )
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-6000:]
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
@@ -220,20 +220,26 @@ RUNS = {
     "rebuilt": {"recovery": "reconstruct", "method": "taylor"},
 }
 
+
+def killed(names):
+    """How a run keeps its checkpoints, and the loop and the step in which it is killed."""
+    return [("SHARDED_STATE_DICT", 2, 2), *([("FULL_STATE_DICT", 1, 2)] if len(names) > 1 else [])]
+
+
 TRAINING = """
 import os
 import sys
 import torch
 from accelerate import PartialState
 from models import tiny_batch
-from test_fsdp import RUNS, make_trainer, model_of, pruning, same, start_fsdp_on_the_cpu, weights
+from test_fsdp import RUNS, killed, make_trainer, model_of, pruning, same, start_fsdp_on_the_cpu, weights
 from trainers import Interrupt
 from optimum_camcut.utils.sharding import gather, is_sharded
 
-folder, rank = sys.argv[1], PartialState(cpu=True).process_index
+folder, names, rank = sys.argv[1], sys.argv[2:], PartialState(cpu=True).process_index
 start_fsdp_on_the_cpu()
 results = {}
-for name, changes in RUNS.items():
+for name, changes in [(name, RUNS[name]) for name in names]:
     model, fsdp = model_of(), {}
     if name == "layers":
         # As `from_pretrained` then leaves it, only the first process has read the weights.
@@ -265,7 +271,7 @@ trainer.save_model()
 
 # killed in the dense epoch and in the recovery, with the checkpoints of FSDP whole and in shards
 steps = {"save_strategy": "steps", "save_steps": 1}
-for kind, loop, step in (("FULL_STATE_DICT", 1, 2), ("SHARDED_STATE_DICT", 2, 2)):
+for kind, loop, step in killed(names):
     fsdp = {"state_dict_type": kind, "cpu_ram_efficient_loading": True}
     trainer = make_trainer(f"{folder}/{kind}", pruning(**RUNS["taught"]), fsdp=fsdp, **steps)
     trainer.add_callback(Interrupt(loop, step))
@@ -283,10 +289,11 @@ torch.save(results, f"{folder}/{rank}.pt")
 
 
 @in_two_processes
-def test_dense_epochs_cut_and_recovery(tmp_path):
+@pytest.mark.parametrize("names", [("taught",), pytest.param(tuple(RUNS), marks=pytest.mark.long)])
+def test_dense_epochs_cut_and_recovery(names, tmp_path):
     """Whole runs, against one process that has no FSDP; their checkpoints; and resuming, to the bit."""
-    one, two = launch(tmp_path, TRAINING)
-    for name, changes in RUNS.items():
+    one, two = launch(tmp_path, TRAINING, *names)
+    for name, changes in [(name, RUNS[name]) for name in names]:
         got, other = one[name], two[name]
         assert got["plan"] == other["plan"] and same(got["weights"], other["weights"]), name
         reloaded = load_pruned(tmp_path / name)
@@ -303,7 +310,7 @@ def test_dense_epochs_cut_and_recovery(tmp_path):
     trainer = make_trainer(tmp_path, pruning(allocation="uniform"), model_of(intermediate_size=2))
     assert one["steps"]["plan"] == trainer.prune().to_dict()
     assert load_pruned(tmp_path / "steps").pruning_plan.to_dict() == one["steps"]["plan"]
-    for kind in ("FULL_STATE_DICT", "SHARDED_STATE_DICT"):
+    for kind, *_ in killed(names):
         assert same(weights(load_pruned(tmp_path / kind)), one["taught"]["weights"])
 
 
