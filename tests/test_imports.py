@@ -88,6 +88,7 @@ def run_python(code, *arguments):
 # --- the package ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.once
 def test_importing_the_package_costs_nothing():
     code = """
     import sys
@@ -99,6 +100,7 @@ def test_importing_the_package_costs_nothing():
     assert run_python(code) == "[]"
 
 
+@pytest.mark.once
 def test_the_config_needs_no_torch():
     """So that a command line can answer `--help` and a bad value at once."""
     code = """
@@ -124,6 +126,7 @@ def test_an_unknown_attribute_lists_the_known():
         exec("from optimum_camcut import scoregroups")
 
 
+@pytest.mark.once
 def test_public_names_are_classes_and_functions_in_any_order():
     """A module that had the name of a function would take its place as soon as anything imported it. Each order has a
     process of its own, which has the libraries already."""
@@ -287,6 +290,7 @@ def test_the_check_sees_imports():
     assert {"version", "training.trainer"} <= found[""]  # for type checkers
 
 
+@pytest.mark.once
 def test_short_names_are_the_modules_that_they_stand_for():
     """Public since before there were folders: one table of architectures, whichever way it was imported."""
     code = """
@@ -333,6 +337,7 @@ def test_the_modeling_file_runs_no_text():
     assert not roots & {"importlib", "subprocess", "pickle"} and not any(name.startswith("os.exec") for name in called)
 
 
+@pytest.mark.once
 def test_scoring_methods_need_no_torch_at_import():
     """A new method registers for the command line's help without loading torch."""
     code = """

@@ -118,6 +118,7 @@ def test_what_is_wrong_for_the_model_is_named(architecture, changes, message, mo
         check_architecture(tiny_model(architecture), tiny_batch(), reload=False)
 
 
+@pytest.mark.once
 def test_an_entry_of_the_users_own_is_checked_in_a_new_process_too(monkeypatch):
     monkeypatch.setitem(TABLE, "ernie", dataclasses.replace(BERT, native_pruned_heads=False))
     config = {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 37, "hidden_size": 32}

@@ -224,6 +224,7 @@ def test_an_architecture_of_the_users_own_travels_with_its_checkpoint(python_wit
     assert torch.equal(torch.load(tmp_path / "logits.pt"), expected)
 
 
+@pytest.mark.once
 def test_an_architecture_travels_whenever_it_was_registered(tmp_path):
     """Before all else in a script, as in docs/adding.md, or after other use: every checkpoint has the entry."""
     script = """

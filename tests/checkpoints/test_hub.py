@@ -240,6 +240,7 @@ def test_revisions(hub, client, environment, python_without_package, tmp_path):
 UPLOADING = r"while uploading '(model\.safetensors|pruning_\w+\.png)'"
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(("fault", "seed"), [("upload", 11), ("commit", 12), ("answer", 13)])
 def test_a_connection_that_breaks(fault, seed, hub, client):
     """The repository is as before; only where the answer got lost is it as after. Pushing again succeeds."""
@@ -327,6 +328,7 @@ def test_the_trainer_pushes(hub, client, tmp_path):
     assert f'<td class="number">{pruned}</td>' in page and "load_pruned(&#34;user/trained&#34;)" in page
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("strategy", ["every_save", "checkpoint"])
 def test_every_save_is_whole(strategy, hub, client, tmp_path):
     """Every commit on the way loads, with its plan and card; a checkpoint to resume from is not marked unfinished."""
@@ -432,6 +434,7 @@ def test_heads_that_transformers_4_has_pruned_are_no_plain_checkpoint(tmp_path):
     assert "trust_remote_code=True" in text and "plain transformers checkpoint" not in text
 
 
+@pytest.mark.once
 def test_the_card_of_the_repository_stays(hub, client):
     client(push, "user/mine", 1)
     repository = hub.repositories["user/mine"]

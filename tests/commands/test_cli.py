@@ -201,7 +201,9 @@ def run(python, *arguments, expected=0):
 
 
 def optimum_cli(python, *arguments, expected=0):
-    return run(python, Path(sysconfig.get_path("scripts")) / "optimum-cli", *arguments, expected=expected)
+    script = Path(sysconfig.get_path("scripts")) / "optimum-cli"
+    command = [script] if script.exists() else ["-m", "optimum.commands.optimum_cli"]  # its script is in another environment
+    return run(python, *command, *arguments, expected=expected)
 
 
 @pytest.mark.parametrize("install", ["from_wheel", "from_source"])

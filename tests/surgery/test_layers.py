@@ -755,6 +755,7 @@ def test_a_joint_budget_is_met_or_refused(granularity, allocation):
 # --- scores, rebuilding, training -----------------------------------------------------------------------------------
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("architecture", ["bert", "albert", "gpt2", "llama"])
 @pytest.mark.parametrize("method", tuple(SCORERS))
 def test_every_method_scores_sublayers(architecture, method):
