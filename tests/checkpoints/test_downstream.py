@@ -288,7 +288,7 @@ def test_onnx_of_a_layer_without_heads(attention, tmp_path):
 
 
 @pytest.mark.skipif(MAJOR < 5, reason="attention without heads does not run in transformers 4")
-@pytest.mark.parametrize("architecture", ["bert", "llama"])
+@pytest.mark.parametrize("architecture", [pytest.param("bert", marks=pytest.mark.long), "llama"])
 def test_compile_and_export_of_a_layer_without_heads(architecture, tmp_path):
     model = apply_plan(tiny_model(architecture), PruningPlan({"layer.1.heads": (), "layer.2.neurons": ()}))
     model.save_pretrained(tmp_path)

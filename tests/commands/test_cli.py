@@ -202,7 +202,9 @@ def run(python, *arguments, expected=0):
 
 def optimum_cli(python, *arguments, expected=0):
     script = Path(sysconfig.get_path("scripts")) / "optimum-cli"
-    command = [script] if script.exists() else ["-m", "optimum.commands.optimum_cli"]  # its script is in another environment
+    command = (
+        [script] if script.exists() else ["-m", "optimum.commands.optimum_cli"]
+    )  # its script is in another environment
     return run(python, *command, *arguments, expected=expected)
 
 

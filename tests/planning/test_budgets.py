@@ -411,12 +411,19 @@ def test_a_table_prints():
 # --- measured -------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def two_rounds(monkeypatch):
+    """Of timing: for what does not depend on how exact it is."""
+    monkeypatch.setattr("optimum_camcut.planning.latency.ROUNDS", 2)
+
+
 def config_of(**changes):
     return PruningConfig(
         **{"sparsity": 0.3, "budget": "latency", "latency_batch_size": 2, "sequence_length": 8, **changes}
     )
 
 
+@pytest.mark.usefixtures("two_rounds")
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture_is_measured(architecture, tmp_path):
     model = tiny_model(architecture)
@@ -465,6 +472,7 @@ def test_what_a_table_is_kept_by(monkeypatch):
     assert len({json.dumps(key) for key in keys}) == len(keys) == 11
 
 
+@pytest.mark.usefixtures("two_rounds")
 def test_measuring_once(tmp_path, caplog):
     """The second time the file is read, unless what it depends on is different, or it is broken."""
     model, config = tiny_model("bert"), config_of()
@@ -484,6 +492,7 @@ def test_measuring_once(tmp_path, caplog):
     assert "cannot be used, and is measured again" in caplog.text
 
 
+@pytest.mark.usefixtures("two_rounds")
 def test_where_tables_are_kept(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("CAMCUT_CACHE", str(tmp_path / "own"))
     table = latency_table(tiny_model("bert"), config_of(), disable_tqdm=True)
@@ -494,6 +503,7 @@ def test_where_tables_are_kept(tmp_path, monkeypatch, caplog):
     assert "the latency table could not be kept for the next time" in caplog.text
 
 
+@pytest.mark.usefixtures("two_rounds")
 def test_sizes_are_measured_as_plans_will_have_them(tmp_path):
     model = tiny_model("bert", intermediate_size=256)
     by_eight = latency_table(model, config_of(multiple_of=8), cache_dir=tmp_path, disable_tqdm=True)
@@ -544,6 +554,7 @@ def hand_made_for(trainer, **changes):
     return groups
 
 
+@pytest.mark.usefixtures("two_rounds")
 @pytest.mark.parametrize("rounds", [1, 2])
 @pytest.mark.parametrize("recovery", ["none", "reconstruct", "finetune"])
 def test_the_trainer_arrives_at_the_time(recovery, rounds, tmp_path):
@@ -564,6 +575,7 @@ def test_the_trainer_refuses_a_time_that_cannot_be_reached_before_it_scores(tmp_
     assert trainer.scores is None and trainer.pruning_plan is None
 
 
+@pytest.mark.usefixtures("two_rounds")
 def test_the_trainer_measures_by_itself_and_resumes(tmp_path, monkeypatch):
     """Interrupted in its recovery, it reads the same table and ends with the same weights."""
     monkeypatch.setenv("CAMCUT_CACHE", str(tmp_path / "cache"))

@@ -192,6 +192,7 @@ for name in few:
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the address space of a process")
 def test_real_lack_of_memory():
     """256 sequences of 512 tokens in a process that may take 300 MB more."""

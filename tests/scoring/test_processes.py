@@ -13,6 +13,7 @@
 # limitations under the License.
 """Any number of processes: the same scores and plans."""
 
+import functools
 import json
 
 import pytest
@@ -117,24 +118,29 @@ def score_and_evaluate_ignored(folder):
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """Number of processes -> what each of them found."""
-    folder, found = tmp_path_factory.mktemp("processes"), {}
-    for number in (1, 2, 3, 4):
+    """For a number of processes, what each of them found."""
+    folder = tmp_path_factory.mktemp("processes")
+
+    @functools.cache
+    def run(number):
         for worker in together(number, score_all, str(folder)):
             code, output = worker.end(200)
             assert code == 0, output
         names = [folder / f"{number}-{index}" for index in range(number)]
-        found[number] = [
+        return [
             (load_file(f"{name}.safetensors"), json.loads(name.with_suffix(".json").read_text())) for name in names
         ]
-    return found
+
+    return run
 
 
-@pytest.mark.parametrize("number", [2, 3, 4])
+@pytest.mark.parametrize(
+    "number", [pytest.param(2, marks=pytest.mark.long), 3, pytest.param(4, marks=pytest.mark.long)]
+)
 def test_the_same_scores_and_plans(results, number):
-    [(scores, plans)] = results[1]
+    [(scores, plans)] = results(1)
     assert len(plans) == 2 * len(CASES) + 2
-    for found, planned in results[number]:
+    for found, planned in results(number):
         assert planned == plans
         assert found.keys() == scores.keys()
         for name, values in found.items():
@@ -144,7 +150,7 @@ def test_the_same_scores_and_plans(results, number):
 
 def test_the_methods_differ(results):
     """So that equal results do not come from comparing nothing."""
-    [(_, plans)] = results[1]
+    [(_, plans)] = results(1)
     for length in LENGTHS:
         of_units = [json.dumps(plans[f"{length} heads+neurons-{method}"]) for method in SCORERS]
         assert len(set(of_units)) >= len(of_units) - 1  # taylor and fisher agree on one batch
