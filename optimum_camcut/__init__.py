@@ -84,7 +84,30 @@ _SHORT = {
 hand_in("checkpoint_class", f"{__name__}.checkpoints.checkpoint")
 hand_in("write_card", f"{__name__}.reporting.card")
 
-__all__ = ["__version__", *_MODULES]
+__all__ = [
+    "__version__",
+    "CamCutTrainer",
+    "Comparison",
+    "LatencyTable",
+    "MaskOverlap",
+    "PrunableGroup",
+    "PruningConfig",
+    "PruningPlan",
+    "apply_plan",
+    "check_architecture",
+    "compare",
+    "distillation_loss",
+    "find_groups",
+    "hold_masks",
+    "latency_table",
+    "load_pruned",
+    "make_plan",
+    "mask_iou",
+    "prune_heads",
+    "reconstruct",
+    "reconstruct_all",
+    "score_groups",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -18,10 +18,10 @@ from __future__ import annotations
 import dataclasses
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .methods import SCORERS, WEIGHT_SCORERS, get_scorer, scorers_of
 from .utils.fields import check_fields, check_value, numbers_in
@@ -30,6 +30,13 @@ from .utils.hub import make_repo, push
 
 
 CONFIG_NAME = "pruning_config.json"
+
+# What the two fields take, and hold as tuples. `HfArgumentParser` reads the types of fields, and knows lists alone.
+if TYPE_CHECKING:
+    Kinds: TypeAlias = Sequence[str]  # a text is one, too
+    Entries: TypeAlias = Iterable[str | int] | None
+else:
+    Kinds, Entries = list[str], list[str] | None
 
 CHOICES = {
     "granularity": ("heads", "neurons", "layers", "weights"),
@@ -112,7 +119,7 @@ class PruningConfig:
         default="smooth_cut",
         metadata={"help": f"How units are scored: {', '.join(dict.fromkeys([*SCORERS, *WEIGHT_SCORERS]))}."},
     )
-    granularity: list[str] = field(
+    granularity: Kinds = field(
         default_factory=lambda: ["heads", "neurons"],
         metadata={"help": "What is removed: heads, neurons, layers or several; or single weights."},
     )
@@ -149,14 +156,13 @@ class PruningConfig:
     )
     latency_batch_size: int = field(default=8, metadata={"help": "Examples at once for the budget latency."})
     seed: int = field(default=0, metadata={"help": "Draws the scoring examples and the noise."})
-    exclude: list[str] | None = field(
+    exclude: Entries = field(
         default=None,
         metadata={"help": "What stays whole: numbers of layers, and patterns of group names ('*.heads')."},
     )
 
     def __post_init__(self) -> None:
-        kinds = self._read_granularity()
-        self.granularity = kinds  # type: ignore[assignment]  # `HfArgumentParser` knows lists alone
+        self.granularity = kinds = self._read_granularity()
         for name, default in (PAPER_NOISE if "weights" in kinds else NOISE).items():
             if getattr(self, name) is None:
                 setattr(self, name, default)
@@ -165,7 +171,7 @@ class PruningConfig:
         self._check_method()
         self._check_amounts()
         self.min_units = self._read_min_units()
-        self.exclude = self._read_exclude()  # type: ignore[assignment]  # as above
+        self.exclude = self._read_exclude()
         self._check_numbers()
         self._check_recovery()
         if (self.sparsity is None) == (self.compression is None):
@@ -236,19 +242,16 @@ class PruningConfig:
         if self.rewind and self.dense_epochs == 0:
             raise ValueError("rewind=True returns to the weights before the dense epochs; set dense_epochs above 0")
         if self.rebuilds and "weights" in self.granularity:
-            raise ValueError(
-                f"recovery={self.recovery!r} is for units; after masking single weights use 'finetune' or 'none'"
-            )
+            use = "after masking single weights use 'finetune' or 'none'"
+            raise ValueError(f"recovery={self.recovery!r} is for units; {use}")
         if self.rewind and self.rebuilds and self.finetunes:
             raise ValueError(
                 "rewind=True trains the initial weights again, which a rebuild would change first; use "
                 f"recovery='finetune', got {self.recovery!r}"
             )
         if self.distill_weight > 0 and not self.finetunes:
-            raise ValueError(
-                "distill_weight applies to recovery='finetune' and 'reconstruct+finetune', got "
-                f"recovery={self.recovery!r}"
-            )
+            expected = "recovery='finetune' and 'reconstruct+finetune'"
+            raise ValueError(f"distill_weight applies to {expected}, got recovery={self.recovery!r}")
 
     def _check_choice(self, name: str, values: Iterable[Any]) -> None:
         for value in values:
@@ -286,11 +289,12 @@ class PruningConfig:
         if isinstance(given, Set):
             given = sorted(given, key=str)  # texts come in another order in every process
         several = isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping)
-        entries: tuple[Any, ...]
-        try:
-            entries = tuple(given) if several else () if given is None else (given,)
-        except TypeError:  # a tensor of one number says that it can be iterated over
-            several, entries = False, (given,)
+        entries: tuple[Any, ...] = () if given is None else (given,)
+        if several:
+            try:
+                entries = tuple(given)
+            except TypeError:  # a tensor of one number says that it can be iterated over
+                several = False
         if not all(type(entry) is int or (isinstance(entry, str) and entry.strip()) for entry in entries):
             raise ValueError(
                 "exclude should be a list of layer numbers and patterns of group names, such as [0, '*.heads']; got "
@@ -301,6 +305,11 @@ class PruningConfig:
             if re.fullmatch(r"-\d+", text):
                 raise ValueError(f"exclude numbers layers from 0, so that the last of 12 is 11; got {text}")
         return texts or None
+
+    @property
+    def left_whole(self) -> tuple[str, ...]:
+        """What `exclude` names, as texts."""
+        return tuple(map(str, self.exclude or ()))
 
     def least_units(self, kind: str) -> int:
         """What `min_units` says of a kind."""
@@ -327,8 +336,8 @@ class PruningConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON types."""
-        exclude = None if self.exclude is None else list(self.exclude)
-        return {**dataclasses.asdict(self), "granularity": list(self.granularity), "exclude": exclude}
+        lists = {"granularity": list(self.granularity), "exclude": list(self.left_whole) or None}
+        return dataclasses.asdict(self) | lists
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> PruningConfig:

@@ -20,6 +20,7 @@ from places import REPOSITORY
 
 
 FILES = sorted((REPOSITORY / "optimum_camcut").rglob("*.py"))
+FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 LINES, OF_A_FUNCTION, METHODS = 400, 60, 20
 
 
@@ -33,12 +34,12 @@ def lines_of(function):
 def test_short(path):
     text = path.read_text(encoding="utf-8")
     nodes = list(ast.walk(ast.parse(text)))
-    functions = {node.name: lines_of(node) for node in nodes if isinstance(node, ast.FunctionDef)}
-    methods = {
-        node.name: sum(isinstance(each, ast.FunctionDef) for each in node.body)
+    functions = [(node.name, node.lineno, lines_of(node)) for node in nodes if isinstance(node, FUNCTION)]
+    methods = [
+        (node.name, node.lineno, sum(isinstance(each, FUNCTION) for each in node.body))
         for node in nodes
         if isinstance(node, ast.ClassDef)
-    }
+    ]
     assert text.count("\n") <= LINES
-    assert not {name: count for name, count in functions.items() if count > OF_A_FUNCTION}
-    assert not {name: count for name, count in methods.items() if count > METHODS}
+    assert not [each for each in functions if each[-1] > OF_A_FUNCTION]
+    assert not [each for each in methods if each[-1] > METHODS]

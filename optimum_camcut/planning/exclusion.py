@@ -41,7 +41,7 @@ def excluded(groups: Sequence[PrunableGroup], config: PruningConfig) -> set[str]
     """
     units = {part: kind for kind, part in SUBLAYERS.items()}
     found: set[str] = set()
-    for entry in config.exclude or ():
+    for entry in config.left_whole:
         matched = set()
         for g in groups:
             # A sub-layer is one with its heads or neurons: what keeps the former keeps the latter.

@@ -27,7 +27,6 @@ A marker above a block says why it does not run:
 import argparse
 import contextlib
 import functools
-import gc
 import importlib.util
 import re
 import runpy
@@ -296,9 +295,7 @@ def place(stand_ins, tmp_path, monkeypatch):
         monkeypatch.setitem(noise, "smooth_samples", 2)
     monkeypatch.setattr("optimum_camcut.reporting.card.draw_pictures", lambda plan: {})
     before = [(registry, dict(registry)) for registry in (ARCHITECTURES, SCORERS)]  # a page may add to them
-    gc.freeze()  # a cut looks among all objects for what holds the model: not among those of before
     yield folder
-    gc.unfreeze()
     for registry, entries in before:
         registry.clear()
         registry.update(entries)
