@@ -26,6 +26,7 @@ import resource
 import signal
 import socket
 import sys
+import textwrap
 import time
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -100,6 +101,19 @@ def together(number, function, *args):
         port = str(free.getsockname()[1])
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(number)}
     return [Worker(function, *args, **common, RANK=str(n), LOCAL_RANK=str(n)) for n in range(number)]
+
+
+def run_together(number, code, folder, *arguments):
+    """What each of several processes has written that run a script, which finds a folder and more in `sys.argv`."""
+    workers = together(number, _run_script, textwrap.dedent(code), [str(folder), *arguments])
+    for code, output in [worker.end(240) for worker in workers]:
+        assert code == 0, output[-6000:]
+    return [torch.load(Path(folder) / f"{index}.pt", weights_only=False) for index in range(number)]
+
+
+def _run_script(code, arguments):
+    sys.argv[1:] = arguments
+    exec(code, {"__name__": "__main__"})
 
 
 # --- faults ---------------------------------------------------------------------------------------------------------

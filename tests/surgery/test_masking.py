@@ -16,17 +16,12 @@
 import copy
 import json
 import math
-import os
-import subprocess
-import sys
-import textwrap
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 from models import tiny_batch, tiny_model
-from places import PATH
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from trainers import Interrupt
@@ -40,6 +35,7 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
+from workers import run_together
 
 from optimum_camcut import (
     CamCutTrainer,
@@ -824,15 +820,7 @@ torch.save(results, f"{folder}/{rank}.pt")
 
 def test_two_processes(tmp_path):
     """Exact zeros and the same weights on both, and the scores and plan of a single process."""
-    script = tmp_path / "process.py"
-    script.write_text(textwrap.dedent(PROCESS))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    environment = {**os.environ, "PYTHONPATH": PATH, "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(
-        [*launcher, str(script), str(tmp_path)], env=environment, capture_output=True, text=True, timeout=120
-    )
-    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
-    one, two = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    one, two = run_together(2, PROCESS, tmp_path)
     for name in ("adamw", "adversary"):
         assert same(one[name]["weights"], two[name]["weights"]) and one[name]["plan"] == two[name]["plan"]
     for method, scores in one["scores"].items():

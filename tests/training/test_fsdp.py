@@ -13,19 +13,14 @@
 # limitations under the License.
 """FSDP2 in two real processes on the CPU: sharded scoring, the cut, sharding again, checkpoints; and DeepSpeed."""
 
-import os
-import subprocess
-import sys
-import textwrap
-
 import pytest
 import torch
 import transformers
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from models import tiny_batch, tiny_model
-from places import PATH
 from trainers import arguments, examples, same, weights
+from workers import run_together
 
 from optimum_camcut import CamCutTrainer, PruningConfig, find_groups, load_pruned, score_groups
 
@@ -84,19 +79,6 @@ def make_trainer(folder, config=None, model=None, fsdp=None, **changes):
         for start in range(0, len(batch["labels"]), 4)
     ]
     return trainer
-
-
-def launch(folder, code, *names, timeout=240):
-    script = folder / "process.py"
-    script.write_text(textwrap.dedent(code))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    environment = {**os.environ, "PYTHONPATH": PATH, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    environment.pop("ACCELERATE_USE_FSDP", None)
-    run = subprocess.run(
-        [*launcher, str(script), str(folder), *names], env=environment, capture_output=True, text=True, timeout=timeout
-    )
-    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-6000:]
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
 
 
 def assert_close(scores, expected):
@@ -196,7 +178,7 @@ torch.save(results, f"{folder}/{rank}.pt")
 @in_two_processes
 def test_scores_of_shards_are_those_of_the_whole_model(tmp_path):
     """Also from torch's `fully_shard` alone, and where the running sums of an interrupted run differ in length."""
-    one, two = launch(tmp_path, SCORES)
+    one, two = run_together(2, SCORES, tmp_path)
     assert list(one) == ["functions", *METHODS]
     trainer, model = make_trainer(tmp_path, pruning()), model_of()
     for method, scores in one.items():
@@ -292,7 +274,7 @@ torch.save(results, f"{folder}/{rank}.pt")
 @pytest.mark.parametrize("names", [("taught",), pytest.param(tuple(RUNS), marks=pytest.mark.long)])
 def test_dense_epochs_cut_and_recovery(names, tmp_path):
     """Whole runs, against one process that has no FSDP; their checkpoints; and resuming, to the bit."""
-    one, two = launch(tmp_path, TRAINING, *names)
+    one, two = run_together(2, TRAINING, tmp_path, *names)
     for name, changes in [(name, RUNS[name]) for name in names]:
         got, other = one[name], two[name]
         assert got["plan"] == other["plan"] and same(got["weights"], other["weights"]), name
@@ -375,7 +357,7 @@ torch.save({}, f"{folder}/{rank}.pt")
 
 @in_two_processes
 def test_what_fsdp_cannot_do_is_refused_before_anything_happens(tmp_path):
-    assert launch(tmp_path, REFUSALS) == [{}, {}]  # what both write at their end
+    assert run_together(2, REFUSALS, tmp_path) == [{}, {}]  # what both write at their end
 
 
 def test_deepspeed_is_refused(tmp_path):
