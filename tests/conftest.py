@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from environments import make_environment
+from environments import Python, make_environment
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the Hub
@@ -126,3 +126,10 @@ def glue_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def python_without_package(tmp_path_factory):
     return make_environment(tmp_path_factory.mktemp("environment"))
+
+
+@pytest.fixture(scope="session")
+def without_package(python_without_package):
+    process = Python(python_without_package)
+    yield process
+    process.end()

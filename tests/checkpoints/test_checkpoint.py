@@ -65,7 +65,7 @@ def test_reload_is_bit_identical(architecture, dtype, tmp_path):
     ]
 
 
-def test_loads_without_the_package(python_without_package, tmp_path):
+def test_loads_without_the_package(without_package, tmp_path):
     """A process that cannot import the package gives the same bits, through the auto classes of transformers."""
     expected = {}
     for architecture in ARCHITECTURES:
@@ -99,10 +99,7 @@ def test_loads_without_the_package(python_without_package, tmp_path):
             assert torch.equal(again(**batch).logits, results[folder.name])
         torch.save(results, root / "results.pt")
     """
-    run = subprocess.run(
-        [python_without_package, "-c", textwrap.dedent(script), tmp_path], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
+    without_package.run(script, tmp_path, str(tmp_path))
     results = torch.load(tmp_path / "results.pt")
     assert set(results) == set(expected)
     for name in expected:
@@ -194,7 +191,7 @@ def test_heads_pruned_by_transformers_4_load(tmp_path):
     assert reloaded.pruning_plan.keep == model.pruning_plan.keep
 
 
-def test_an_architecture_of_the_users_own_travels_with_its_checkpoint(python_without_package, tmp_path):
+def test_an_architecture_of_the_users_own_travels_with_its_checkpoint(without_package, tmp_path):
     """An entry that was added at run time is written into the stand-alone file, and needs nothing else to load."""
     name = "xlm-roberta-xl"
     assert name not in TABLE
@@ -219,8 +216,7 @@ def test_an_architecture_of_the_users_own_travels_with_its_checkpoint(python_wit
         "m = A.from_pretrained('model', trust_remote_code=True);"
         "torch.save(m(**torch.load('batch.pt')).logits.detach(), 'logits.pt')"
     )
-    run = subprocess.run([python_without_package, "-c", script], cwd=tmp_path, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-3000:]
+    without_package.run(script, tmp_path)
     assert torch.equal(torch.load(tmp_path / "logits.pt"), expected)
 
 

@@ -14,7 +14,6 @@
 """Parts of composite models, cut on their own: whatever holds them saves and loads what that takes."""
 
 import json
-import subprocess
 
 import pytest
 import torch
@@ -81,7 +80,7 @@ def test_both_parts_are_cut_saved_loaded_and_cut_again(decoder, tmp_path):
     assert load_pruned(tmp_path / "part").pruning_plan.keep == loaded.encoder.pruning_plan.keep
 
 
-def test_parts_load_without_the_package(python_without_package, tmp_path):
+def test_parts_load_without_the_package(without_package, tmp_path):
     model = encoder_decoder()
     apply_plan(model.encoder, HEADS)
     apply_plan(model.decoder, PruningPlan({"layer.2.attention": [], "layer.0.neurons": [3]}))
@@ -93,8 +92,7 @@ def test_parts_load_without_the_package(python_without_package, tmp_path):
         "m.save_pretrained('again')"
     )
     torch.save(tiny_batch()["input_ids"], tmp_path / "ids.pt")
-    run = subprocess.run([python_without_package, "-c", script], cwd=tmp_path, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-3000:]
+    without_package.run(script, tmp_path)
     assert torch.equal(torch.load(tmp_path / "logits.pt"), logits(model))
     again = load_pruned(tmp_path / "again")
     assert torch.equal(logits(again), logits(model))

@@ -21,13 +21,13 @@ import copy
 import json
 import os
 import shutil
-import subprocess
 import textwrap
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from environments import Python
 from models import ARCHITECTURES, even_plan, kinds_of, outputs, random_plan, tiny_batch, tiny_config, tiny_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -156,34 +156,27 @@ def other():
     python = os.environ.get("CAMCUT_OTHER_PYTHON")
     if not python:
         pytest.skip("CAMCUT_OTHER_PYTHON should name the Python of an environment with another transformers")
-    before = """
+    before = textwrap.dedent("""
         import sys
         from pathlib import Path
         import torch, transformers
         from transformers import AutoModelForSequenceClassification as Auto
-        torch.set_num_threads(1)
         folder, version = Path(sys.argv[1]), sys.argv[2]
         assert {version[:2], transformers.__version__[:2]} == {"4.", "5."}
         batch = torch.load(folder / "batch.pt")
         def logits(model):
             with torch.no_grad():
                 return model.eval()(**batch).logits
-    """
+    """)
+    process = Python(python, PYTHONPATH=str(ROOT), HF_HUB_OFFLINE="1")
 
     def run(script, folder):
         torch.save(tiny_batch(labels=False), folder / "batch.pt")
-        code = f"{textwrap.dedent(before)}\n{textwrap.dedent(script)}"
-        done = subprocess.run(
-            [python, "-c", code, str(folder), transformers.__version__],
-            capture_output=True,
-            text=True,
-            cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
-        )
-        assert done.returncode == 0, f"{python}: {done.stderr[-3000:]}"
+        process.run(before + textwrap.dedent(script), folder, str(folder), transformers.__version__)
         return torch.load(folder / "results.pt") if (folder / "results.pt").exists() else None
 
-    return run
+    yield run
+    process.end()
 
 
 def check_same(got, expected, name):
