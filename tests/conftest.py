@@ -14,11 +14,13 @@
 import gc
 import os
 import random
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from environments import Python, make_environment
+from places import PATH
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the Hub
@@ -126,6 +128,14 @@ def glue_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def python_without_package(tmp_path_factory):
     return make_environment(tmp_path_factory.mktemp("environment"))
+
+
+@pytest.fixture(scope="session")
+def fresh_python():
+    """For what should start without this package in `sys.modules`; it finds the package, and what is in `tests`."""
+    process = Python(sys.executable, PYTHONPATH=PATH)
+    yield process
+    process.end()
 
 
 @pytest.fixture(scope="session")

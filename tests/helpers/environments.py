@@ -41,8 +41,8 @@ class Python:
 
     SERVER = """
 import json, os, sys, traceback
-import torch
-from transformers import AutoModelForSequenceClassification, BertForSequenceClassification, pytorch_utils
+import accelerate, torch, transformers.trainer
+from transformers import AutoModelForSequenceClassification, BertForSequenceClassification
 torch.set_num_threads(1)
 for line in sys.stdin:
     code, arguments, folder, output = json.loads(line)
