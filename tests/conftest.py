@@ -25,6 +25,16 @@ from places import PATH
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the Hub
 torch.set_num_threads(1)  # workers share the cores
+SAME_AS_ROBERTA = ("xlm-roberta", "camembert")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of architectures that are the same code by another name, one is enough for `make test`."""
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        if callspec is not None and callspec.params.get("architecture") in SAME_AS_ROBERTA:
+            item.add_marker(pytest.mark.long)
 
 
 def pytest_collection_finish() -> None:
