@@ -84,7 +84,7 @@ def check_architecture(model: PreTrainedModel, batch: Mapping[str, Any], *, relo
         raise ValueError("check_architecture takes a model that was not cut; load or make it anew")
     with torch.no_grad():
         check_paths(model, entry)
-        batch = {name: value for name, value in batch.items() if not name.startswith("label")}
+        batch = {name: _not_a_pair(value) for name, value in batch.items() if not name.startswith("label")}
         dense = copy.deepcopy(model).float().eval()
         with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
             torch.manual_seed(0)
@@ -109,6 +109,11 @@ def check_architecture(model: PreTrainedModel, batch: Mapping[str, Any], *, relo
                 cut = _cut(dense, {**keep, f"layer.{last}.attention": [], f"layer.{last}.feed_forward": []}, "bypass")
         if reload:
             _check_reload(cut, batch)
+
+
+def _not_a_pair(value: Any) -> Any:
+    """With three rows in place of two: blocks would take one tensor of two rows for the pair that attention gives."""
+    return torch.cat([value, value[:1]]) if isinstance(value, Tensor) and value.dim() and len(value) == 2 else value
 
 
 def _check_batch(batch: Any) -> None:
@@ -163,7 +168,8 @@ def _compare(
         ) from error
     what = (
         "misses something: the cut model computes something else than the uncut one with the removed units at zero; "
-        "look for a linear map that is not named, or cut in the wrong way"
+        "look for a linear map that is not named, or cut in the wrong way, and for an attribute that counts units "
+        "(`attributes`, `neuron_attributes`)"
     )
     _check_same(dense, got, expected, field, what)
     if _same(_output(dense, batch), expected):

@@ -172,3 +172,13 @@ def test_layers_of_an_architecture_without_bypass(monkeypatch):
         apply_plan(model, PruningPlan({"layer.0.attention": []}))
     assert apply_plan(model, PruningPlan({"layer.0.heads": [1]})).pruning_plan.keep == {"layer.0.heads": (1,)}
     assert isinstance(TABLE["bert"], Architecture)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_two_rows_do_not_pass_for_a_pair(rows, monkeypatch):
+    """A block of llama unpacks what its attention gives."""
+    entry = TABLE["llama"]
+    attention = {**entry.bypass[0], "self_attn": "zeros"}
+    monkeypatch.setitem(TABLE, "llama", dataclasses.replace(entry, bypass=(attention, entry.bypass[1])))
+    with pytest.raises(ValueError, match=r"bypass\[0\]"):
+        check_architecture(tiny_model("llama"), tiny_batch(rows, labels=False, padding=False), reload=False)
