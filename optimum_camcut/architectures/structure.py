@@ -103,8 +103,9 @@ def check_blocks(model: PreTrainedModel) -> None:
     except AttributeError:
         found = []
     if not found:
-        layers = find_architecture(model).layers
-        raise ValueError(f"{type(model).__name__} has no module at {layers!r}: nothing can be cut in it")
+        layers, base, prefix = find_architecture(model).layers, model.base_model, f"{model.base_model_prefix}."
+        inside = f"; the path begins inside of it, so leave {prefix!r} out" if layers.startswith(prefix) else ""
+        raise ValueError(f"{type(base).__name__} has no module at {layers!r}: nothing can be cut in it{inside}")
 
 
 def find_architecture(model: PreTrainedModel) -> Architecture:

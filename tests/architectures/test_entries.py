@@ -14,6 +14,7 @@
 """Entries of architectures: what is wrong in one is an error that names the entry and the field."""
 
 import dataclasses
+import re
 
 import pytest
 import torch
@@ -182,3 +183,13 @@ def test_two_rows_do_not_pass_for_a_pair(rows, monkeypatch):
     monkeypatch.setitem(TABLE, "llama", dataclasses.replace(entry, bypass=(attention, entry.bypass[1])))
     with pytest.raises(ValueError, match=r"bypass\[0\]"):
         check_architecture(tiny_model("llama"), tiny_batch(rows, labels=False, padding=False), reload=False)
+
+
+def test_the_path_of_the_blocks_begins_inside_the_base_model(monkeypatch):
+    monkeypatch.setitem(TABLE, "llama", dataclasses.replace(TABLE["llama"], layers="model.layers.{}"))
+    message = (
+        "layers is 'model.layers.{}', but LlamaModel has no module at 'model.layers.{}': nothing can be cut in it; "
+    )
+    message += "the path begins inside of it, so leave 'model.' out"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check_architecture(tiny_model("llama"), tiny_batch(labels=False))
