@@ -46,8 +46,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_waits_for_the_disk():
-    """What is written is on the disk when a save is said to be done, which takes milliseconds a file; no test loses
-    power."""
+    """A save waits milliseconds for every file to be on the disk, in case power is lost. No test loses power."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield

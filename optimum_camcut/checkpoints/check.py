@@ -84,7 +84,7 @@ def check_architecture(model: PreTrainedModel, batch: Mapping[str, Any], *, relo
         raise ValueError("check_architecture takes a model that was not cut; load or make it anew")
     with torch.no_grad():
         check_paths(model, entry)
-        batch = {name: _not_a_pair(value) for name, value in batch.items() if not name.startswith("label")}
+        batch = _without_pairs({name: value for name, value in batch.items() if not name.startswith("label")})
         dense = copy.deepcopy(model).float().eval()
         with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
             torch.manual_seed(0)
@@ -111,9 +111,12 @@ def check_architecture(model: PreTrainedModel, batch: Mapping[str, Any], *, relo
             _check_reload(cut, batch)
 
 
-def _not_a_pair(value: Any) -> Any:
-    """With three rows in place of two: blocks would take one tensor of two rows for the pair that attention gives."""
-    return torch.cat([value, value[:1]]) if isinstance(value, Tensor) and value.dim() and len(value) == 2 else value
+def _without_pairs(batch: dict[str, Any]) -> dict[str, Any]:
+    """Three rows in place of two: blocks would take one tensor of two rows for the pair that attention gives."""
+    rows = {name: len(value) for name, value in batch.items() if isinstance(value, Tensor) and value.dim()}
+    if max(rows.values(), default=0) != 2:
+        return batch
+    return {name: torch.cat([value, value[:1]]) if rows.get(name) == 2 else value for name, value in batch.items()}
 
 
 def _check_batch(batch: Any) -> None:

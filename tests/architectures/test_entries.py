@@ -18,7 +18,7 @@ import re
 
 import pytest
 import torch
-from models import ARCHITECTURES, tiny_batch, tiny_model
+from models import ARCHITECTURES, TOKENS, tiny_batch, tiny_model
 
 from optimum_camcut import PruningPlan, apply_plan, check_architecture, find_groups
 from optimum_camcut.architectures.modeling_camcut import ARCHITECTURES as TABLE
@@ -188,8 +188,16 @@ def test_two_rows_do_not_pass_for_a_pair(rows, monkeypatch):
 def test_the_path_of_the_blocks_begins_inside_the_base_model(monkeypatch):
     monkeypatch.setitem(TABLE, "llama", dataclasses.replace(TABLE["llama"], layers="model.layers.{}"))
     message = (
-        "layers is 'model.layers.{}', but LlamaModel has no module at 'model.layers.{}': nothing can be cut in it; "
+        "but LlamaModel has no module at 'model.layers.{}': nothing can be cut in it; the path begins inside of it"
     )
-    message += "the path begins inside of it, so leave 'model.' out"
+    message += ", so leave 'model.' out"
     with pytest.raises(ValueError, match=re.escape(message)):
         check_architecture(tiny_model("llama"), tiny_batch(labels=False))
+
+
+def test_a_tensor_of_two_among_more_rows_stays(monkeypatch):
+    """Rows are repeated where the whole batch has two, not where another input happens to be of that length."""
+    batch = {**tiny_batch(4, labels=False, padding=False), "position_ids": torch.arange(TOKENS)[None]}
+    check_architecture(tiny_model("bert"), batch, reload=False)
+    two = {name: value[:2] for name, value in batch.items()}
+    check_architecture(tiny_model("bert"), two, reload=False)

@@ -13,6 +13,7 @@
 # limitations under the License.
 """Disks that are full, folders that are read-only, and saves that are killed: real files in real processes."""
 
+import os
 import re
 import shutil
 import tempfile
@@ -24,7 +25,7 @@ import workers
 from models import random_plan
 from workers import Worker, digest, last_line, limit_files, small_model
 
-from optimum_camcut import apply_plan, load_pruned
+from optimum_camcut import PruningPlan, apply_plan, load_pruned
 
 
 def snapshot(folder):
@@ -170,3 +171,11 @@ def test_a_killed_save_leaves_the_earlier_one_or_the_new_one(saved, tmp_path):
         assert len(codes) > 3 and new != digest(old) and set(loaded) <= {digest(old), new, None}
         assert loaded == sorted(loaded, key=[digest(old), None, new].index)  # once new, it stays new
         shutil.rmtree(first)
+
+
+def test_a_save_waits_until_its_files_are_on_the_disk(tmp_path, monkeypatch):
+    waited = set()
+    monkeypatch.setattr(os, "fsync", lambda file: waited.add(Path(os.readlink(f"/proc/self/fd/{file}")).name))
+    model = apply_plan(small_model(), PruningPlan({"layer.0.heads": [0]}))
+    model.save_pretrained(tmp_path)
+    assert waited >= {path.name for path in tmp_path.iterdir()} >= {"model.safetensors", "config.json"}

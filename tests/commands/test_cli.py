@@ -201,10 +201,8 @@ def run(python, *arguments, expected=0):
 
 
 def optimum_cli(python, *arguments, expected=0):
-    script = Path(sysconfig.get_path("scripts")) / "optimum-cli"
-    command = (
-        [script] if script.exists() else ["-m", "optimum.commands.optimum_cli"]
-    )  # its script is in another environment
+    script = Path(sysconfig.get_path("scripts")) / "optimum-cli"  # not there if optimum is of another environment
+    command = [script] if script.exists() else ["-m", "optimum.commands.optimum_cli"]
     return run(python, *command, *arguments, expected=expected)
 
 

@@ -316,8 +316,11 @@ def test_the_blocks_run(page, place):
     for name in CHECKPOINTS.get(page.stem, ()):
         given.pruned_model.save_pretrained(name)
         given.tokenizer.save_pretrained(name)
-    for example in document.examples():
+    examples = list(document.examples())
+    for example in examples:
         example.evaluate()
+    blocks = re.findall(r"^[ ]*```(?:python|bash|yaml)$", page.read_text(), re.MULTILINE)
+    assert len(examples) == len(blocks)  # none was overlooked
 
 
 def test_every_block_is_known():

@@ -51,8 +51,9 @@ for line in sys.stdin:
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
         continue
     os.chdir(folder)
+    written = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for number in (1, 2):
-        os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+        os.dup2(written, number)
     sys.argv[1:], status = arguments, 1
     try:
         exec(code, {"__name__": "__main__"})
