@@ -25,8 +25,11 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..utils.files import nearest
-from .modeling_camcut import RECORD, list_blocks
-from .structure import Group, Slice, count_units, find_architecture, kept_heads, linear_map, list_groups
+from .modeling_camcut import RECORD, places_of
+from .recipes import stacks_of
+from .slices import Group, Slice
+from .structure import blocks_of, check_supported, count_units, kept_heads, linear_map, list_blocks, list_groups
+from .table import ARCHITECTURES
 
 
 __all__ = [
@@ -62,6 +65,7 @@ class PrunableGroup(Group):
         units (`Sequence[int]`): index of each present unit in the uncut model. Default: `0 ... size - 1`.
         original_size (`int`): number of units in the uncut model. Default: `size`.
         residual (`str`, *optional*): path of a module whose input is the residual stream that the output is added to.
+        factor (`str`, *optional*): path of a parameter or attribute that the output is multiplied by before.
         unit_parameters (`int`): parameters that go with one unit.
         unit_flops (`int`): FLOPs per token that go with one unit, less the part that grows with the sequence.
         unit_flops_per_position (`int`): that part, per token and position attended to.
@@ -73,6 +77,7 @@ class PrunableGroup(Group):
     units: Sequence[int] = None  # type: ignore[assignment]  # until `__post_init__`
     original_size: int = None  # type: ignore[assignment]  # until `__post_init__`
     residual: str | None = None
+    factor: str | None = None
     unit_parameters: int = 1
     unit_flops: int = 1
     unit_flops_per_position: int = 0
@@ -154,7 +159,7 @@ def below(groups: Sequence[PrunableGroup], path: str) -> list[PrunableGroup]:
     ]
 
 
-def find_groups(model: nn.Module, kinds: Sequence[str] = ("heads", "neurons")) -> list[PrunableGroup]:
+def find_groups(model: nn.Module, kinds: Sequence[str] | None = None) -> list[PrunableGroup]:
     """Lists everything that can be cut in a model: one group a layer and kind, or one a weight matrix and bias.
 
     In architectures with grouped key-value heads (llama) a unit of `"heads"` is a key-value head with all the query
@@ -164,9 +169,10 @@ def find_groups(model: nn.Module, kinds: Sequence[str] = ("heads", "neurons")) -
         model (`PreTrainedModel` or `nn.Module`): a transformers model of a supported architecture, with any task head
             (for `"weights"`, of any architecture), or a module that holds one: the groups are those of the model
             inside.
-        kinds (`Sequence[str]`): which of `"heads"`, `"neurons"` and `"layers"` to list. With `"weights"`, every weight
-            and bias of the linear layers below the task head is a group, named like the parameter; its units are the
-            elements, numbered in row-major order.
+        kinds (`Sequence[str]`, *optional*): which of `"heads"`, `"neurons"` and `"layers"` to list. With `"weights"`,
+            every weight and bias of the linear layers below the task head is a group, named like the parameter; its
+            units are the elements, numbered in row-major order. Default: heads and neurons, if units of that kind can
+            go one by one in this architecture.
 
     Returns:
         `list[PrunableGroup]`: in the order of the layers. In a pruned model, `group.units` holds the original index of
@@ -175,9 +181,11 @@ def find_groups(model: nn.Module, kinds: Sequence[str] = ("heads", "neurons")) -
 
     Raises:
         `TypeError`: `model` neither is a transformers model nor holds exactly one, or it carries an adapter.
-        `ValueError`: an unknown kind, `"layers"` of an architecture whose entry has no `bypass`, an unsupported
-            architecture, or a pruned model that has lost its plan.
+        `ValueError`: an unknown kind, or one that cannot go in this architecture, with the reason; an unsupported
+            architecture; or a pruned model that has lost its plan.
     """
+    if kinds is None:
+        kinds = [kind for kind in possible_kinds(model) if kind != "layers"] or ("heads", "neurons")
     if isinstance(kinds, str):
         kinds = (kinds,)
     unknown = set(kinds) - {*KINDS, WEIGHTS}
@@ -187,11 +195,9 @@ def find_groups(model: nn.Module, kinds: Sequence[str] = ("heads", "neurons")) -
             f"{nearest(min(unknown, default=''), (*KINDS, WEIGHTS))}"
         )
     inner = inner_model(model, adapters=False)
-    if "layers" in kinds and find_architecture(inner).bypass is None:
-        raise ValueError(
-            f"whole sub-layers of {inner.config.model_type!r} cannot go: its entry of ARCHITECTURES has no `bypass`, "
-            "which says what stands in for them; add that, or leave 'layers' out"
-        )
+    if set(kinds) - {WEIGHTS}:
+        check_supported(inner)
+        _check_kinds(inner, kinds)
     groups = _unit_groups(inner) if set(kinds) - {WEIGHTS} else []
     plan = getattr(inner, "pruning_plan", None)
     if plan is None and getattr(inner.config, RECORD, None) is not None:
@@ -214,14 +220,42 @@ def find_groups(model: nn.Module, kinds: Sequence[str] = ("heads", "neurons")) -
 
 
 def possible_kinds(model: nn.Module) -> tuple[str, ...]:
-    """Kinds of units that can go in a model: whole sub-layers only where its architecture says how."""
-    bypass = find_architecture(inner_model(model)).bypass
-    return tuple(kind for kind in KINDS if kind != "layers" or bypass is not None)
+    """Kinds of units that can go in a model: whole sub-layers only where its architecture says how.
+
+    Raises:
+        `ValueError`: the architecture is not in the table.
+    """
+    inner = inner_model(model)
+    check_supported(inner)
+    stacks = stacks_of(inner.config).values()
+    can = {
+        "heads": any((entry.heads or entry.cross_heads) and "heads" not in entry.refused for entry in stacks),
+        "neurons": any(entry.neurons and "neurons" not in entry.refused for entry in stacks),
+        "layers": any(entry.bypass is not None for entry in stacks),
+    }
+    return tuple(kind for kind in KINDS if can[kind])
+
+
+def _check_kinds(model: PreTrainedModel, kinds: Sequence[str]) -> None:
+    """Raises `ValueError` if an architecture does not allow for a kind, and says why, and what can go."""
+    possible, model_type = possible_kinds(model), model.config.model_type
+    for kind in kinds:
+        if kind in possible or kind == WEIGHTS:
+            continue
+        reasons = {"layers": "its entry of ARCHITECTURES has no `bypass`, which says what stands in for them"}
+        for entry in stacks_of(model.config).values():
+            reasons |= entry.refused
+        what = "whole sub-layers" if kind == "layers" else kind
+        because = reasons.get(kind, "its entry of ARCHITECTURES names none")
+        raise ValueError(
+            f"{what} of {model_type!r} cannot go: {because}. Leave {kind!r} out; {' and '.join((*possible, WEIGHTS))} "
+            "can go"
+        )
 
 
 def _unit_groups(model: PreTrainedModel) -> list[PrunableGroup]:
     """Sub-layers that are there, heads and neurons, with their costs."""
-    residual, blocks, groups = find_architecture(model).residual, list_blocks(model), []
+    blocks, groups = {block.name: block for block in blocks_of(model)}, []
     facts = {
         "model_parameters": sum(p.numel() for p in model.parameters()),
         "model_type": model.config.model_type,
@@ -230,21 +264,29 @@ def _unit_groups(model: PreTrainedModel) -> list[PrunableGroup]:
     for group in list_groups(model):
         if not group.slices:
             continue
-        attention = group.name.endswith((".heads", ".attention"))
-        maps = [linear_map(model, piece.module) for piece in group.slices]
-        weights = sum(m.weight.numel() for m in maps)
+        name, _, kind = group.name.rpartition(".")
+        block = blocks[name]
+        part = next(part for part in block.entry.sublayers if kind in (part.kind, part.name))
+        linear = [linear_map(model, piece.module) for piece in group.slices if isinstance(piece.axis, str)]
         if group.bypass:
-            parts = [p for path in group.bypass for p in model.get_submodule(path).parameters()]
+            weights = sum(module.weight.numel() for module in linear)
+            count = sum(p.numel() for path in group.bypass for p in model.get_submodule(path).parameters())
         else:
-            parts = [m.weight for m in maps]
-            parts += [m.bias for m, piece in zip(maps, group.slices) if piece.axis == "out" and m.bias is not None]
+            owned = {  # what one unit owns of each parameter
+                id(tensor): tensor.numel() // max(tensor.shape[place], 1) * sum(piece.maps)
+                for piece in group.slices
+                for module, tensor_name, place in places_of(model, piece.module, piece.axis)
+                if isinstance(tensor := getattr(module, tensor_name), nn.Parameter)
+            }
+            weights, count = sum(owned[id(module.weight)] for module in linear), sum(owned.values())
         groups.append(
             PrunableGroup(
                 **vars(group),
-                residual=f"{blocks[int(group.name.split('.')[1])]}.{residual[not attention]}",
-                unit_parameters=sum(p.numel() for p in parts) // max(group.size, 1),
-                unit_flops=2 * weights // max(group.size, 1),
-                unit_flops_per_position=4 * group.output.width if attention else 0,
+                residual=part.residual and f"{block.path}.{part.residual}",
+                factor=part.factor and f"{block.path}.{part.factor}",
+                unit_parameters=count,
+                unit_flops=2 * weights,
+                unit_flops_per_position=4 * group.output.width if part.kind != "neurons" else 0,
                 **facts,
             )
         )
@@ -275,6 +317,8 @@ def _weight_groups(model: PreTrainedModel, plan: Any) -> list[PrunableGroup]:
         raise ValueError(
             f"{type(model).__name__} has no linear layers below its task head: nothing can be masked in it"
         )
+    several = model.config.model_type in ARCHITECTURES and len(stacks_of(model.config)) > 1
+    layers = len(list_blocks(model)) if several else getattr(model.config, "num_hidden_layers", None)
     masked = {name: plan.keep[name] for name in parameters if plan is not None and name in plan.keep}
     present = sum(p.numel() for p in model.parameters()) - sum(parameters[n].numel() - len(masked[n]) for n in masked)
     return [
@@ -287,7 +331,7 @@ def _weight_groups(model: PreTrainedModel, plan: Any) -> list[PrunableGroup]:
             original_size=parameter.numel(),
             model_parameters=present,
             model_type=model.config.model_type,
-            num_layers=getattr(model.config, "num_hidden_layers", None),
+            num_layers=layers,
         )
         for name, parameter in parameters.items()
     ]

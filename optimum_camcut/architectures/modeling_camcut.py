@@ -14,16 +14,16 @@
 """Loads Transformers that optimum-camcut has pruned, with torch and transformers alone.
 
 `AutoModelFor...from_pretrained(path, trust_remote_code=True)` finds the transformers class of the same name here. It
-builds the model, shrinks its layers to the sizes that `config.json` records, and loads the weights. From the config it
-reads integers only, each checked against the model.
+builds the model, shrinks its layers to the sizes that `config.json` records (integers, each checked), and loads them.
 """
 
 import functools
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
@@ -32,15 +32,16 @@ from torch.overrides import TorchFunctionMode
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from .entry import HEAD, QUERIES, UNIT, Architecture, Cut  # noqa: F401 - public from here
-from .table import ARCHITECTURES
+from .entry import GROUP, HEAD, QUERIES, SUBLAYERS, UNIT, Architecture, Cut  # noqa: F401 - public from here
+from .recipes import recipe_of
+from .table import ARCHITECTURES  # noqa: F401 - public from here
 
 
 RECORD = "camcut_pruning"  # the key of config.json that holds the kept sizes
-SUBLAYERS = {"heads": "attention", "neurons": "feed_forward"}  # kind of unit -> the sub-layer it is part of
 AnyModel: Any = object  # to type checkers, the transformers class that `PrunedModel` is put before
 OTHER_RECORDS: list[Callable[..., dict[str, list[int]]]] = []  # `(config, units by group) -> kept heads by group`
-AFTER_SHRINKING: list[Callable[..., None]] = []  # what some architectures take besides: `(model, sizes by group)`
+BEFORE_CUT: list[Callable[..., None]] = []  # what some architectures take besides: `(model, kept places by group)`
+AFTER_SHRINKING: list[Callable[..., None]] = []  # the same: `(model, sizes by group)`
 
 
 def has_record(config: PretrainedConfig) -> bool:
@@ -63,7 +64,7 @@ def parts_of(model: PreTrainedModel) -> dict[str, PreTrainedModel]:
 
 class Bypass(nn.Module):
     """Stands in for a module of a removed sub-layer: gives its first input, its second where that is the residual
-    stream, or zeros where the result is added to that; with `" pair"`, and None in the place of attention maps.
+    stream, or zeros where the result is added to that; behind these one None in a `" pair"`, two in a `" triple"`.
 
     The one for the output projection keeps its weight with no inputs left: a plain `from_pretrained` then fails with a
     size mismatch, where a missing weight would start at random. It is a buffer, so that nothing tries to train it.
@@ -78,30 +79,58 @@ class Bypass(nn.Module):
         elif weight is not None:
             self.register_buffer("weight", weight)
 
-    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor | tuple[torch.Tensor, None]:
-        what, _, pair = self.gives.partition(" ")
-        result = (*args, *kwargs.values())[1 if what == "residual" else 0]
-        if what == "zeros":
-            result = torch.zeros_like(result)
-        return (result, None) if pair else result
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        what, _, more = self.gives.partition(" ")
+        result = (*args, *kwargs.values())[what == "residual"]
+        result = torch.zeros_like(result) if what == "zeros" else result
+        return (result, *[None] * ("pair", "triple").index(more), None) if more else result
 
 
-def list_blocks(model: PreTrainedModel) -> list[str]:
-    """Paths of the blocks, in the order of their numbers."""
-    *lists, rest = ARCHITECTURES[model.config.model_type].layers.split(".{}")
+def at(module: Any, path: str) -> Any:
+    """A module, parameter or attribute by its path, or None."""
+    for name in path.split(".") if path else ():
+        module = getattr(module, name, None)
+    return module
+
+
+class Block(NamedTuple):
+    """A block: what its groups' names begin with, and by the kind of their units, the sub-layers it has or had."""
+
+    name: str
+    path: str
+    recipe: Mapping[str, Any]
+    parts: Mapping[str, Mapping[str, Any]]
+
+
+def blocks_of(model: PreTrainedModel) -> list[Block]:
+    """The blocks stack by stack, each in the order of their numbers."""
     base = (f"{path}." if path else "" for path, module in model.named_modules() if module is model.base_model)
-    paths = [next(base, "")]  # it is among the first: no need to walk over all
-    for part in lists:
-        paths = [f"{path}{part}.{name}" for path in paths for name in model.get_submodule(path + part)._modules]
-    return [path + rest for path in paths]
+    start, found = next(base, ""), dict[str, Block]()  # it is among the first: no need to walk over all
+    for stack, recipe in recipe_of(model.config).items():
+        paths, kinds = [(start, f"{stack}.layer".lstrip("."))], [kind for kind in SUBLAYERS if kind in recipe]
+        parts = {kind: {"output": recipe[kind].get("cut", {}).get("in", [""])[-1], **recipe[kind]} for kind in kinds}
+        for part in re.split(r"({\w*})", recipe["layers"]):
+            if part.startswith("{"):
+                lists = [(path, name, getattr(at(model, path.rstrip(".")), "_modules", ())) for path, name in paths]
+                inside = [(path + key, name, key) for path, name, keys in lists for key in keys]
+                paths = [(path, f"stage{key}.layer" if part == "{stage}" else name) for path, name, key in inside]
+            else:
+                paths = [(path + part, name) for path, name in paths]
+        for path, name in paths:
+            name = f"{name}.{sum(other.rpartition('.')[0] == name for other in found)}"
+            here = {kind: part for kind, part in parts.items() if at(model, f"{path}.{part['output']}") is not None}
+            found[name] = Block(name, path, recipe, here)
+    return list(found.values())
 
 
-def widths_of(config: PretrainedConfig) -> dict[str, int]:
-    """Features of a unit, by the symbolic width of its cut."""
+def unit_width(model: PreTrainedModel, block: Block, part: Mapping[str, Any]) -> int:
+    """Input features of the output projection for each unit."""
+    config, (kind, _, name) = model.config, part.get("width", "").partition(":")
+    if kind in ("", "at"):  # of heads, the block may say how large they are
+        return at(model, f"{block.path}.{name}") if name else 1
     heads = config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    queries = heads // (getattr(config, "num_key_value_heads", None) or heads)
-    return {UNIT: 1, HEAD: size, QUERIES: size * queries}
+    return size * (heads // (getattr(config, name, None) or heads) if kind == "queries" else 1)
 
 
 def dimension(module: nn.Linear | Conv1D, axis: str) -> int:
@@ -111,16 +140,16 @@ def dimension(module: nn.Linear | Conv1D, axis: str) -> int:
 
 def present_units(model: PreTrainedModel) -> dict[str, int]:
     """Group name -> units now, of the heads and neurons that are there and the sub-layers that can go (1, or 0)."""
-    entry, widths, found = ARCHITECTURES[model.config.model_type], widths_of(model.config), {}
-    for layer, block in enumerate(list_blocks(model)):
-        for (kind, part), paths in zip(SUBLAYERS.items(), entry.bypass or ({}, {})):
-            gone = bool(paths) and all("gives" in vars(model.get_submodule(f"{block}.{path}")) for path in paths)
-            if paths:
-                found[f"layer.{layer}.{part}"] = int(not gone)
-            if not gone:
-                output = getattr(entry, kind)[-1]
-                module = model.get_submodule(f"{block}.{output.module}")
-                found[f"layer.{layer}.{kind}"] = module.weight.shape[dimension(module, "in")] // widths[output.width]
+    found = {}
+    for block in blocks_of(model):
+        for kind, part in block.parts.items():
+            gone = "gone" in part and all("gives" in vars(at(model, f"{block.path}.{path}")) for path in part["gone"])
+            if "gone" in part:
+                found[f"{block.name}.{SUBLAYERS[kind]}"] = int(not gone)
+            if "cut" in part and not gone:
+                output = at(model, f"{block.path}.{part['output']}")
+                inputs = output.weight.shape[dimension(output, "in")]
+                found[f"{block.name}.{kind}"] = inputs // unit_width(model, block, part)
     return found
 
 
@@ -136,31 +165,38 @@ def stand_ins(model: PreTrainedModel, output: str, bypass: Mapping[str, str]) ->
     projection, found = model.get_submodule(output), {}
     weight = projection.weight.detach().narrow(dimension(projection, "in"), 0, 0).clone()
     for path, gives in bypass.items():
-        inside = f"{output}.".startswith(f"{path}.")
-        found[path] = Bypass(gives, *((output[len(path) + 1 :], weight) if inside else ()))
+        inside = (output[len(path) + 1 :], weight) if f"{output}.".startswith(f"{path}.") else ()
+        found[path] = Bypass(gives, *inside)
+        facts = vars(model.get_submodule(path)).items()  # which may be asked for; but it fills no cache
+        vars(found[path]).update({n: f for n, f in facts if isinstance(f, bool | str | int) and n != "layer_idx"})
     return found
 
 
 def put(model: PreTrainedModel, stand_ins: Mapping[str, Bypass]) -> None:
     """Puts stand-ins in their places, and gives each attention module that is left the first free place of its kind in
-    a key-value cache: `config.layer_types` lays out a cache by the blocks of the uncut model, and transformers takes
-    its length and its masks from the first place, and from the first of each kind."""
+    a key-value cache: of each kind, transformers takes the length and the masks from the first place.
+
+    `config.layer_types` lays out a cache by the blocks of the uncut model."""
     for path, module in stand_ins.items():
         owner, _, name = path.rpartition(".")
         setattr(model.get_submodule(owner), name, module)
-    kinds, free = layer_types(model), dict[tuple[str, str], Iterator[int]]()
-    for kind, block in zip(kinds, list_blocks(model)) if stand_ins else ():
-        for path, module in model.get_submodule(block).named_modules():
-            if isinstance(getattr(module, "layer_idx", None), int):
-                of_kind = iter([place for place, other in enumerate(kinds) if other == kind])
-                module.layer_idx = next(free.setdefault((path, kind), of_kind))
+    for blocks in cached_blocks(model) if stand_ins else ():
+        free: dict[tuple[str, str], Iterator[int]] = {}
+        for path, kind in blocks.items():
+            for name, module in model.get_submodule(path).named_modules():
+                if isinstance(getattr(module, "layer_idx", None), int):
+                    of_kind = iter([place for place, other in enumerate(blocks.values()) if other == kind])
+                    module.layer_idx = next(free.setdefault((name, kind), of_kind))
 
 
-def layer_types(model: PreTrainedModel) -> list[str]:
-    """The kind of attention of each block, as a key-value cache has it."""
-    config, number = model.config.get_text_config(decoder=True), len(list_blocks(model))
-    kinds = list(getattr(config, "layer_types", None) or ())
-    return kinds if len(kinds) == number else ["full_attention"] * number
+def cached_blocks(model: PreTrainedModel) -> list[dict[str, str]]:
+    """For each stack, the paths of its blocks with the kind of attention of each, as a key-value cache has it."""
+    stacks = dict[str, list[str]]()
+    kinds = getattr(model.config.get_text_config(decoder=True), "layer_types", None) or ()
+    for block in blocks_of(model):
+        stacks.setdefault(block.name.rpartition(".")[0], []).append(block.path)
+    of_all = ["full_attention"] * sum(map(len, stacks.values()))
+    return [dict(zip(paths, kinds if len(kinds) == len(paths) else of_all)) for paths in stacks.values()]
 
 
 def recorded_sizes(config: PretrainedConfig, units: Mapping[str, int]) -> dict[str, int]:
@@ -178,51 +214,68 @@ def recorded_sizes(config: PretrainedConfig, units: Mapping[str, int]) -> dict[s
     if not isinstance(sizes, dict):
         raise ValueError(f"config.{RECORD} should hold 'sizes', group name -> kept units; it is {record!r:.200}")
     for name, size in sizes.items():
+        layer, _, kind = name.rpartition(".")
         if type(size) is not int or not 0 <= size <= units.get(name, -1):
             known = f"an integer between 0 and {units[name]}" if name in units else f"one of the groups {list(units)}"
             raise ValueError(f"config.{RECORD} records {size!r:.99} units for {name!r}; expected {known}")
-        layer, _, kind = name.rpartition(".")
         if sizes.get(f"{layer}.{SUBLAYERS.get(kind)}") == 0:
             raise ValueError(f"config.{RECORD} records {size} units for {name!r}, whose sub-layer it records as gone")
     if not other.items() <= sizes.items():
-        raise ValueError(
-            f"config.{RECORD} records {sizes}, but config.pruned_heads leaves {other}; restore the config"
-        )
+        raise ValueError(f"config.{RECORD} is {sizes}, but config.pruned_heads leaves {other}; restore the config")
     return sizes
 
 
-def _narrow(module: nn.Linear | Conv1D, axis: str, features: int) -> None:
-    """Keeps so many features of a linear map. Which ones does not matter before the weights are loaded."""
-    places = {"weight": dimension(module, axis), **({"bias": 0} if axis == "out" and module.bias is not None else {})}
-    for name, place in places.items():
-        module._parameters[name] = nn.Parameter(module.get_parameter(name).detach().narrow(place, 0, features).clone())
-    names = ("nx", "nf") if isinstance(module, Conv1D) else ("out_features", "in_features")
-    vars(module).update(zip(names, module.weight.shape))
+def places_of(model: nn.Module, path: str, axis: str | int) -> list[tuple[nn.Module, str, int]]:
+    """What a cut takes features from, if it is there: a module, the name of its parameter or buffer, the dimension."""
+    owner, _, name = path.rpartition(".")
+    module = at(model, path if isinstance(axis, str) else owner)
+    if isinstance(axis, int):
+        return [(module, name, axis)] if getattr(module, name, None) is not None else []
+    bias = axis == "out" and getattr(module, "bias", None) is not None
+    return [(module, "weight", dimension(module, axis)), *([(module, "bias", 0)] * bias)] if module is not None else []
+
+
+def replace_tensor(module: nn.Module, name: str, value: torch.Tensor) -> None:
+    """Puts a smaller parameter or buffer in the place of one, and keeps the sizes of a linear map true."""
+    old = getattr(module, name)
+    store: Any = module._parameters if isinstance(old, nn.Parameter) else module._buffers
+    store[name] = nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value
+    if name == "weight" and isinstance(module, nn.Linear | Conv1D):
+        names = ("nx", "nf") if isinstance(module, Conv1D) else ("out_features", "in_features")
+        vars(module).update(zip(names, value.shape))
 
 
 def shrink(model: PreTrainedModel) -> None:
-    """Shrinks a freshly built model, and the parts of a composite one, to the sizes that their configs record. Does
-    nothing to what is that small already."""
+    """Shrinks a freshly built model and the parts of a composite one to the sizes that their configs record.
+
+    Does nothing to what is that small already."""
     for part in parts_of(model).values():
         shrink(part)
     if not has_record(model.config):
         return
-    config, blocks, units = model.config, list_blocks(model), present_units(model)
-    entry, widths, sizes = ARCHITECTURES[config.model_type], widths_of(config), recorded_sizes(config, units)
-    gone: dict[str, Bypass] = {}
-    for name in [name for name, size in sizes.items() if size < units[name]]:
-        _, layer, kind = name.split(".")
-        block, size = blocks[int(layer)], sizes[name]
-        if kind in SUBLAYERS.values():
-            number = list(SUBLAYERS.values()).index(kind)
-            bypass = {f"{block}.{path}": gives for path, gives in (entry.bypass or ({}, {}))[number].items()}
-            gone |= stand_ins(model, f"{block}.{(entry.heads, entry.neurons)[number][-1].module}", bypass)
+    blocks, units = {block.name: block for block in blocks_of(model)}, present_units(model)
+    sizes, gone = recorded_sizes(model.config, units), dict[str, Bypass]()
+    smaller = {name: size for name, size in sizes.items() if size < units[name]}
+    for prepare in BEFORE_CUT:
+        prepare(model, {name: range(units[name]) for name in smaller})
+    for name, size in smaller.items():
+        start, _, kind = name.rpartition(".")
+        path, parts = f"{blocks[start].path}.", blocks[start].parts
+        if kind not in parts:
+            whole = next(part for unit, part in parts.items() if SUBLAYERS[unit] == kind)
+            gone |= stand_ins(
+                model, path + whole["output"], {path + name: what for name, what in whole["gone"].items()}
+            )
             continue
-        for cut in getattr(entry, kind):
-            _narrow(model.get_submodule(f"{block}.{cut.module}"), cut.axis, cut.blocks * size * widths[cut.width])
-        for path, width in (entry.attributes if kind == "heads" else entry.neuron_attributes).items():
-            owner, _, attribute = path.rpartition(".")
-            setattr(model.get_submodule(f"{block}.{owner}"), attribute, size * widths[width])
+        for axis, each in [(axis, each) for axis, paths in parts[kind]["cut"].items() for each in paths]:
+            rest = parts[kind].get("rest", {}).get(each, 0) * unit_width(model, blocks[start], parts[kind])
+            for module, tensor, place in places_of(model, path + each, axis):
+                value = getattr(module, tensor).detach()
+                kept = (value.shape[place] - rest) // units[name] * size + rest  # which ones does not matter here
+                replace_tensor(module, tensor, value.narrow(place, 0, kept).clone())
+        for owner, _, count in [(path + each).rpartition(".") for each in parts[kind].get("counts", ())]:
+            if hasattr(at(model, owner), count):
+                setattr(at(model, owner), count, getattr(at(model, owner), count) // units[name] * size)
     put(model, gone)
     for finish in AFTER_SHRINKING:
         finish(model, sizes)
@@ -257,14 +310,14 @@ class PrunedModel(AnyModel):
         """As the class's own, but weights of blocks that the files lack are an error: they would start at random."""
         with_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(name_or_path, *args, output_loading_info=True, **kwargs)
-        blocks = tuple(f"{block}." for block in list_blocks(model)) if has_record(model.config) else ()
+        blocks = tuple(f"{block.path}." for block in blocks_of(model)) if has_record(model.config) else ()
         missing = sorted(name for name in info["missing_keys"] if name.startswith(blocks))
         if missing:
             saved = (getattr(model.config, "architectures", None) or [cls.__name__])[0]
             other = f"it was saved as {saved}: load it as that, by `load_pruned(..., model_class={saved})`"
             advice = "take the files anew from where the model was saved" if saved == cls.__name__ else other
-            names = ", ".join(missing[:5])
-            raise ValueError(f"the weights of {name_or_path} lack {names}, which would start at random; {advice}")
+            names = f"the weights of {name_or_path} lack {', '.join(missing[:5])}"
+            raise ValueError(f"{names}, which would start at random; {advice}")
         return (model, info) if with_info else model
 
     def save_pretrained(self, save_directory: str, is_main_process: bool = True, **kwargs: Any) -> None:

@@ -21,7 +21,7 @@ from collections.abc import Mapping
 
 from transformers import PretrainedConfig, PreTrainedModel
 
-from .modeling_camcut import AFTER_SHRINKING, OTHER_RECORDS, list_blocks
+from .modeling_camcut import AFTER_SHRINKING, OTHER_RECORDS, blocks_of
 
 
 def pruned_heads(config: PretrainedConfig, layers: int) -> dict[str, list[int]]:
@@ -30,8 +30,8 @@ def pruned_heads(config: PretrainedConfig, layers: int) -> dict[str, list[int]]:
     Raises:
         `ValueError`: it is not what transformers 4 writes.
     """
-    pruned, total = getattr(config, "pruned_heads", None) or {}, config.num_attention_heads
-    removed: dict[str, list[int]] = {}
+    pruned, removed = getattr(config, "pruned_heads", None) or {}, dict[str, list[int]]()
+    total = config.num_attention_heads if pruned else 0
     valid = isinstance(pruned, dict) and all(isinstance(heads, list) for heads in pruned.values())
     valid = valid and all(type(head) is int and 0 <= head < total for heads in pruned.values() for head in heads)
     if not valid or any(len(set(heads)) < len(heads) for heads in pruned.values()):
@@ -46,14 +46,15 @@ def pruned_heads(config: PretrainedConfig, layers: int) -> dict[str, list[int]]:
 
 def heads_left(config: PretrainedConfig, units: Mapping[str, int]) -> dict[str, list[int]]:
     """Kept heads by group, where `config.pruned_heads` removes some."""
-    removed, heads = pruned_heads(config, int(list(units)[-1].split(".")[1]) + 1), range(config.num_attention_heads)
+    removed = pruned_heads(config, int(list(units)[-1].split(".")[-2]) + 1)
+    heads = range(config.num_attention_heads if removed else 0)
     return {name: [head for head in heads if head not in gone] for name, gone in removed.items()}
 
 
 def number_pruned_heads(model: PreTrainedModel, sizes: Mapping[str, int]) -> None:
     """Makes numbers of the layers in `config.pruned_heads` again, of which JSON has made strings."""
     if getattr(model.config, "pruned_heads", None):
-        removed = pruned_heads(model.config, len(list_blocks(model)))
+        removed = pruned_heads(model.config, len(blocks_of(model)))
         model.config.pruned_heads = {int(name.split(".")[1]): heads for name, heads in removed.items()}
 
 

@@ -16,14 +16,13 @@
 Checkpoints of architectures with such a bias carry this file too.
 """
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
 from transformers import PreTrainedModel
 
-from .modeling_camcut import AFTER_SHRINKING, OTHER_RECORDS, RECORD, list_blocks, present_units
-from .table import ARCHITECTURES
+from .modeling_camcut import AFTER_SHRINKING, OTHER_RECORDS, RECORD, at, blocks_of, present_units
 
 
 def bind_position_bias(model: PreTrainedModel, kept_heads: Mapping[str, Sequence[int]]) -> None:
@@ -33,20 +32,23 @@ def bind_position_bias(model: PreTrainedModel, kept_heads: Mapping[str, Sequence
         model: a model whose architecture may have such a bias; nothing happens where it has none.
         kept_heads: group name -> indices of the kept heads in the uncut model.
     """
-    path = ARCHITECTURES[model.config.model_type].position_bias
-    for layer, block in enumerate(list_blocks(model)):
-        kept = kept_heads.get(f"layer.{layer}.heads")
-        if path is not None and kept is not None:
-            attention = model.get_submodule(f"{block}.{path}")
+    for block in blocks_of(model):
+        path, _, arguments = block.recipe.get("position_bias", "").partition(":")
+        if path and f"{block.name}.heads" in kept_heads:
+            attention, kept = at(model, f"{block.path}.{path}"), list(kept_heads[f"{block.name}.heads"])
             if not hasattr(attention, "camcut_kept_heads"):
                 attention.register_forward_pre_hook(_select_position_bias, with_kwargs=True)
-            attention.camcut_kept_heads = list(kept)
+            attention.camcut_arguments = list(inspect.signature(type(attention).forward).parameters)[1:]
+            attention.camcut_kept_heads = kept, model.config.num_attention_heads, arguments.split(",")
 
 
-def _select_position_bias(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-    values = dict(zip(type(module).forward.__code__.co_varnames[1:], args)) | kwargs
-    if values.get("position_bias") is not None:
-        values["position_bias"] = values["position_bias"][:, module.camcut_kept_heads]
+def _select_position_bias(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    values, (kept, total, biases) = dict(zip(module.camcut_arguments, args)) | kwargs, module.camcut_kept_heads
+    for name, bias in [(name, values[name]) for name in biases if values.get(name) is not None]:
+        place = bias.dim() - 3  # heads, or batch and heads in one, come before two more dimensions
+        if bias.shape[place] > 1:  # else it is the same for all heads
+            by_head = bias.unflatten(place, (-1, total))[(slice(None),) * (place + 1) + (kept,)]
+            values[name] = by_head.flatten(place, place + 1)
     return (), values
 
 
@@ -56,18 +58,17 @@ def bind_recorded_heads(model: PreTrainedModel, sizes: Mapping[str, int]) -> Non
     Raises:
         `ValueError`: it records none, or not as many as `sizes` says.
     """
-    config, total = model.config, model.config.num_attention_heads
-    recorded: dict[str, Any] = {n: k for read in OTHER_RECORDS for n, k in read(config, present_units(model)).items()}
-    own = (getattr(config, RECORD, None) or {}).get("kept_heads")
-    recorded |= own if isinstance(own, dict) else {}
-    biased = ARCHITECTURES[config.model_type].position_bias is not None
-    kept_of: dict[str, Any] = {name: recorded.get(name) for name in sizes if biased and name.endswith(".heads")}
-    for name, kept in kept_of.items():
-        valid = isinstance(kept, list) and all(type(head) is int and 0 <= head < total for head in kept)
-        if not valid or len(kept) != sizes[name] or kept != sorted(set(kept)):
-            expected = f"{sizes[name]} different indices below {total}, ascending"
-            raise ValueError(f"config.{RECORD} records the heads {kept!r:.200} for {name!r}; expected {expected}")
-    bind_position_bias(model, kept_of)
+    record, total = getattr(model.config, RECORD, None), getattr(model.config, "num_attention_heads", 0)
+    recorded: Any = record.get("kept_heads") if isinstance(record, dict) else None
+    for read in OTHER_RECORDS if record is None else ():
+        recorded = read(model.config, present_units(model))
+    for name in [f"{block.name}.heads" for block in blocks_of(model) if "position_bias" in block.recipe]:
+        kept: Any = recorded.get(name) if isinstance(recorded, dict) else None
+        valid = isinstance(kept, list) and {type(head) for head in kept} <= {int} and len(kept) == sizes.get(name)
+        if name in sizes and not (valid and [-1, *kept, total] == sorted({-1, *kept, total})):
+            expected = f"expected {sizes[name]} different indices below {total}, ascending"
+            raise ValueError(f"config.{RECORD} records the heads {kept!r:.200} for {name!r}; {expected}")
+    bind_position_bias(model, {name: kept for name, kept in (recorded or {}).items() if name in sizes})
 
 
 AFTER_SHRINKING.append(bind_recorded_heads)

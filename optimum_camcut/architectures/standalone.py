@@ -16,7 +16,6 @@
 from __future__ import annotations
 
 import ast
-import dataclasses
 import functools
 import json
 import re
@@ -26,27 +25,56 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from . import entry, modeling_camcut, native_heads, position_bias
+from transformers import PretrainedConfig
+
+from . import layer_config, modeling_camcut, native_heads, own_bias, position_bias
+from .entry import SUBLAYERS, Architecture
+from .recipes import recipe_of
 from .table import ARCHITECTURES
 
 
 LICENSE = "# Copyright 2026 The optimum-camcut authors. Licensed under the Apache License, Version 2.0.\n"
-WIDTH = 108  # of an entry's lines, less the names before them
+WIDTH = 108  # of a recipe's lines, less the names before them
+OLD, NEW = "4", "5"  # versions of transformers: modules may have other names in the old one
+IN_OLD = " in transformers 4"
+ONE = "recipe_of: Callable[..., Any] = lambda config: RECIPES[config.model_type]  # by the name of a stack\n"
+OF_VERSION = f'''def recipe_of(config: PretrainedConfig) -> dict[str, dict[str, Any]]:
+    """What is cut in each stack of blocks, by the name of the stack."""
+    old = transformers.__version__.startswith("4.") and config.model_type + {json.dumps(IN_OLD)} in RECIPES
+    return RECIPES[config.model_type + {json.dumps(IN_OLD)} * old]
+'''
 
 
-def modeling_source(*model_types: str) -> str:
-    """The text of `modeling_camcut.py` for these architectures. It needs torch and transformers alone, and is the same
-    for all checkpoints of an architecture.
+def modeling_source(*configs: PretrainedConfig) -> str:
+    """The text of `modeling_camcut.py` for models of these configs. It needs torch and transformers alone, and is the
+    same for all checkpoints of an architecture, or of the same variant of one.
 
-    It is put together of modules of this package. Their docstrings are cut down to the first paragraph.
+    It is put together of modules of this package. Their docstrings are cut down to the first paragraph, and one empty
+    line stands between functions.
     """
-    entries = {model_type: ARCHITECTURES[model_type] for model_type in sorted(model_types)}
-    native = [native_heads] if any(each.native_pruned_heads for each in entries.values()) else []
-    shared = [position_bias] if any(each.position_bias is not None for each in entries.values()) else []
-    types, loader, *others = map(_body, (entry, modeling_camcut, *native, *shared))
-    code = "\n\n".join([types, f"ARCHITECTURES = {_literal(entries)}\n", loader, *others])
+    recipes: dict[str, Any] = {}
+    for config in sorted(configs, key=lambda each: each.model_type):
+        recipes[config.model_type], old = recipe_of(config, NEW), recipe_of(config, OLD)
+        recipes |= {config.model_type + IN_OLD: old} if old != recipes[config.model_type] else {}
+    entries = [ARCHITECTURES[config.model_type] for config in configs]
+    stacks = [each for e in entries for each in ([e] if isinstance(e, Architecture) else e.values())]
+    recipe_stacks = [stack for recipe in recipes.values() for stack in recipe.values()]
+    needed = {
+        native_heads: any(each.native_pruned_heads for each in stacks),
+        position_bias: any("position_bias" in stack for stack in recipe_stacks),
+        own_bias: any("own_bias" in stack for stack in recipe_stacks),
+        layer_config: ".config." in json.dumps(recipes),
+    }
+    loader, *others = map(_body, (modeling_camcut, *(module for module, wanted in needed.items() if wanted)))
+    code = "\n\n".join([_table(recipes), loader, *others])
     doc = f'"""{modeling_camcut.__doc__}"""\n'
-    return f"{LICENSE}{doc}\n{_imports(code)}\n\n{code}"
+    return f"{LICENSE}{doc}\n{_imports(code)}\n" + re.sub("\n{3,}", "\n\n", code)
+
+
+def _table(recipes: Mapping[str, Any]) -> str:
+    """The recipes, and what chooses among them."""
+    found = f"SUBLAYERS = {_literal(SUBLAYERS, 1)}\nRECIPES = {_literal(recipes)}\n"
+    return found + (OF_VERSION if any(name.endswith(IN_OLD) for name in recipes) else ONE)
 
 
 def _source(module: ModuleType) -> str:
@@ -81,7 +109,7 @@ def _imports(code: str) -> str:
     """What the modules import from elsewhere, as far as the code uses it."""
     whole: set[str] = set()
     names: dict[str, set[str]] = {}
-    for module in (entry, modeling_camcut, native_heads, position_bias):
+    for module in (modeling_camcut, native_heads, position_bias, own_bias, layer_config):
         for node in ast.parse(_source(module)).body:
             if isinstance(node, ast.Import):
                 whole |= {alias.name for alias in node.names}
@@ -98,19 +126,12 @@ def _imports(code: str) -> str:
 
 
 def _literal(value: Any, indent: int = 0) -> str:
-    """An entry as Python; what has its default value is left out."""
+    """A recipe as Python."""
     inner = indent + 4
     if isinstance(value, str):
         return json.dumps(value)
-    if dataclasses.is_dataclass(value):
-        default = {
-            f.name: f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
-            for f in dataclasses.fields(value)
-        }
-        parts = [f"{name}={_literal(each, inner)}" for name, each in vars(value).items() if each != default[name]]
-        opening, closing = f"{type(value).__name__}(", ")"
-    elif isinstance(value, Mapping):
-        parts = [f"{json.dumps(name)}: {_literal(each, inner)}" for name, each in value.items()]
+    if isinstance(value, Mapping):
+        parts = [f"{_literal(name)}: {_literal(each, inner)}" for name, each in value.items()]
         opening, closing = "{", "}"
     elif isinstance(value, tuple):
         parts, opening, closing = [_literal(each, inner) for each in value], "(", ",)" if len(value) == 1 else ")"

@@ -15,8 +15,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,71 +25,79 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from .entry import Architecture
+from . import modeling_camcut, own_bias, position_bias  # noqa: F401 - take part in every cut
+from .entry import GROUP, HEAD, QUERIES, SUBLAYERS, UNIT, Architecture, Sublayer, features
+from .layer_config import LayerConfig
 from .modeling_camcut import (
+    BEFORE_CUT,
     RECORD,
-    SUBLAYERS,
     Bypass,
+    at,
+    cached_blocks,
     cut_configs,
     dimension,
-    layer_types,
-    list_blocks,
     parts_of,
+    places_of,
     put,
+    replace_tensor,
     stand_ins,
-    widths_of,
 )
 from .native_heads import pruned_heads
+from .recipes import stacks_of
+from .slices import Group, Slice
 from .table import ARCHITECTURES, unsupported_architecture
 
 
 @dataclass(frozen=True)
-class Slice:
-    """One linear map, cut along one axis.
+class Block:
+    """A block of a model.
 
     Args:
-        module (`str`): path of the map inside the model.
-        axis (`str`): `"out"` or `"in"`.
-        width (`int`): features per unit.
-        blocks (`int`): number of maps fused side by side along the axis.
-    """
-
-    module: str
-    axis: str
-    width: int
-    blocks: int = 1
-
-    def index(self, size: int, keep: Sequence[int]) -> torch.Tensor:
-        """Features that belong to the units `keep` out of `size`: int64 of shape `(blocks * len(keep) * width,)`."""
-        features = torch.arange(self.blocks * size * self.width).view(self.blocks, size, self.width)
-        return features[:, list(keep)].flatten()
-
-
-@dataclass(frozen=True)
-class Group:
-    """Units that can be cut one by one, and everything that goes with each of them.
-
-    Args:
-        name (`str`): unique in the model; its first number is the layer index.
-        kind (`str`): `"heads"`, `"neurons"`, `"layers"` (a whole sub-layer, as one unit) or `"weights"`.
-        size (`int`): number of units now.
-        slices (`tuple[Slice, ...]`): the linear maps involved; the last is the output projection, whose input is
-            where activations are observed. None for `"weights"`: the group is the parameter of its name.
-        attributes (`Mapping[str, int]`): path of a module attribute -> amount per unit, kept true by a cut.
-        bypass (`Mapping[str, str]`): of a sub-layer, path of each module that goes with it -> what stands in for it.
+        name (`str`): what the names of its groups begin with, such as `layer.3` or `decoder.layer.3`.
+        path (`str`): in the model.
+        entry (`Architecture`): of its stack.
+        widths (`Mapping[str, int]`): what the symbolic widths of its units stand for. Without attention there may be
+            no head size.
     """
 
     name: str
-    kind: str
-    size: int
-    slices: tuple[Slice, ...]
-    attributes: Mapping[str, int] = field(default_factory=dict)
-    bypass: Mapping[str, str] = field(default_factory=dict)
+    path: str
+    entry: Architecture
+    widths: Mapping[str, int]
 
-    @property
-    def output(self) -> Slice:
-        """The output projection."""
-        return self.slices[-1]
+    def find(self, model: nn.Module, path: str) -> Any:
+        """A module, parameter or attribute of the block; None if it lacks that."""
+        return at(model, f"{self.path}.{path}")
+
+    def sublayers(self, model: nn.Module) -> list[Sublayer]:
+        """Those that the block has or had: blocks of a stack need not be alike."""
+        parts = self.entry.sublayers
+        return [part for part in parts if self.find(model, part.cuts[-1].module) is not None]
+
+
+def blocks_of(model: PreTrainedModel) -> list[Block]:
+    """The blocks stack by stack, each in the order of their numbers. A model may lack a stack of several."""
+    stacks, found = stacks_of(model.config), []
+    for block in modeling_camcut.blocks_of(model):
+        stack = re.sub(r"stage\w+$", "", block.name.rpartition("layer.")[0].rstrip("."))
+        found.append(Block(block.name, block.path, stacks[stack], _widths(model, block.path, stacks[stack])))
+    return found
+
+
+def list_blocks(model: PreTrainedModel) -> list[str]:
+    """Paths of the blocks."""
+    return [block.path for block in modeling_camcut.blocks_of(model)]
+
+
+def _widths(model: PreTrainedModel, path: str, entry: Architecture) -> dict[str, int]:
+    config, queries = model.config, 1
+    if entry.head_size:
+        size = at(model, f"{path}.{entry.head_size}")
+    else:
+        heads = config.num_attention_heads
+        size = getattr(config, "head_dim", None) or config.hidden_size // heads
+        queries = heads // (getattr(config, entry.key_value_heads, None) or heads)
+    return {UNIT: 1} | ({HEAD: size, QUERIES: size * queries, GROUP: queries} if size else {})
 
 
 def is_cut(config: PretrainedConfig) -> bool:
@@ -103,18 +112,19 @@ def check_blocks(model: PreTrainedModel) -> None:
     except AttributeError:
         found = []
     if not found:
-        layers, base, prefix = find_architecture(model).layers, model.base_model, f"{model.base_model_prefix}."
-        inside = f"; the path begins inside of it, so leave {prefix!r} out" if layers.startswith(prefix) else ""
-        raise ValueError(f"{type(base).__name__} has no module at {layers!r}: nothing can be cut in it{inside}")
+        base, prefix = model.base_model, f"{model.base_model_prefix}."
+        layers = [entry.layers for entry in stacks_of(model.config).values()]
+        inside = f"; the path begins inside of it, so leave {prefix!r} out" if layers[0].startswith(prefix) else ""
+        named = " or ".join(map(repr, layers))
+        raise ValueError(f"{type(base).__name__} has no module at {named}: nothing can be cut in it{inside}")
 
 
-def find_architecture(model: PreTrainedModel) -> Architecture:
-    """Raises `ValueError`, listing the known ones, if the model's is not in the table."""
+def check_supported(model: PreTrainedModel) -> None:
+    """Raises `ValueError`, listing the known architectures, if the model's is not in the table."""
     if model.config.model_type not in ARCHITECTURES:
         parts = [path for path, part in parts_of(model).items() if part.config.model_type in ARCHITECTURES]
         hint = f" Its parts can be cut one by one: {', '.join(f'model.{path}' for path in parts)}." if parts else ""
         raise ValueError(f"{unsupported_architecture(model.config.model_type)}{hint}")
-    return ARCHITECTURES[model.config.model_type]
 
 
 def list_groups(model: PreTrainedModel) -> list[Group]:
@@ -124,30 +134,50 @@ def list_groups(model: PreTrainedModel) -> list[Group]:
     Raises:
         `ValueError`: the architecture is not in the table, or a module is missing or not a plain linear map.
     """
-    architecture, widths = find_architecture(model), widths_of(model.config)
+    check_supported(model)
     check_blocks(model)
-    groups = []
-    kinds = (
-        ("heads", architecture.heads, architecture.attributes),
-        ("neurons", architecture.neurons, architecture.neuron_attributes),
+    return [
+        group for block in blocks_of(model) for part in block.sublayers(model) for group in _groups(model, block, part)
+    ]
+
+
+def _groups(model: PreTrainedModel, block: Block, part: Sublayer) -> list[Group]:
+    """A sub-layer as a whole, and its units."""
+    bypass = {f"{block.path}.{path}": gives for path, gives in part.bypass.items()}
+    if bypass and all(is_removed(module_at(model, path)) for path in bypass):
+        return [Group(f"{block.name}.{part.name}", "layers", 0, ())]
+    slices = tuple(
+        Slice(
+            f"{block.path}.{cut.module}",
+            cut.axis,
+            features(cut.width, block.widths),
+            cut.blocks,
+            tuple(features(width, block.widths) for width in cut.fused),
+            features(cut.rest, block.widths),
+        )
+        for cut in part.cuts
+        if not cut.optional or block.find(model, cut.module) is not None
     )
-    for layer, block in enumerate(list_blocks(model)):
-        for number, (kind, cuts, attributes) in enumerate(kinds):
-            name = f"layer.{layer}.{kind}"
-            bypass = {f"{block}.{path}": gives for path, gives in (architecture.bypass or ({}, {}))[number].items()}
-            if bypass and all(is_removed(module_at(model, path)) for path in bypass):
-                groups.append(Group(sublayer_of(name), "layers", 0, ()))
-                continue
-            slices = tuple(Slice(f"{block}.{cut.module}", cut.axis, widths[cut.width], cut.blocks) for cut in cuts)
-            for piece in slices[:-1]:
-                linear_map(model, piece.module)  # raises if it is not plain
-            size = count_units(model, slices[-1])
-            if bypass:
-                whole = tuple(replace(piece, width=piece.width * size) for piece in slices)
-                groups.append(Group(sublayer_of(name), "layers", 1, whole, bypass=bypass))
-            counted = {f"{block}.{path}": widths[width] for path, width in attributes.items()}
-            groups.append(Group(name, kind, size, slices, counted))
-    return groups
+    for piece in slices[:-1]:
+        if isinstance(piece.axis, str):
+            linear_map(model, piece.module)  # raises if it is not plain
+    size = count_units(model, slices[-1])
+    found = []
+    if bypass:
+        whole = tuple(
+            replace(piece, width=piece.width * size, fused=tuple(width * size for width in piece.fused))
+            for piece in slices
+        )
+        found.append(Group(f"{block.name}.{part.name}", "layers", 1, whole, bypass=bypass))
+    if part.kind not in block.entry.refused:
+        counted = {
+            f"{block.path}.{path}": features(width, block.widths)
+            for path, width in part.attributes.items()
+            if block.find(model, path) is not None
+        }
+        kind = part.kind.removeprefix("cross_")
+        found.append(Group(f"{block.name}.{part.kind}", kind, size, slices, counted))
+    return found
 
 
 def sublayer_of(name: str) -> str:
@@ -156,13 +186,26 @@ def sublayer_of(name: str) -> str:
     return f"{layer}.{SUBLAYERS.get(part, part)}"
 
 
+def label_of(name: str) -> str:
+    """What a group shares with those of the other layers of its stack: `decoder.cross_heads` for
+    `decoder.layer.3.cross_heads`."""
+    return re.sub(r"\blayer\.\d+\.", "", name)
+
+
+def config_fields(config: PretrainedConfig) -> dict[str, tuple[str, ...]]:
+    """Label of groups -> the fields of the config that say how many units each of them has."""
+    stacks = stacks_of(config).items()
+    return {f"{stack}.{kind}".lstrip("."): names for stack, e in stacks for kind, names in e.config_fields.items()}
+
+
 def is_removed(module: nn.Module) -> bool:
-    return "gives" in vars(module)  # not by the class: it may be that of a checkpoint's copy of this file
+    return "gives" in vars(module)  # not by the class: it may be that of a checkpoint's copy of `Bypass`
 
 
 def kept_heads(config: PretrainedConfig, layers: int) -> dict[str, list[int]]:
     """Kept heads by group, where the config records which they are."""
-    removed, heads = pruned_heads(config, layers), range(config.num_attention_heads)
+    removed = pruned_heads(config, layers)
+    heads = range(config.num_attention_heads if removed else 0)
     record = getattr(config, RECORD, None)
     recorded = record.get("kept_heads") if isinstance(record, dict) else None
     kept = {name: [head for head in heads if head not in gone] for name, gone in removed.items()}
@@ -231,6 +274,7 @@ def cut_groups(model: PreTrainedModel, keep: Sequence[tuple[Group, Sequence[int]
     """
     new = []
     gone: dict[str, Bypass] = {}
+    smaller = {group.name: positions for group, positions in keep if len(positions) < group.size}
     for group, positions in keep:
         if group.bypass:
             if not positions:
@@ -238,25 +282,32 @@ def cut_groups(model: PreTrainedModel, keep: Sequence[tuple[Group, Sequence[int]
                 gone |= stand_ins(model, group.output.module, group.bypass)
             continue
         for piece in group.slices:
-            module = linear_map(model, piece.module)
-            weight = _take(piece, group.size, positions, module.weight, dimension(module, piece.axis))
-            cut_bias = piece.axis == "out" and module.bias is not None
-            new.append(
-                (module, weight, _take(piece, group.size, positions, module.bias, 0) if cut_bias else module.bias)
-            )
+            for module, name, place in places_of(model, piece.module, piece.axis):
+                new.append((module, name, _take(piece, group.size, positions, getattr(module, name), place)))
     if gone:
         _check_caches(model, gone)
+    for prepare in BEFORE_CUT:
+        prepare(model, smaller)
+    if gone:
         for path, module in gone.items():
             module.train(model.get_submodule(path).training)
         put(model, gone)
-    for module, weight, bias in new:
-        module._parameters.update(weight=weight, bias=bias)
-        names = ("nx", "nf") if isinstance(module, Conv1D) else ("out_features", "in_features")
-        vars(module).update(zip(names, weight.shape))
+    for module, name, value in new:
+        replace_tensor(module, name, value)
     for group, positions in keep:
         for path, amount in group.attributes.items():
             owner, _, name = path.rpartition(".")
-            setattr(module_at(model, owner), name, len(positions) * amount)
+            setattr(at(model, owner), name, len(positions) * amount)
+
+
+def give_config(model: nn.Module, old: PretrainedConfig, new: PretrainedConfig) -> None:
+    """Puts a config in the place of another, in all modules of a model that hold it."""
+    for module in model.modules():
+        held = vars(module).get("config")
+        if held is old:
+            module.config = new
+        elif isinstance(held, LayerConfig) and vars(held)["config"] is old:
+            vars(held)["config"] = new
 
 
 def _check_caches(model: PreTrainedModel, gone: Collection[str]) -> None:
@@ -266,29 +317,30 @@ def _check_caches(model: PreTrainedModel, gone: Collection[str]) -> None:
     Args:
         gone: paths of modules that are about to go.
     """
-    config, removed, left = model.config.get_text_config(decoder=True), tuple(f"{path}." for path in gone), set()
-    kinds, goes = layer_types(model), False
-    for kind, block in zip(kinds, list_blocks(model)):
-        for path, module in model.get_submodule(block).named_modules():
-            if isinstance(getattr(module, "layer_idx", None), int):
-                here = f"{block}.{path}.".startswith(removed)
-                goes |= here
-                left |= set() if here else {kind}
+    config, removed, goes = model.config.get_text_config(decoder=True), tuple(f"{path}." for path in gone), False
+    without: list[str] = []  # the kinds of attention that a cache could not be measured by
+    for blocks in cached_blocks(model):
+        left = set()
+        for path, kind in blocks.items():
+            for name, module in model.get_submodule(path).named_modules():
+                if isinstance(getattr(module, "layer_idx", None), int):
+                    here = f"{path}.{name}.".startswith(removed)
+                    goes |= here
+                    left |= set() if here else {kind}
+        without += [kind for kind in list(blocks.values())[:1] if left and kind not in left]
     if goes and (getattr(config, "num_kv_shared_layers", None) or getattr(config, "kv_sharing_modes", None)):
         raise ValueError("layers of this model share a key-value cache by their numbers, so none of them can go")
-    if left and kinds[0] not in left:
+    if without:
         raise ValueError(
-            f"no attention layer of the type {kinds[0]!r} would be left, which config.layer_types gives to the first "
-            "layer: transformers takes the length of a key-value cache from one; keep at least one of them"
+            f"no attention layer of the type {without[0]!r} would be left, which config.layer_types gives to the "
+            "first layer: transformers takes the length of a key-value cache from one; keep at least one of them"
         )
 
 
-def _take(piece: Slice, size: int, keep: Sequence[int], tensor: torch.Tensor, place: int) -> nn.Parameter:
+def _take(piece: Slice, size: int, keep: Sequence[int], tensor: torch.Tensor, place: int) -> torch.Tensor:
     """The features of the kept units."""
     if tensor.is_meta:  # which they are does not matter, and indices would have to be made there
         shape = list(tensor.shape)
-        shape[place] = piece.blocks * len(keep) * piece.width
-        taken = torch.empty(shape, dtype=tensor.dtype, device="meta")
-    else:
-        taken = tensor.index_select(place, piece.index(size, keep).to(tensor.device))
-    return nn.Parameter(taken, tensor.requires_grad)
+        shape[place] = len(keep) * sum(piece.maps) + piece.rest
+        return torch.empty(shape, dtype=tensor.dtype, device="meta")
+    return tensor.detach().index_select(place, piece.index(size, keep).to(tensor.device))

@@ -20,7 +20,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
-from ..architectures.entry import Architecture
+from ..architectures.entry import Sublayer
 from ..architectures.groups import PrunableGroup, check_bare, find_groups, possible_kinds
-from ..architectures.modeling_camcut import list_blocks
-from ..architectures.structure import Slice, find_architecture
+from ..architectures.slices import Slice
+from ..architectures.structure import Block, blocks_of, check_supported, label_of
 from ..planning.plan import PruningPlan
 from ..surgery.cut import apply_plan
 from ..utils.sharding import check_whole
@@ -79,11 +79,11 @@ def check_architecture(model: PreTrainedModel, batch: Mapping[str, Any], *, relo
     check_bare(model, "check_architecture")
     check_whole(model, "check_architecture")
     _check_batch(batch)
-    entry = find_architecture(model)
+    check_supported(model)
     if getattr(model, "pruning_plan", None) is not None:
         raise ValueError("check_architecture takes a model that was not cut; load or make it anew")
     with torch.no_grad():
-        check_paths(model, entry)
+        check_paths(model)
         batch = _without_pairs({name: value for name, value in batch.items() if not name.startswith("label")})
         dense = copy.deepcopy(model).float().eval()
         with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
@@ -91,24 +91,37 @@ def check_architecture(model: PreTrainedModel, batch: Mapping[str, Any], *, relo
             for parameter in dense.parameters():
                 spread = parameter.std() if parameter.numel() > 1 else parameter.abs()
                 parameter.add_(torch.randn_like(parameter) * (NOISE * spread.nan_to_num() + 0.02))
-        groups = find_groups(dense, ("heads", "neurons"))
-        keep = {group.name: _some(group) for group in groups if group.size > 1}
-        for kind in ("heads", "neurons"):
-            if not any(name.endswith(f".{kind}") for name in keep):
-                raise ValueError(
-                    f"the model has one of {kind!r} in every layer: take one with more to check its entry"
-                )
-            of_kind = {name: units for name, units in keep.items() if name.endswith(f".{kind}")}
-            _compare(dense, groups, of_kind, batch, kind)
-        cut = _compare(dense, groups, keep, batch, "heads and neurons")
-        _check_residual(dense, entry, batch)
+        cut = _check_units(dense, batch)
+        _check_residual(dense, batch)
         if "layers" in possible_kinds(dense):
-            _check_layers(dense, entry, batch)
-            last = len(list_blocks(dense)) - 1
-            if last > 0:
-                cut = _cut(dense, {**keep, f"layer.{last}.attention": [], f"layer.{last}.feed_forward": []}, "bypass")
-        if reload:
+            _check_layers(dense, batch)
+            blocks = blocks_of(dense)
+            last = {block.name.partition("layer.")[0]: block for block in blocks}
+            emptied = {f"{block.name}.{part.name}": () for block in last.values() for part in _removable(dense, block)}
+            if len(blocks) > len(last):
+                cut = _cut(dense, {**(cut.pruning_plan.keep if cut else {}), **emptied}, "bypass")
+        if reload and cut is not None:
             _check_reload(cut, batch)
+
+
+def _check_units(dense: PreTrainedModel, batch: Mapping[str, Any]) -> PreTrainedModel | None:
+    """Compares cuts by heads, by neurons and by both with masks; returns the last, or None where no unit can go."""
+    kinds = [kind for kind in possible_kinds(dense) if kind != "layers"]
+    if not kinds:
+        return None
+    groups = find_groups(dense, kinds)
+    keep = {group.name: _some(group) for group in groups if group.size > 1}
+    labels = {label_of(group.name): group.kind for group in groups}
+    for label in labels:
+        of_label = {name: units for name, units in keep.items() if label_of(name) == label}
+        if not of_label:
+            raise ValueError(f"the model has one of {label!r} in every layer: take one with more to check its entry")
+        cut = _compare(dense, groups, of_label, batch, label)
+    return _compare(dense, groups, keep, batch, " and ".join(labels)) if len(labels) > 1 else cut
+
+
+def _removable(model: PreTrainedModel, block: Block) -> list[Sublayer]:
+    return [part for part in block.sublayers(model) if part.bypass]
 
 
 def _without_pairs(batch: dict[str, Any]) -> dict[str, Any]:
@@ -197,82 +210,115 @@ def _zeroed(model: PreTrainedModel, output: Slice, features: Tensor) -> Iterator
         handle.remove()
 
 
-def _check_residual(dense: PreTrainedModel, entry: Architecture, batch: Mapping[str, Any]) -> None:
+def _firsts(model: PreTrainedModel) -> list[Block]:
+    """The first block of each stack."""
+    firsts: dict[str, Block] = {}
+    for block in blocks_of(model):
+        firsts.setdefault(block.name.partition("layer.")[0], block)
+    return list(firsts.values())
+
+
+def _check_residual(dense: PreTrainedModel, batch: Mapping[str, Any]) -> None:
     """A projection's output is added to what the module of `residual` reads: where it is what that lacks of the first
     token's, all tokens leave the block alike, whatever norms come behind."""
-    block = list_blocks(dense)[0]
-    for number, (path, cuts) in enumerate(zip(entry.residual, (entry.heads, entry.neurons))):
-        output = cuts[-1].module
-        reads: list[Tensor] = []
-
-        def read(_: nn.Module, args: tuple[Tensor, ...], reads: list[Tensor] = reads) -> None:
-            reads.append(args[0])  # as `reconstruct` takes it
-
-        def lack(_: nn.Module, args: tuple[Tensor, ...], result: Tensor, reads: list[Tensor] = reads) -> Tensor:
-            return (reads[-1].flatten(0, -2)[0] - reads[-1]).view_as(result)
-
-        with ExitStack() as stack:
-            stack.callback(dense.get_submodule(f"{block}.{path}").register_forward_pre_hook(read).remove)
-            stack.callback(dense.get_submodule(f"{block}.{output}").register_forward_hook(lack).remove)
-            try:
-                left: Tensor | None = _streams(dense, block, None, batch)["out"].flatten(0, -2)
-            except (AttributeError, IndexError, RuntimeError):  # it runs later, or reads something of another shape
-                left = None
-        what = (
-            f"is {path!r}, which does not read the residual stream that the output of {output} is added to; name the "
-            "norm that reads it, or in post-norm blocks the first linear map that does. Where a norm or a factor "
-            "stands between that output and the sum, or where both layers of a block read the same stream, none is "
-            "right: reconstruct is not for such blocks"
-        )
-        _check_same(dense, left, None if left is None else left[:1].expand_as(left), f"residual[{number}]", what)
+    for block in _firsts(dense):
+        for number, part in enumerate(block.entry.sublayers):
+            if part.residual is not None and part in block.sublayers(dense):
+                _check_reads(dense, block, part, f"residual[{number}]", batch)
 
 
-def _check_layers(dense: PreTrainedModel, entry: Architecture, batch: Mapping[str, Any]) -> None:
-    """Without a sub-layer the residual stream passes unchanged: without attention from the block's input to where the
-    feed-forward layer reads it, without feed-forward from there to the block's output, without both through the
-    block."""
-    block = list_blocks(dense)[0]
-    reads = f"{block}.{entry.residual[1]}"
-    whole = _streams(dense, block, reads, batch)
-    for number, gone in enumerate((["attention"], ["feed_forward"], ["attention", "feed_forward"])):
-        field = ("bypass[0]", "bypass[1]", "bypass")[number]
-        cut = _cut(dense, {f"layer.0.{part}": [] for part in gone}, field)
+def _check_reads(dense: PreTrainedModel, block: Block, part: Sublayer, field: str, batch: Mapping[str, Any]) -> None:
+    reads: list[Tensor] = []
+    output = part.cuts[-1].module
+
+    def read(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        reads.append(args[0])  # as `reconstruct` takes it
+
+    def lack(_: nn.Module, args: tuple[Tensor, ...], result: Tensor) -> Tensor:
+        factor = block.find(dense, part.factor) if part.factor else None
+        factor = 1.0 if factor is None else factor
+        return ((reads[-1].flatten(0, -2)[0] - reads[-1]) / factor).view_as(result)
+
+    def nothing(_: nn.Module, args: tuple[Tensor, ...], result: Tensor) -> Tensor:
+        return torch.zeros_like(result)
+
+    with ExitStack() as stack:
+        module = dense.get_submodule(f"{block.path}.{part.residual}")
+        stack.callback(module.register_forward_pre_hook(read).remove)
+        parts = block.sublayers(dense)
+        for other in parts[parts.index(part) :]:  # those behind it may read the same stream
+            module = dense.get_submodule(f"{block.path}.{other.cuts[-1].module}")
+            stack.callback(module.register_forward_hook(lack if other == part else nothing).remove)
         try:
-            streams = _streams(cut, block, None if number else reads, batch)
-        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
-            raise wrong(dense, field, f"does not run: {type(error).__name__}: {error}") from error
-        pairs = (
-            (streams.get("reads"), streams["in"]),
-            (streams["out"], whole.get("reads")),
-            (streams["out"], streams["in"]),
-        )
-        got, expected = pairs[number]
-        what = (
-            f"does not pass the residual stream on unchanged where {' and '.join(gone)} is gone; look at what stands "
-            "in for each module, for a norm that stays, and at `residual`"
-        )
-        _check_same(dense, got, expected, field, what)
+            left: Tensor | None = _streams(dense, block, {}, batch)["out"].flatten(0, -2)
+        except (AttributeError, IndexError, RuntimeError):  # it runs later, or reads something of another shape
+            left = None
+    what = (
+        f"is {part.residual!r}, which does not read the residual stream that the output of {output} is added to; name "
+        "the norm that reads it, or in post-norm blocks the first linear map that does. Where a norm or a factor "
+        "stands between that output and the sum, or where both layers of a block read the same stream, none is "
+        "right: say None"
+    )
+    _check_same(dense, left, None if left is None else left[:1].expand_as(left), field, what)
 
 
-def _streams(model: PreTrainedModel, block: str, reads: str | None, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-    """What enters a block and leaves it at its first call, and what a module in it reads if that is called."""
-    found: dict[str, Tensor] = {}
+def _check_layers(dense: PreTrainedModel, batch: Mapping[str, Any]) -> None:
+    """Without a sub-layer the residual stream passes unchanged, from where that reads it to where the next one does;
+    without all of them, through the block."""
+    for block in _firsts(dense):
+        parts = _removable(dense, block)
+        if parts != block.entry.sublayers:
+            continue
+        first = int(parts[0].kind == "heads")  # attention, if any, reads what enters the block
+        reads = {n: part.residual for n, part in enumerate(parts) if n >= first and part.residual is not None}
+        for number, gone in enumerate([[part] for part in parts] + [parts] * (len(parts) > 1)):
+            before, behind = (0, len(parts)) if gone is parts else (number, number + 1)
+            field = "bypass" if gone is parts else f"bypass[{number}]"
+            cut = _cut(dense, {f"{block.name}.{part.name}": [] for part in gone}, field)
+            seen = {n: path for n, path in reads.items() if parts[n] not in gone}
+            try:
+                streams = _streams(cut, block, seen, batch)
+                whole = _streams(dense, block, reads, batch)
+            except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+                raise wrong(dense, field, f"does not run: {type(error).__name__}: {error}") from error
+            got, expected = streams.get(behind, streams["out"]), whole.get(before, streams["in"])
+            got = got.reshape(expected.shape)  # some flatten all tokens
+            if (before and before not in whole) or (behind < len(parts) and behind not in streams):
+                continue  # no module reads the stream there
+            names = " and ".join(part.name.replace("_", "-") for part in gone)
+            what = (
+                f"does not pass the residual stream on unchanged where {names} is gone; look at what stands in for "
+                "each module, for a norm that stays, and at `residual`"
+            )
+            _check_same(dense, got, expected, field, what)
+
+
+def _streams(
+    model: PreTrainedModel, block: Block, reads: Mapping[int, str], batch: Mapping[str, Any]
+) -> dict[Any, Tensor]:
+    """What enters a block and leaves it at its first call, and what modules in it read if they are called, by their
+    numbers."""
+    found: dict[Any, Tensor] = {}
 
     def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         found.setdefault("in", args[0] if args else kwargs["hidden_states"])
 
     def leave(_: nn.Module, args: tuple[Any, ...], result: Any) -> None:
-        found.setdefault("out", result[0] if isinstance(result, tuple) else result)
+        found.setdefault("out", result[0] if isinstance(result, tuple | list) else result)
 
-    def read(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        found.setdefault("reads", next(iter((*args, *kwargs.values()))))
+    def reader(number: int) -> Callable[..., None]:
+        def read(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            found.setdefault(number, next(iter((*args, *kwargs.values()))))
+
+        return read
 
     with ExitStack() as stack:
-        body = model.get_submodule(block)
+        body = model.get_submodule(block.path)
         stack.callback(body.register_forward_pre_hook(enter, with_kwargs=True).remove)
         stack.callback(body.register_forward_hook(leave).remove)
-        if reads is not None:
-            stack.callback(model.get_submodule(reads).register_forward_pre_hook(read, with_kwargs=True).remove)
+        for number, path in reads.items():
+            module = model.get_submodule(f"{block.path}.{path}")
+            stack.callback(module.register_forward_pre_hook(reader(number), with_kwargs=True).remove)
         _output(model, batch)
     return found
 

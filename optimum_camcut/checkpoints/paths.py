@@ -17,12 +17,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..architectures.entry import HEAD, QUERIES, UNIT, Architecture, Cut
-from ..architectures.modeling_camcut import list_blocks
-from ..architectures.structure import check_blocks, features_of, linear_map
+from ..architectures.entry import HEAD, Cut, Sublayer, features
+from ..architectures.recipes import stacks_of
+from ..architectures.structure import Block, blocks_of, check_blocks, config_fields, features_of, label_of, linear_map
 
 
 def wrong(model: PreTrainedModel, field: str, what: str) -> ValueError:
@@ -30,110 +30,129 @@ def wrong(model: PreTrainedModel, field: str, what: str) -> ValueError:
     return ValueError(f"the entry {model.config.model_type!r} of ARCHITECTURES: {field} {what}")
 
 
-def check_paths(model: PreTrainedModel, entry: Architecture) -> None:
+def check_paths(model: PreTrainedModel) -> None:
     """Raises `ValueError` unless what is named is there, and maps have as many features as their units say."""
-    key_value_heads, widths = _sizes(model)
+    stacks, config = stacks_of(model.config), model.config
+    told = getattr(config, "num_attention_heads", None) and getattr(config, "hidden_size", None)
+    if not told and not all(entry.head_size for entry in stacks.values()):
+        what = "has no num_attention_heads or hidden_size, which the head size comes from; name `head_size`"
+        raise wrong(model, "the config", what)
     try:
         check_blocks(model)
     except ValueError as error:
-        raise wrong(model, "layers", f"is {entry.layers!r}, but {error}") from error
-    counts: dict[str, int] = {}
-    for block in list_blocks(model):
-        heads = _count_units(model, block, "heads", entry.heads, widths, key_value_heads)
-        counts = {"heads": heads, "neurons": _count_units(model, block, "neurons", entry.neurons, widths)}
-        _check_attributes(model, block, entry, counts, widths)
-        for number, path in enumerate(entry.residual):
-            _module(model, block, path, f"residual[{number}]")
-        for number, modules in enumerate(entry.bypass or ()):
-            for path in modules:
+        named = ", ".join(repr(entry.layers) for entry in stacks.values())
+        raise wrong(model, "layers", f"is {named}, but {error}") from error
+    counts: dict[str, int] = {}  # by label
+    for block in blocks_of(model):
+        if block.entry.head_size and HEAD not in block.widths:
+            raise wrong(model, "head_size", f"is {block.entry.head_size!r}, which {block.path} lacks")
+        parts = block.sublayers(model)
+        if not parts:
+            output = block.entry.sublayers[0].cuts[-1].module
+            _module(model, block, output, f"{block.entry.sublayers[0].kind}[-1].module")
+        for number, part in enumerate(block.entry.sublayers):
+            if part not in parts:
+                continue
+            size = _count_units(model, block, part)
+            counts[label_of(f"{block.name}.{part.kind}")] = size
+            _check_attributes(model, block, part, size)
+            if part.residual is not None:
+                _module(model, block, part.residual, f"residual[{number}]")
+            for path in part.bypass:
                 _module(model, block, path, f"bypass[{number}]")
-        if entry.position_bias is not None:
-            _module(model, block, entry.position_bias, "position_bias")
-    _check_config_fields(model, entry, counts)
+        if block.entry.position_bias is not None:
+            _module(model, block, block.entry.position_bias.partition(":")[0], "position_bias")
+    _check_config_fields(model, counts)
 
 
-def _sizes(model: PreTrainedModel) -> tuple[int, dict[str, int]]:
-    """The number of heads that are cut, and the features that each symbolic width stands for."""
-    config = model.config
-    total = getattr(config, "num_attention_heads", None)
-    hidden = getattr(config, "hidden_size", None)
-    if not total or not hidden:
-        raise wrong(model, "the config", "has no num_attention_heads or hidden_size, which the head size comes from")
-    shared = getattr(config, "num_key_value_heads", None) or total
-    head = getattr(config, "head_dim", None) or hidden // total
-    return shared, {UNIT: 1, HEAD: head, QUERIES: head * (total // shared)}
-
-
-def _module(model: PreTrainedModel, block: str, path: str, field: str) -> nn.Module:
+def _module(model: PreTrainedModel, block: Block, path: str, field: str) -> nn.Module:
     try:
-        return model.get_submodule(f"{block}.{path}")
+        return model.get_submodule(f"{block.path}.{path}")
     except AttributeError as error:
-        known = [name for name, _ in model.get_submodule(block).named_modules() if name]
-        raise wrong(model, field, f"is {path!r}, which {block} lacks; it has {', '.join(known)}") from error
+        known = [name for name, _ in model.get_submodule(block.path).named_modules() if name]
+        raise wrong(model, field, f"is {path!r}, which {block.path} lacks; it has {', '.join(known)}") from error
 
 
-def _count_units(
-    model: PreTrainedModel,
-    block: str,
-    kind: str,
-    cuts: tuple[Cut, ...],
-    widths: Mapping[str, int],
-    expected: int | None = None,
-) -> int:
-    """How many units of a kind a block has, by the maps that are cut: all say the same, or that which is expected."""
-    sizes = []
-    for number, cut in enumerate(cuts):
-        field = f"{kind}[{number}]"
-        _module(model, block, cut.module, f"{field}.module")
-        try:
-            features = features_of(linear_map(model, f"{block}.{cut.module}"), cut.axis)
-        except ValueError as error:
-            raise wrong(model, f"{field}.module", f"names no map that can be cut: {error}") from error
-        width = widths[cut.width] * cut.blocks
-        if features % width:
+def _count_units(model: PreTrainedModel, block: Block, part: Sublayer) -> int:
+    """How many units a sub-layer has, by the maps that are cut: all say the same. Of heads whose size the config
+    tells, it tells their number too."""
+    sizes: dict[int, int] = {}
+    for number, cut in enumerate(part.cuts):
+        field = f"{part.kind}[{number}]"
+        if cut.optional and block.find(model, cut.module) is None:
+            continue
+        found, where = _features(model, block, cut, field), f"{block.path}.{cut.module}"
+        widths = cut.fused or (cut.width,) * cut.blocks
+        width, rest = sum(features(each, block.widths) for each in widths), features(cut.rest, block.widths)
+        if (found - rest) % width or found < rest:
+            side = f"on its {cut.axis!r} side" if isinstance(cut.axis, str) else f"in its dimension {cut.axis}"
+            behind = f" and leaves {rest} behind them" if rest else ""
             raise wrong(
                 model,
                 field,
-                f"gives each unit {width} features, but {block}.{cut.module} has {features} on its "
-                f"{cut.axis!r} side, which is no multiple; look at axis, width and blocks",
+                f"gives each unit {width} features{behind}, but {where} has {found} {side}, which is no multiple; "
+                "look at axis, width and blocks",
             )
-        sizes.append(features // width)
-    expected = sizes[-1] if expected is None else expected
-    for number, (size, cut) in enumerate(zip(sizes, cuts)):
+        sizes[number] = (found - rest) // width
+    expected = sizes[len(part.cuts) - 1]
+    if part.kind == "heads" and not block.entry.head_size:
+        heads = model.config.num_attention_heads
+        expected = getattr(model.config, block.entry.key_value_heads, None) or heads
+    for number, size in sizes.items():
+        cut = part.cuts[number]
         if size != expected:
+            what = repr(cut.fused) if cut.fused else f"{cut.width!r}, blocks={cut.blocks}"
             raise wrong(
                 model,
-                f"{kind}[{number}]",
-                f"({cut.module!r}, {cut.axis!r}, {cut.width!r}, blocks={cut.blocks}) gives {size} {kind} in "
-                f"{block}, but there are {expected}; look at axis, width and blocks",
+                f"{part.kind}[{number}]",
+                f"({cut.module!r}, {cut.axis!r}, {what}) gives {size} {part.kind} in {block.path}, but there are "
+                f"{expected}; look at axis, width and blocks",
             )
     return expected
 
 
-def _check_attributes(
-    model: PreTrainedModel, block: str, entry: Architecture, counts: Mapping[str, int], widths: Mapping[str, int]
-) -> None:
-    for kind, name in (("heads", "attributes"), ("neurons", "neuron_attributes")):
-        for path, width in getattr(entry, name).items():
-            owner, _, attribute = path.rpartition(".")
-            field = f"{name}[{path!r}]"
+def _features(model: PreTrainedModel, block: Block, cut: Cut, field: str) -> int:
+    """How many features a map has along an axis, or a parameter along a dimension."""
+    if isinstance(cut.axis, int):
+        value = block.find(model, cut.module)
+        if not isinstance(value, Tensor) or not -value.dim() <= cut.axis < value.dim():
+            what = f"of shape {list(value.shape)}" if isinstance(value, Tensor) else "no parameter of the block"
+            raise wrong(model, field, f"is the dimension {cut.axis} of {cut.module!r}, which is {what}")
+        return value.shape[cut.axis]
+    _module(model, block, cut.module, f"{field}.module")
+    try:
+        return features_of(linear_map(model, f"{block.path}.{cut.module}"), cut.axis)
+    except ValueError as error:
+        raise wrong(model, f"{field}.module", f"names no map that can be cut: {error}") from error
+
+
+def _check_attributes(model: PreTrainedModel, block: Block, part: Sublayer, size: int) -> None:
+    name = {"heads": "attributes", "cross_heads": "cross_attributes"}.get(part.kind, "neuron_attributes")
+    for path, width in part.attributes.items():
+        owner, _, attribute = path.rpartition(".")
+        missing = [cut.module for cut in part.cuts if cut.optional and block.find(model, cut.module) is None]
+        if any(module.startswith(f"{owner}.") for module in missing):
+            continue
+        field, expected = f"{name}[{path!r}]", size * features(width, block.widths)
+        if owner.endswith("config"):
+            value = block.find(model, path)
+        else:
             value = getattr(_module(model, block, owner, field) if owner else None, attribute, None)
-            if value != counts[kind] * widths[width]:
-                raise wrong(
-                    model,
-                    field,
-                    f"should be {counts[kind] * widths[width]} in {block}, {counts[kind]} times {width!r}; it is "
-                    f"{value!r:.99}",
-                )
+        if value != expected:
+            raise wrong(
+                model,
+                field,
+                f"should be {expected} in {block.path}, {size} times {width!r}; it is {value!r:.99}",
+            )
 
 
-def _check_config_fields(model: PreTrainedModel, entry: Architecture, counts: Mapping[str, int]) -> None:
-    for kind, names in entry.config_fields.items():
+def _check_config_fields(model: PreTrainedModel, counts: Mapping[str, int]) -> None:
+    for kind, names in config_fields(model.config).items():
         for name in names:
             if not hasattr(model.config, name):
                 raise wrong(model, f"config_fields[{kind!r}]", f"names {name!r}, which the config lacks")
         value = getattr(model.config, names[0])
-        if value is not None and value != counts[kind]:  # None stands for a default in GPT-2
+        if value is not None and value != counts.get(kind, value):  # None stands for a default in GPT-2
             raise wrong(
                 model,
                 f"config_fields[{kind!r}]",

@@ -107,8 +107,8 @@ class SavesWhole(_Mixed):
         with _replacing_checkpoint(save_directory, kwargs.get("variant")) as folder:
             super().save_pretrained(folder, **kwargs)
             if cut:
-                types = dict.fromkeys(config.model_type for config in cut_configs(self.config))
-                write_text(folder / MODELING_NAME, modeling_source(*types))
+                configs = {config.model_type: config for config in cut_configs(self.config)}
+                write_text(folder / MODELING_NAME, modeling_source(*configs.values()))
             logger.info("writing %s: %s", save_directory, KINDS_OF_CHECKPOINT[cut])
             if self.pruning_plan is not None:
                 self.pruning_plan.save(folder / PLAN_NAME)

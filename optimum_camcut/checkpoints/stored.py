@@ -35,11 +35,10 @@ from ..architectures.modeling_camcut import (
     cut_configs,
     dimension,
     has_record,
-    list_blocks,
     parts_of,
     recorded_sizes,
 )
-from ..architectures.structure import kept_heads, list_groups, sublayer_of
+from ..architectures.structure import kept_heads, list_blocks, list_groups, sublayer_of
 from ..architectures.table import ARCHITECTURES
 from ..methods import scorers_of
 from ..planning.plan import PLAN_NAME, PLANS_NAME, PruningPlan, is_weight, plain_shape, plan_of
@@ -310,7 +309,7 @@ def read_plan(name_or_path: str | Path, model: PreTrainedModel, values: dict[str
         else set()
     )
     sized = not set(plan.keep) - set(plan.sizes)
-    plain = sized and groups and not has_record(model.config) and plain_shape(model.config, plan) is not None
+    plain = sized and groups and not has_record(model.config) and plain_shape(model, plan) is not None
     if not sized or not (plain or cut == recorded):
         raise ValueError(
             f"{PLAN_NAME} of {name_or_path} cuts the groups {sorted(cut)}, but config.json records "

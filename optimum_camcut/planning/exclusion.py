@@ -21,8 +21,8 @@ from fnmatch import fnmatchcase
 
 import torch
 
+from ..architectures.entry import SUBLAYERS
 from ..architectures.groups import PrunableGroup
-from ..architectures.modeling_camcut import SUBLAYERS
 from ..architectures.structure import sublayer_of
 from ..config import PruningConfig
 from ..scoring.loop import Scores
@@ -48,7 +48,7 @@ def excluded(groups: Sequence[PrunableGroup], config: PruningConfig) -> set[str]
             layer, sublayer = layer_of(g.name), sublayer_of(g.name)
             start, _, part = sublayer.rpartition(".")
             names = {g.name, sublayer, f"{start}.{units.get(part, part)}"}
-            if entry in (layer, layer.removeprefix("decoder.")) or any(fnmatchcase(name, entry) for name in names):
+            if entry in (layer, layer.rpartition(".")[2]) or any(fnmatchcase(name, entry) for name in names):
                 matched.add(g.name)
         if not matched:
             layers, known = list(dict.fromkeys(layer_of(g.name) for g in groups)), [g.name for g in groups]

@@ -37,9 +37,9 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..architectures.groups import check_bare
-from ..architectures.modeling_camcut import SUBLAYERS
 from ..architectures.position_bias import bind_position_bias
-from ..architectures.structure import Group, cut_groups, list_groups, sublayer_of
+from ..architectures.slices import Group
+from ..architectures.structure import cut_groups, label_of, list_groups, sublayer_of
 from ..config import PruningConfig
 from ..utils.files import WriteError
 from ..utils.processes import all_or_none
@@ -185,13 +185,15 @@ def _measure(
     model: PreTrainedModel, config: PruningConfig, conditions: Mapping[str, Any], disable_tqdm: bool
 ) -> LatencyTable:
     groups = [group for group in list_groups(model) if group.size]
-    kinds = {kind: [group for group in groups if group.kind == kind] for kind in SUBLAYERS}
-    kinds = {kind: found for kind, found in kinds.items() if found}
+    kinds: dict[str, list[Group]] = {}  # by label
+    for group in groups:
+        if group.kind != "layers":
+            kinds.setdefault(label_of(group.name), []).append(group)
     live, grids = {}, {}  # of each kind, the layers that are measured, all of one size; and the sizes
     for kind, found in kinds.items():
         largest = max(group.size for group in found)
         live[kind] = [group.name for group in found if group.size == largest][:LAYERS]
-        grids[kind] = _grid(largest, config.multiple_of if kind == "neurons" else None)
+        grids[kind] = _grid(largest, config.multiple_of if found[0].kind == "neurons" else None)
     # What is there in each copy to time, and how much of it: nothing, one kind at one size, and a whole pruned model.
     probes: dict[Any, dict[str, int]] = {PRUNED: {}, BARE: {}}
     for kind, found in kinds.items():
@@ -218,7 +220,7 @@ def _measure(
     # Together sub-layers take a little longer than one by one, in proportion or not: the table is scaled to give the
     # whole model's time, halfway between leaving all else as it was alone, and meeting the pruned model's time too.
     whole, pruned = (
-        sum(table.seconds(name.rpartition(".")[2], size) for name, size in sizes.items())
+        sum(table.seconds(label_of(name), size) for name, size in sizes.items())
         for sizes in (table.sizes, probes[PRUNED])
     )
     alone = (1 - ratio[BARE]) / (whole or 1.0)

@@ -25,12 +25,12 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
+from ..architectures.entry import SUBLAYERS
 from ..architectures.groups import WEIGHTS, find_groups, inner_model
-from ..architectures.modeling_camcut import RECORD, SUBLAYERS, list_blocks
-from ..architectures.structure import kept_heads, sublayer_of
-from ..architectures.table import ARCHITECTURES
+from ..architectures.modeling_camcut import RECORD
+from ..architectures.structure import blocks_of, config_fields, kept_heads, label_of, list_blocks, sublayer_of
 from ..config import PruningConfig
 from ..utils.fields import check_fields
 from ..utils.files import read_json, shown, write_json
@@ -273,12 +273,14 @@ def without_removed(keep: Mapping[str, Sequence[int]]) -> dict[str, Sequence[int
 
 
 def layer_of(name: str) -> str:
-    """The layer index in a group's name, its first number, or `"decoder."` and the index in a module named decoder; of
-    a parameter outside of the layers, its module."""
+    """The layer index in a group's name, its first number, with the name of the stack of blocks before it if there are
+    several (`"decoder.3"`, but the encoder's are plain numbers); of a parameter outside of the layers, its module."""
     number = re.search(r"(?<![^.])\d+(?![^.])", name)
     if number is None:
         return name.rpartition(".")[0]
-    return ("decoder." if "decoder" in name[: number.start()].split(".") else "") + number[0]
+    before = name[: number.start()].split(".")
+    stack = "decoder" if "decoder" in before else before[0] if before[1:] == ["layer", ""] else "encoder"
+    return ("" if stack == "encoder" else f"{stack}.") + number[0]
 
 
 def is_weight(name: str) -> bool:
@@ -290,22 +292,24 @@ def _label(name: str) -> str:
     return WEIGHTS if is_weight(name) else name.rpartition(".")[2]
 
 
-def plain_shape(config: PretrainedConfig, plan: PruningPlan) -> dict[str, int] | None:
-    """Units of each kind that all layers have after a cut, if fields of the config can say so: else None.
+def plain_shape(model: PreTrainedModel, plan: PruningPlan) -> dict[str, int] | None:
+    """Units of each label (`"neurons"`, `"decoder.cross_heads"`) that all layers have after a cut, if fields of the
+    config can say so: else None.
 
     Args:
-        config: of the model; its fields may be those of before or of after the cut.
-        plan: with sizes, and the number of layers.
+        model: the fields of its config may be those of before or of after the cut.
+        plan: with sizes.
     """
-    fields = ARCHITECTURES[config.model_type].config_fields
-    shape: dict[str, int] = {}
+    config, shape = model.config, dict[str, int]()
+    fields, blocks = config_fields(config), [block.name for block in blocks_of(model)]
     cut = {n: len(units) for n, units in plan.keep.items() if not is_weight(n) and len(units) < plan.sizes[n]}
-    for kind in {name.rpartition(".")[2] for name in cut}:
-        sizes = {cut.get(f"layer.{layer}.{kind}") for layer in range(plan.num_layers or 0)}
-        size = sizes.pop() if len(sizes) == 1 and kind in fields else None
+    for label in {label_of(name) for name in cut}:
+        start, _, kind = label.rpartition(".")
+        sizes = {cut.get(f"{block}.{kind}") for block in blocks if block.startswith(f"{start}.layer.".lstrip("."))}
+        size = sizes.pop() if len(sizes) == 1 and label in fields else None
         if not size:
             return None
-        shape[kind] = size
+        shape[label] = size
     if "heads" in shape:  # the head size has a field of its own, and transformers 5 wants whole fractions all the same
         heads = shape["heads"] * config.num_attention_heads // getattr(config, fields["heads"][0])
         if not getattr(config, "head_dim", None) or config.hidden_size % heads:

@@ -24,9 +24,9 @@ from typing import Any
 
 import numpy as np
 
+from ..architectures.entry import SUBLAYERS
 from ..architectures.groups import PrunableGroup
-from ..architectures.modeling_camcut import SUBLAYERS
-from ..architectures.structure import sublayer_of
+from ..architectures.structure import label_of, sublayer_of
 from ..utils.fields import check_fields
 from ..utils.files import read_json, write_json
 
@@ -39,10 +39,11 @@ class LatencyTable:
         conditions (`Mapping[str, str | int]`): what was measured, and where: `"device"`, `"dtype"`, `"batch_size"`,
             `"sequence_length"`, ...
         total (`float`): seconds of the model as it was.
-        times (`Mapping[str, Mapping[int, float]]`): `"heads"` or `"neurons"` -> how many of them a layer keeps -> what
-            its attention or feed-forward sub-layer adds to `total`, in seconds.
+        times (`Mapping[str, Mapping[int, float]]`): `"heads"` or `"neurons"` (where there are several stacks of
+            blocks, `"decoder.heads"`) -> how many of them a layer keeps -> what its attention or feed-forward
+            sub-layer adds to `total`, in seconds.
         sizes (`Mapping[str, int]`): name of every group of heads or neurons that was there -> how many.
-        widths (`Mapping[str, int]`): `"heads"` or `"neurons"` -> input features of the output projection for each.
+        widths (`Mapping[str, int]`): the same -> input features of the output projection for each.
 
     Raises:
         `ValueError`: values of another form.
@@ -60,8 +61,8 @@ class LatencyTable:
                 kind: {int(size): float(seconds) for size, seconds in sorted(points.items(), key=lambda p: int(p[0]))}
                 for kind, points in self.times.items()
             }
-            valid = set(times) == set(self.widths) == {name.rpartition(".")[2] for name in self.sizes} and all(
-                max(times[name.rpartition(".")[2]]) >= size > 0 for name, size in self.sizes.items()
+            valid = set(times) == set(self.widths) == {label_of(name) for name in self.sizes} and all(
+                max(times[label_of(name)]) >= size > 0 for name, size in self.sizes.items()
             )
             numbers = [self.total, *(seconds for points in times.values() for seconds in points.values())]
             valid = valid and all(np.isfinite(number) and number >= 0 for number in numbers) and self.total > 0
@@ -89,11 +90,12 @@ class LatencyTable:
         """
         if group.kind == "layers":
             kind = next(kind for kind, part in SUBLAYERS.items() if group.name.endswith(f".{part}"))
-            units = group.output.width // self.widths.get(kind, 1)
-            self._check(group.name.removesuffix(SUBLAYERS[kind]) + kind, units)
-            return np.array([0.0, self.seconds(kind, units)])
+            name = group.name.removesuffix(SUBLAYERS[kind]) + kind
+            units = group.output.width // self.widths.get(label_of(name), 1)
+            self._check(name, units)
+            return np.array([0.0, self.seconds(label_of(name), units)])
         self._check(group.name, group.size)
-        points = self.times.get(group.kind, {0: 0.0})
+        points = self.times.get(label_of(group.name), {0: 0.0})
         return np.interp(np.arange(group.size + 1), list(points), list(points.values()))
 
     def total_of(self, groups: Sequence[PrunableGroup]) -> float:
@@ -104,15 +106,15 @@ class LatencyTable:
         for group in groups:
             self.price(group)  # raises for groups of another model
         for name, size in self.sizes.items():
-            kind, units = name.rpartition(".")[2], size
+            label, units = label_of(name), size
             if name in listed:
                 units = listed[name].size
             elif sublayer_of(name) in listed:
-                units = listed[sublayer_of(name)].output.width // self.widths[kind]
-            elif kinds & {kind, "layers"}:
-                total -= self.seconds(kind, size)  # it was removed
+                units = listed[sublayer_of(name)].output.width // self.widths[label]
+            elif kinds & {label.rpartition(".")[2].removeprefix("cross_"), "layers"}:
+                total -= self.seconds(label, size)  # it was removed
                 continue
-            total += self.seconds(kind, units) - self.seconds(kind, size)
+            total += self.seconds(label, units) - self.seconds(label, size)
         return total
 
     def _check(self, name: str, units: int) -> None:
@@ -156,10 +158,11 @@ class LatencyTable:
             f"whole model {1e3 * self.total:.3f}",
         ]
         rest = self.total
-        for kind, points in self.times.items():
-            sizes = [size for name, size in self.sizes.items() if name.endswith(f".{kind}")]
-            spent = sum(self.seconds(kind, size) for size in sizes)
+        for label, points in self.times.items():
+            sizes = [size for name, size in self.sizes.items() if label_of(name) == label]
+            spent = sum(self.seconds(label, size) for size in sizes)
             rest -= spent
-            lines.append(f"{len(sizes)} {SUBLAYERS[kind]} sub-layers {1e3 * spent:.3f}; one of them by its {kind}:")
+            part = sublayer_of(f".{label}").lstrip(".")
+            lines.append(f"{len(sizes)} {part} sub-layers {1e3 * spent:.3f}; one of them by its {label}:")
             lines += [f"{size:>8} {1e3 * seconds:>10.3f}" for size, seconds in points.items()]
         return "\n".join([*lines, f"all else {1e3 * rest:.3f}"])

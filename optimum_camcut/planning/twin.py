@@ -23,7 +23,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..architectures.modeling_camcut import RECORD
-from ..architectures.table import ARCHITECTURES
+from ..architectures.structure import config_fields, label_of
 
 
 def dense_config(model: PreTrainedModel) -> PretrainedConfig:
@@ -31,9 +31,9 @@ def dense_config(model: PreTrainedModel) -> PretrainedConfig:
     config, plan = copy.deepcopy(model.config), model.pruning_plan
     setattr(config, RECORD, None)
     config.pruned_heads = {}
-    for kind, (field, *others) in ARCHITECTURES[config.model_type].config_fields.items():
+    for label, (field, *others) in config_fields(config).items():
         sizes = plan.sizes if plan is not None else {}
-        before, size = next((sizes[n] for n in sizes if n.endswith(f".{kind}")), None), getattr(config, field)
+        before, size = next((sizes[n] for n in sizes if label_of(n) == label), None), getattr(config, field)
         if before is not None and size is not None and before != size:  # a plain checkpoint has its own size there
             for other in others:
                 setattr(config, other, getattr(config, other) * before // size)

@@ -33,6 +33,7 @@ from transformers import PreTrainedModel
 
 from ..architectures.groups import WEIGHTS
 from ..architectures.modeling_camcut import RECORD
+from ..architectures.recipes import stacks_of
 from ..architectures.structure import is_cut
 from ..architectures.table import ARCHITECTURES
 from ..checkpoints.places import Place, in_folder, on_hub
@@ -292,8 +293,8 @@ def _is_native(model: PreTrainedModel) -> bool:
     """Whether nothing but heads is gone, and transformers 4 builds the model without them by itself."""
     record = getattr(model.config, RECORD, None) or {"sizes": {}}
     heads = all(name.endswith(".heads") and size for name, size in record["sizes"].items())
-    entry = ARCHITECTURES.get(model.config.model_type)  # None of a composite model, whose parts are cut
-    return heads and entry is not None and entry.native_pruned_heads
+    known = model.config.model_type in ARCHITECTURES  # not a composite model, whose parts are cut
+    return heads and known and any(entry.native_pruned_heads for entry in stacks_of(model.config).values())
 
 
 def _kept(model: PreTrainedModel) -> list[str]:

@@ -69,14 +69,15 @@ def compare_costs(model: PreTrainedModel, dense: PreTrainedModel | None = None) 
     try:
         if dense is None:
             dense = dense_shapes(model)
-    except TypeError:  # a class of the user's own that takes more than a config
+    except (NotImplementedError, TypeError):  # a class that takes more than a config, or computes as it is built
         return [Row("parameters", None, parameters, "{:,}"), Row(SIZE, None, megabytes, "{:,.1f}")]
     before = sum(parameter.numel() for parameter in dense.parameters())
     rows = [Row("parameters", before, parameters, "{:,}")]
     if getattr(model, "hf_quantizer", None) is not None:  # its tensors do not say what they take
         return rows
     layers = {layer_of(group.name) for group in find_groups(dense)}
-    if len(layers) == dense.config.num_hidden_layers:  # none runs repeatedly
+    words = getattr(dense, "main_input_name", "input_ids") == "input_ids"  # so many tokens as one likes
+    if words and len(layers) == getattr(dense.config, "num_hidden_layers", None):  # none runs repeatedly
         config = model.pruning_plan.config if model.pruning_plan is not None else None
         tokens = longest_input(model, config.sequence_length if config is not None else TOKENS)
         flops = [_flops(each, tokens) / 1e9 for each in (dense, model)]

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 from tqdm.auto import tqdm
 
+from ..architectures.groups import body_of
 from ..utils.errors import ScoringError
 from ..utils.processes import all_or_none
 from ..utils.sharding import is_sharded
@@ -206,12 +207,37 @@ def split(batch: Batch, size: int) -> list[dict[str, Any]]:
     return [take(batch, size, start) for start in range(0, count_examples(batch), size)]
 
 
-def token_mask(batch: Batch) -> Tensor | None:
+def token_mask(batch: Batch, of_decoder: bool = False) -> Tensor | None:
     """1.0 at real tokens, 0.0 at padding: `(sequences, tokens)`, each choice of an example a sequence. None if the
-    batch has neither a mask nor the usual inputs: then every token is real."""
-    mask = batch.get("attention_mask")
-    if mask is None and batch.get("input_ids") is not None:
-        mask = torch.ones_like(batch["input_ids"])
-    if mask is None and batch.get("inputs_embeds") is not None:
-        mask = torch.ones_like(batch["inputs_embeds"][..., 0])
+    batch has neither a mask nor the usual inputs: then every token is real.
+
+    Args:
+        of_decoder: the tokens that the decoder of an encoder-decoder model reads; without a mask for them, those with
+            labels.
+    """
+    start = "decoder_" if of_decoder else ""
+    mask, labels = batch.get(f"{start}attention_mask"), batch.get("labels")
+    if mask is None and of_decoder and isinstance(labels, Tensor) and labels.dim() == 2:
+        mask = labels >= 0
+    if mask is None and batch.get(f"{start}input_ids") is not None:
+        mask = torch.ones_like(batch[f"{start}input_ids"])
+    if mask is None and batch.get(f"{start}inputs_embeds") is not None:
+        mask = torch.ones_like(batch[f"{start}inputs_embeds"][..., 0])
     return None if mask is None else mask.reshape(-1, mask.shape[-1]).float()
+
+
+def mask_for(batch: Batch, group_name: str, model: nn.Module, rows: int, tokens: int) -> Tensor:
+    """`token_mask` for the activations of a group: `(rows, tokens)`, on the CPU or where the batch is. Choices and
+    calls of a block lie side by side. Of sound, the mask says which samples are real: each frame takes what it says of
+    its middle."""
+    config = getattr(body_of(model), "config", None)
+    of_decoder = group_name.startswith("decoder.") and bool(getattr(config, "is_encoder_decoder", False))
+    mask = token_mask(batch, of_decoder)
+    if mask is None or mask.numel() == 0:
+        return torch.ones(rows, tokens)
+    if rows * tokens % mask.numel() == 0:
+        return mask.repeat(1, rows * tokens // mask.numel()).reshape(rows, tokens)
+    if mask.shape[1] <= tokens:  # of other tokens than these, such as the patches of an image
+        return torch.ones(rows, tokens)
+    middles = ((torch.arange(tokens) + 0.5) * mask.shape[1] / tokens).long()
+    return mask[:, middles.to(mask.device)]

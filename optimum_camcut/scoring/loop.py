@@ -20,22 +20,21 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import align_module_device
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from ..architectures.groups import WEIGHTS, PrunableGroup, below, body_of, check_group
+from ..architectures.modeling_camcut import places_of
 from ..architectures.modes import scoring_mode
 from ..config import PruningConfig
 from ..methods.registry import Scorer, get_scorer
 from ..utils.files import nearest
 from ..utils.sharding import is_sharded, reshard, whole
-from .batches import Batch, count_examples, for_each_batch, limit, token_mask
+from .batches import Batch, count_examples, for_each_batch, limit, mask_for
 from .capture import ActivationCapture
 from .loss import SCORED, SKIPPED, CheckedLoss, LossFunction, loss_shares, model_loss, tell_skipped
 from .noise import GaussianNoise, smoothing
@@ -189,14 +188,10 @@ def unit_weights(model: nn.Module, group: PrunableGroup) -> Tensor:
             return model.get_parameter(group.name).detach().float().cpu()
     columns = []
     for piece in group.slices:
-        module: Any = model.get_submodule(piece.module)  # a linear map
-        with align_module_device(module):  # in memory, if it is offloaded
-            matrix = whole(module.weight.detach())
-            matrix = matrix if (piece.axis == "in") == isinstance(module, Conv1D) else matrix.T  # cut axis first
-            biased = piece.axis == "out" and module.bias is not None
-            for tensor in [matrix, *([whole(module.bias.detach())[:, None]] if biased else [])]:
-                by_unit = tensor.reshape(piece.blocks, group.size, piece.width, -1).transpose(0, 1)
-                columns.append(by_unit.reshape(group.size, -1).float().cpu())
+        for module, name, place in places_of(model, piece.module, piece.axis):
+            with align_module_device(module):  # in memory, if it is offloaded
+                tensor = whole(getattr(module, name).detach()).movedim(place, 0)
+                columns.append(piece.by_unit(tensor, group.size).float().cpu())
     return torch.cat(columns, dim=1)
 
 
@@ -291,16 +286,14 @@ def _score_batch(
     noise: GaussianNoise,
 ) -> Iterator[tuple[str, Tensor]]:
     """Yields group names with the scores of one batch: `(batch, units)`."""
-    size, mask = count_examples(batch), token_mask(batch)
+    size = count_examples(batch)
     scores: dict[str, Tensor] = {}
     means: dict[str, Tensor] = {}
 
     def score(group: PrunableGroup, activation: Tensor, gradient: Tensor | None) -> None:
         gradient = means.pop(group.name, gradient)
-        tokens = activation.new_ones(activation.shape[:2])
-        if mask is not None:
-            tokens = mask.to(tokens.device).repeat(1, tokens.numel() // mask.numel()).reshape(size, -1)
-        result = scorer.function(activation, gradient, tokens)
+        tokens = mask_for(batch, group.name, model, size, activation.shape[1])
+        result = scorer.function(activation, gradient, tokens.to(activation.device))
         if tuple(result.shape) != (size, group.size):
             raise ValueError(
                 f"the method {scorer.name!r} gave scores of shape {tuple(result.shape)}; expected (batch, units) = "

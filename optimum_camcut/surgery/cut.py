@@ -26,11 +26,21 @@ from typing import Any, TypeVar
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from ..architectures.entry import SUBLAYERS
 from ..architectures.groups import WEIGHTS, PrunableGroup, find_groups, inner_model, possible_kinds
-from ..architectures.modeling_camcut import RECORD, SUBLAYERS, list_blocks
+from ..architectures.modeling_camcut import RECORD
 from ..architectures.position_bias import bind_position_bias
-from ..architectures.structure import cut_groups, list_groups, sub_configs
-from ..architectures.table import ARCHITECTURES
+from ..architectures.recipes import stacks_of
+from ..architectures.structure import (
+    blocks_of,
+    config_fields,
+    cut_groups,
+    give_config,
+    label_of,
+    list_blocks,
+    list_groups,
+    sub_configs,
+)
 from ..planning.plan import PruningPlan, is_weight, plain_shape, plan_of, without_removed
 from ..utils.handed_in import handed_in
 from ..utils.sharding import check_whole
@@ -84,14 +94,18 @@ def apply_plan(model: ModelOrModule, plan: PruningPlan) -> ModelOrModule:
     kinds = [*(possible_kinds(inner) if cuts_units else ()), *([WEIGHTS] if masks else ())]
     groups = {group.name: group for group in find_groups(inner, kinds)}
     removed = {group.name for group in list_groups(inner)} - set(groups) if cuts_units else set()
-    layers = len(list_blocks(inner)) if cuts_units else next(iter(groups.values())).num_layers
+    blocks = [block.name for block in blocks_of(inner)] if cuts_units else []
+    layers = len(blocks) if cuts_units else next(iter(groups.values())).num_layers
     check_plan(plan, inner, groups, removed, layers)
     before = plan_of(inner)
     keep = without_removed({**(before.keep if before else {}), **plan.keep})
     cuts = [(groups[n], keep[n]) for n in plan.keep if n in groups and n in keep and n not in masks]
     cuts = [(group, units) for group, units in cuts if units != group.units]
     check_cuts(cuts, inner, model, masked=any(map(is_weight, keep)))
-    kept = _joined(plan, before, keep, groups, layers, inner.config.model_type)
+    order = [
+        name for block in blocks for part in SUBLAYERS.items() for name in (f"{block}.{part[1]}", f"{block}.{part[0]}")
+    ]
+    kept = _joined(plan, before, keep, groups, layers, order, inner.config.model_type)
 
     before_cut = list(inner.parameters())
     cut_groups(inner, [(group, [group.units.index(unit) for unit in units]) for group, units in cuts])
@@ -114,14 +128,17 @@ def _joined(
     keep: Mapping[str, Sequence[int]],
     groups: Mapping[str, PrunableGroup],
     layers: int | None,
+    order: Sequence[str],
     model_type: str,
 ) -> PruningPlan:
-    """The plan of a model that was cut by one after another: what both keep, layer by layer."""
-    parts = [part for pair in SUBLAYERS.items() for part in pair[::-1]]
-    names = [f"layer.{layer}.{part}" for layer in range(layers or 0) for part in parts]
+    """The plan of a model that was cut by one after another: what both keep, layer by layer.
+
+    Args:
+        order: names that groups may have, in the order of the layers.
+    """
     sizes = {**(before.sizes if before else {}), **{name: group.original_size for name, group in groups.items()}}
     return PruningPlan(
-        {name: keep[name] for name in dict.fromkeys([*names, *keep]) if name in keep},
+        {name: keep[name] for name in dict.fromkeys([*order, *keep]) if name in keep},
         {name: sizes.get(name, 1) for name in keep},
         model_type,
         plan.config or (before.config if before else None),
@@ -142,19 +159,17 @@ def record(model: PreTrainedModel) -> None:
     into a record beside fields that are those of the uncut model.
     """
     old, new = model.config, copy.deepcopy(model.config)
-    for module in model.modules():
-        if module.__dict__.get("config") is old:
-            module.config = new
-    plan, architecture = model.pruning_plan, ARCHITECTURES[new.model_type]
+    give_config(model, old, new)
+    plan, stacks = model.pruning_plan, stacks_of(new)
     cut = [name for name in plan.keep if len(plan.keep[name]) < plan.sizes[name] and not is_weight(name)]
     heads = {name: list(plan.keep[name]) for name in cut if name.endswith(".heads")}
     entry: dict[str, Any] = {"sizes": {name: len(plan.keep[name]) for name in cut}}
-    if architecture.position_bias is not None:
+    if any(architecture.position_bias is not None for architecture in stacks.values()):
         entry["kept_heads"] = heads
-    shape = plain_shape(new, plan)
-    for kind, (field, *others) in architecture.config_fields.items():
-        uncut = next((plan.sizes[name] for name in plan.keep if name.endswith(f".{kind}")), None)
-        before, size = getattr(new, field) or uncut, (shape or {}).get(kind, uncut)
+    shape = plain_shape(model, plan)
+    for label, (field, *others) in config_fields(new).items():
+        uncut = next((plan.sizes[name] for name in plan.keep if label_of(name) == label), None)
+        before, size = getattr(new, field) or uncut, (shape or {}).get(label, uncut)
         if size != before and size is not None:
             for other in others:
                 setattr(new, other, getattr(new, other) * size // before)
@@ -164,7 +179,7 @@ def record(model: PreTrainedModel) -> None:
     elif getattr(new, RECORD, None) is not None:
         delattr(new, RECORD)
         new.__dict__.pop("auto_map", None)
-    if architecture.native_pruned_heads:
+    if any(architecture.native_pruned_heads for architecture in stacks.values()):
         new.pruned_heads = {int(name.split(".")[1]): list(plan.removed(name)) for name in heads}
     bind_position_bias(model, heads)
 
@@ -210,9 +225,7 @@ def tell_owner(owner: PreTrainedModel, path: str, model: PreTrainedModel, old: P
             path,
         )
         return
-    for module in owner.modules():
-        if module.__dict__.get("config") is before:
-            module.config = new
+    give_config(owner, before, new)
     owner.__class__ = handed_in("checkpoint_class")(type(owner))
 
 
@@ -249,18 +262,25 @@ def prune_heads(model: ModelOrModule, heads_to_prune: Mapping[int, Iterable[int]
     Raises:
         `ValueError`: a layer or head that the model lacks, or attention that was removed already.
     """
-    groups = {int(group.name.split(".")[1]): group for group in find_groups(model, kinds=("heads",))}
+    heads = [group for group in find_groups(model, kinds=("heads",)) if group.name.endswith(".heads")]
+    stacks = list(dict.fromkeys(group.name.partition("layer.")[0] for group in heads))
+    if len(stacks) > 1:
+        raise ValueError(
+            f"the layers are numbered in each of {' and '.join(stack.strip('.') for stack in stacks)}: "
+            f"apply_plan(model, PruningPlan({{'{heads[0].name}': [0, ...]}})) says which"
+        )
+    groups = {int(group.name.split(".")[-2]): group for group in heads}
     layers = range(len(list_blocks(inner_model(model))))
     keep: dict[str, list[int]] = {}
-    for layer, heads in heads_to_prune.items():
+    for layer, removed in heads_to_prune.items():
         if layer not in layers and layer not in range(-len(layers), 0):
             raise ValueError(f"the model has no layer {layer!r}; its layers are {list(layers)}")
         layer = layers[layer]
         if layer not in groups:
             raise ValueError(f"the attention of layer {layer} was removed already, with all its heads")
-        group, heads = groups[layer], set(heads)
-        lacking = sorted(heads - set(range(group.original_size)))
+        group, gone = groups[layer], set(removed)
+        lacking = sorted(gone - set(range(group.original_size)))
         if lacking:
             raise ValueError(f"layer {layer} has no heads {lacking}: it has {group.original_size}, numbered from 0")
-        keep[group.name] = [unit for unit in keep.get(group.name, group.units) if unit not in heads]
+        keep[group.name] = [unit for unit in keep.get(group.name, group.units) if unit not in gone]
     return apply_plan(model, PruningPlan(keep))

@@ -31,9 +31,8 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import find_labels
 
 from ..architectures.groups import PrunableGroup, check_bare, find_groups, possible_kinds
-from ..architectures.modeling_camcut import list_blocks
 from ..architectures.modes import scoring_mode
-from ..architectures.structure import list_groups, sublayer_of
+from ..architectures.structure import list_blocks, list_groups, sublayer_of
 from ..planning.plan import PruningPlan, is_weight, without_removed
 from ..scoring.batches import Batch, count_examples, limit
 from ..utils.files import nearest
@@ -41,6 +40,7 @@ from ..utils.sharding import check_whole
 from .streams import (
     Stage,
     Stream,
+    factor_of,
     find_stages,
     inputs_of,
     run_dense,
@@ -152,7 +152,19 @@ def _read_batches(
     if not batches:
         raise ValueError("the dataloader gave no batches: there is nothing to reconstruct from")
     labels = find_labels(type(dense_model))  # no loss is asked for; of a test set they are -1, which gives none
-    return [{name: value for name, value in batch.items() if name not in labels} for batch in batches]
+    return [
+        {name: value for name, value in _with_decoder_inputs(dense_model, batch).items() if name not in labels}
+        for batch in batches
+    ]
+
+
+def _with_decoder_inputs(model: PreTrainedModel, batch: Batch) -> dict[str, Any]:
+    """Of an encoder-decoder model that makes the decoder's inputs of the labels: with those."""
+    shift, wanted = getattr(model, "prepare_decoder_input_ids_from_labels", None), batch.get("labels")
+    if not model.config.is_encoder_decoder or shift is None or wanted is None or "decoder_input_ids" in batch:
+        return dict(batch)
+    inputs = shift(labels=wanted.to(model.device)).to(wanted.device)
+    return {"decoder_attention_mask": (wanted >= 0).long(), **batch, "decoder_input_ids": inputs}
 
 
 @contextmanager
@@ -182,27 +194,28 @@ def _rebuild(
         tell: called after every projection.
     """
     state = PartialState()
-    stages = find_stages(jobs[0].model, batches[0], rebuilt)
+    stacks = find_stages(jobs[0].model, batches[0], rebuilt)
     first = np.cumsum([0, *map(count_examples, batches)]).tolist()  # numbers of the examples
     own = list(zip(first, batches))[state.process_index :: state.num_processes]
-    dense = [start_stream(dense_model, batch, number) for number, batch in own]
-    for job in jobs:
-        job.streams = [start_stream(job.model, batch, number) for number, batch in own]
-    for number, stage in enumerate(stages):
-        targets = [run_dense(dense_model, stage, stream) for stream in dense]
-        if stage.blocks == list_blocks(dense_model)[-1:]:
-            select_read_tokens(dense_model, stage, [batch for _, batch in own], dense)
-        for name in [group.name for group in stage.groups]:
-            wanted = [target.pop(name) for target in targets]
-            for job in jobs:
-                if name in job.groups:
-                    _solve(job, stage, job.groups[name], dense, wanted)
-                    tell()
-            del wanted
-        if number + 1 < len(stages):
-            for job in jobs:
-                for stream in job.streams:
-                    stream.hidden = run_stage(job.model, stage, stream)
+    for stages in stacks:
+        dense = [start_stream(dense_model, stages, batch, number) for number, batch in own]
+        for job in jobs:
+            job.streams = [start_stream(job.model, stages, batch, number) for number, batch in own]
+        for number, stage in enumerate(stages):
+            targets = [run_dense(dense_model, stage, stream) for stream in dense]
+            if stage.blocks == list_blocks(dense_model)[-1:]:
+                select_read_tokens(dense_model, stage, [batch for _, batch in own], dense)
+            for name in [group.name for group in stage.groups]:
+                wanted = [target.pop(name) for target in targets]
+                for job in jobs:
+                    if name in job.groups:
+                        _solve(job, stage, job.groups[name], dense, wanted)
+                        tell()
+                del wanted
+            if number + 1 < len(stages):
+                for job in jobs:
+                    for stream in job.streams:
+                        stream.hidden = run_stage(job.model, stage, stream)
 
 
 def _to_solve(
@@ -301,7 +314,7 @@ def _solve(
 
     for masks, stream, wanted in zip(dense, job.streams, targets):
         x, residual = inputs_of(job.model, stage, group, stream, len(wanted))
-        y = torch.cat(wanted, dim=1) - residual.float()
+        y = (torch.cat(wanted, dim=1) - residual.float()) / factor_of(job.model, group)
         real, held_out = (each.repeat(1, x.shape[1] // each.shape[1]) for each in (masks.mask, masks.held_out))
         for part, chosen in enumerate((real & ~held_out, real & held_out)):
             given = x[chosen]

@@ -19,9 +19,11 @@ what leaves one goes into the next, so that going through all stages costs one f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,8 +32,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..architectures.groups import PrunableGroup
-from ..architectures.modeling_camcut import list_blocks
-from ..scoring.batches import Batch, count_examples, take, token_mask
+from ..architectures.structure import blocks_of, list_blocks
+from ..scoring.batches import Batch, count_examples, mask_for, take
 
 
 HELD_OUT = 8  # one example of so many is held out
@@ -42,8 +44,7 @@ class Stream:
     """One batch on its way through a model: what goes into the next block."""
 
     hidden: Tensor  # (batch, tokens, hidden size)
-    arguments: tuple[Any, ...]
-    keywords: dict[str, Any]
+    given: dict[str, tuple[tuple[Any, ...], dict[str, Any]]]  # block -> its other arguments, which may differ
     mask: Tensor  # (batch, tokens), true at the real tokens; in the last block, at those that are read
     held_out: Tensor  # (batch, tokens), true in the examples that choose the damping
 
@@ -55,7 +56,7 @@ class Stage:
 
     blocks: list[str]
     groups: list[PrunableGroup]
-    returned: int  # the length of the tuple that a block returns, hidden states first; 0 if it returns them alone
+    lengths: Mapping[str, int]  # of the tuple that a block returns, hidden states first; 0 if it returns them alone
 
 
 class _Stop(Exception):
@@ -89,66 +90,94 @@ def _forward_to_stop(model: PreTrainedModel, batch: Batch) -> None:
         pass
 
 
-def find_stages(model: PreTrainedModel, batch: Batch, groups: Sequence[PrunableGroup]) -> list[Stage]:
-    """The order in which blocks run, cut where no block runs both before and after."""
+def find_stages(model: PreTrainedModel, batch: Batch, groups: Sequence[PrunableGroup]) -> list[list[Stage]]:
+    """The order in which blocks run, cut where no block runs both before and after; one list for each stack, up to the
+    last stage that has a group."""
     calls: list[str] = []
     lengths: dict[str, int] = {}
+    stack_of = {block.path: block.name.partition("layer.")[0] for block in blocks_of(model)}
     with ExitStack() as stack:
-        for path in list_blocks(model):
+        for path in stack_of:
 
             def record(module: nn.Module, args: Any, output: Any, path: str = path) -> None:
                 calls.append(path)
-                lengths[path] = len(output) if isinstance(output, tuple) else 0
+                lengths[path] = len(output) if isinstance(output, tuple | list) else 0
 
             stack.callback(_hook(model.get_submodule(path), record).remove)
         _forward_to_stop(model, take(batch, 1))
-    stages, start = [], 0
+    stages, start = dict[str, list[Stage]](), 0
     for end in range(1, len(calls) + 1):
         if not set(calls[start:end]) & set(calls[end:]):
             blocks = calls[start:end]
             inside = [g for path in dict.fromkeys(blocks) for g in groups if g.output.module.startswith(f"{path}.")]
-            stages.append(Stage(blocks, inside, lengths[blocks[0]]))
+            stages.setdefault(stack_of[blocks[0]], []).append(Stage(blocks, inside, lengths))
             start = end
-    while not stages[-1].groups:
-        stages.pop()
-    return stages
+    for of_stack in stages.values():
+        while of_stack and not of_stack[-1].groups:
+            of_stack.pop()
+    return [of_stack for of_stack in stages.values() if of_stack]
 
 
-def start_stream(model: PreTrainedModel, batch: Batch, number: int) -> Stream:
-    """Runs a model up to its first block. `number` is that of the batch's first example among all."""
-    caught: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+def start_stream(model: PreTrainedModel, stages: Sequence[Stage], batch: Batch, number: int) -> Stream:
+    """Runs a model up to its first block, and through that if it hands on more than hidden states; the others tell
+    what arguments they get, and compute nothing.
 
-    def catch(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        caught.append((arguments, dict(keywords)))
-        raise _Stop
+    Args:
+        stages: those of the stack that the block begins.
+        number: of the batch's first example among all.
+    """
+    first = stages[0].blocks[0]
+    given: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+    hidden: list[Tensor] = []
+    left = {path for stage in stages for path in stage.blocks}
+    modules = {path: model.get_submodule(path) for path in left}
+    before = {path: module.__dict__.get("forward") for path, module in modules.items()}
+    output: list[Any] = []
 
-    handle = _hook(model.get_submodule(list_blocks(model)[0]), catch, pre=True)
+    def take_note(path: str, *arguments: Any, **keywords: Any) -> Any:
+        state = keywords.pop("hidden_states") if not arguments else arguments[0]
+        given.setdefault(path, (arguments[1:], keywords))
+        left.discard(path)
+        if path == first and not output:
+            hidden.append(state)
+        if not left:
+            raise _Stop
+        if not output:
+            whole = before[path] or partial(type(modules[path]).forward, modules[path])
+            output.append(whole(state, *arguments[1:], **keywords) if stages[0].lengths[first] > 1 else state)
+        return output[0]
+
     try:
+        for path, module in modules.items():
+            module.forward = partial(take_note, path)
         _forward_to_stop(model, batch)
     finally:
-        handle.remove()
-    arguments, keywords = caught[0]
-    hidden, arguments = (keywords.pop("hidden_states"), ()) if not arguments else (arguments[0], arguments[1:])
-    mask = token_mask(batch)
-    mask = torch.ones(hidden.shape[:2]) if mask is None else mask.reshape(hidden.shape[:2])
-    rows, examples = hidden.shape[0], count_examples(batch)  # choices of an example are rows of their own
-    numbers = number + torch.arange(examples, device=hidden.device).repeat_interleave(rows // examples)
-    held_out = (numbers % HELD_OUT == HELD_OUT - 1)[:, None].expand(hidden.shape[:2])
-    return Stream(hidden, arguments, keywords, mask.to(hidden.device).bool(), held_out)
+        for path, module in modules.items():
+            del module.forward
+            if before[path] is not None:
+                module.forward = before[path]
+    state = hidden[0]
+    mask = mask_for(batch, stages[0].groups[0].name if stages[0].groups else "", model, *state.shape[:2])
+    rows, examples = state.shape[0], count_examples(batch)  # choices of an example are rows of their own
+    numbers = number + torch.arange(examples, device=state.device).repeat_interleave(rows // examples)
+    held_out = (numbers % HELD_OUT == HELD_OUT - 1)[:, None].expand(state.shape[:2])
+    return Stream(state, given, mask.to(state.device).bool(), held_out)
 
 
 def run_stage(model: PreTrainedModel, stage: Stage, stream: Stream) -> Tensor:
     """The hidden states behind a stage."""
     hidden = stream.hidden
     for path in stage.blocks:
-        output = model.get_submodule(path)(hidden, *stream.arguments, **stream.keywords)
-        hidden = output[0] if isinstance(output, tuple) else output
+        arguments, keywords = stream.given[path]
+        output = model.get_submodule(path)(hidden, *arguments, **keywords)
+        hidden = output[0] if isinstance(output, tuple | list) else output
     return hidden
 
 
 @contextmanager
 def _residuals(model: PreTrainedModel, groups: Sequence[PrunableGroup]) -> Iterator[dict[str, list[Tensor]]]:
-    """Collects the residual stream that each projection's output is added to: group name -> one tensor a call."""
+    """Collects the residual stream that each projection's output is added to: group name -> one tensor a call; none
+    where no module reads that stream."""
     streams: dict[str, list[Tensor]] = {group.name: [] for group in groups}
     with ExitStack() as stack:
         for group in groups:
@@ -156,22 +185,43 @@ def _residuals(model: PreTrainedModel, groups: Sequence[PrunableGroup]) -> Itera
             def keep(module: nn.Module, args: tuple[Tensor, ...], keywords: Any, name: str = group.name) -> None:
                 streams[name].append(args[0])
 
-            assert group.residual is not None  # `find_groups` names it
+            if group.residual is None:
+                continue
             stack.callback(_hook(model.get_submodule(group.residual), keep, pre=True).remove)
         yield streams
 
 
 def run_dense(dense_model: PreTrainedModel, stage: Stage, stream: Stream) -> dict[str, list[Tensor]]:
-    """Moves a stream behind a stage; returns the residual stream after each projection: group name -> one tensor a
-    call."""
+    """Moves a stream behind a stage; returns what should come out behind each projection: group name -> one tensor a
+    call. That is the residual stream, or what the projection gives where no module reads that stream."""
     outputs: dict[str, list[Tensor]] = {group.name: [] for group in stage.groups}
     with ExitStack() as stack:
         residuals = stack.enter_context(_residuals(dense_model, stage.groups))
         for group in stage.groups:
             keep = lambda module, args, output, name=group.name: outputs[name].append(output)  # noqa: E731
             stack.callback(_hook(dense_model.get_submodule(group.output.module), keep).remove)
+        rows = len(stream.hidden)
         stream.hidden = run_stage(dense_model, stage, stream)
-    return {name: [r.float() + y.float() for r, y in zip(residuals[name], calls)] for name, calls in outputs.items()}
+    found = {}
+    for group in stage.groups:
+        calls, before = _by_row(outputs[group.name], rows), _by_row(residuals[group.name], rows)
+        factor = factor_of(dense_model, group)
+        found[group.name] = [r.float() + factor * y.float() for r, y in zip(before, calls)] if before else calls
+    return found
+
+
+def factor_of(model: nn.Module, group: PrunableGroup) -> Tensor | float:
+    """What the output of a projection is multiplied by before it is added to the residual stream."""
+    if group.residual is None or group.factor is None:
+        return 1.0
+    owner, _, name = group.factor.rpartition(".")
+    factor = getattr(model.get_submodule(owner), name)
+    return factor.float() if isinstance(factor, Tensor) else 1.0 if factor is None else factor
+
+
+def _by_row(calls: Sequence[Tensor], rows: int) -> list[Tensor]:
+    """`(rows, tokens, features)`: some modules see all tokens in one row, or an image in windows."""
+    return [call.reshape(rows, math.prod(call.shape[:-1]) // rows, call.shape[-1]) for call in calls]
 
 
 def select_read_tokens(
@@ -201,26 +251,33 @@ def select_read_tokens(
 
 @contextmanager
 def _blocks_give(model: PreTrainedModel, stage: Stage, hidden: Tensor) -> Iterator[None]:
-    """All blocks give these hidden states, and compute nothing."""
-    given = (hidden, *[None] * (stage.returned - 1)) if stage.returned else hidden
-    modules = [model.get_submodule(path) for path in list_blocks(model)]
-    before = [module.__dict__.get("forward") for module in modules]
+    """The blocks of the last stack give these hidden states, those of others what they get; none computes anything."""
+    last = [path for path in list_blocks(model) if path.rpartition(".")[0] == stage.blocks[0].rpartition(".")[0]]
+    modules = {path: model.get_submodule(path) for path in list_blocks(model)}
+    before = {path: module.__dict__.get("forward") for path, module in modules.items()}
+
+    def give(path: str, *arguments: Any, **keywords: Any) -> Any:
+        own = arguments[0] if arguments else keywords["hidden_states"]
+        more = [None] * (stage.lengths.get(path, 0) - 1)
+        given = hidden if path in last else own
+        return (given, *more) if stage.lengths.get(path, 0) else given
+
     try:
-        for module in modules:
-            module.forward = lambda *_, **__: given
+        for path, module in modules.items():
+            module.forward = partial(give, path)
         yield
     finally:
-        for module, forward in zip(modules, before):
+        for path, module in modules.items():
             del module.forward
-            if forward is not None:
-                module.forward = forward
+            if before[path] is not None:
+                module.forward = before[path]
 
 
 def inputs_of(
     model: PreTrainedModel, stage: Stage, group: PrunableGroup, stream: Stream, calls: int
 ) -> tuple[Tensor, Tensor]:
     """What a stage feeds into a projection, `(batch, calls * tokens, inputs)`, and the residual stream beside it,
-    `(batch, calls * tokens, hidden size)`; calls stand side by side."""
+    `(batch, calls * tokens, hidden size)`, or 0 where no module reads that; calls stand side by side."""
     seen: list[Tensor] = []
 
     def catch(module: nn.Module, arguments: tuple[Tensor, ...], keywords: Any) -> None:
@@ -236,4 +293,6 @@ def inputs_of(
             pass
         finally:
             handle.remove()
-    return torch.cat(seen, dim=1), torch.cat(residuals[group.name], dim=1)
+    rows, found = len(stream.hidden), residuals[group.name]
+    zero = torch.zeros((), device=seen[0].device)
+    return torch.cat(_by_row(seen, rows), dim=1), torch.cat(_by_row(found, rows), dim=1) if found else zero

@@ -19,7 +19,7 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel, Trainer
 
-from ..architectures.modeling_camcut import list_blocks
+from ..architectures.structure import list_blocks
 from ..utils.sharding import gather, is_sharded
 
 

@@ -126,8 +126,9 @@ def test_an_entry_of_the_users_own_is_checked_in_a_new_process_too(monkeypatch):
     check_architecture(tiny_model("ernie", vocab_size=99, pad_token_id=0, **config), tiny_batch())
 
 
-def test_layers_that_run_side_by_side_are_refused_with_the_reason(monkeypatch):
-    """In Phi both layers read what the block gets: no `residual` lets `reconstruct` restore the stream."""
+def test_layers_that_run_side_by_side(monkeypatch):
+    """In Phi both layers read what the block gets: that is where the attention's output is added to, but the other's
+    is added to the sum."""
     heads = [Cut(f"self_attn.{name}_proj", "out", HEAD) for name in "qkv"]
     entry = Architecture(
         layers="layers.{}",
@@ -139,8 +140,10 @@ def test_layers_that_run_side_by_side_are_refused_with_the_reason(monkeypatch):
     monkeypatch.setitem(TABLE, "phi", entry)
     config = {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 37, "hidden_size": 32}
     model = tiny_model("phi", "CausalLM", vocab_size=99, pad_token_id=0, **config)
-    with pytest.raises(ValueError, match=r"residual\[0\].*both layers of a block read the same stream, none is right"):
+    with pytest.raises(ValueError, match=r"residual\[1\].*both layers of a block read the same stream"):
         check_architecture(model, tiny_batch(labels=False), reload=False)
+    monkeypatch.setitem(TABLE, "phi", dataclasses.replace(entry, residual=("input_layernorm", None)))
+    check_architecture(model, tiny_batch(labels=False), reload=False)
 
 
 def test_a_model_that_was_cut_is_refused():

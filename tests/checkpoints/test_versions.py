@@ -33,7 +33,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from optimum_camcut import PruningPlan, apply_plan, find_groups, load_pruned, modeling_camcut, prune_heads
 from optimum_camcut.architectures.modeling_camcut import ARCHITECTURES as TABLE
-from optimum_camcut.architectures.modeling_camcut import list_blocks
+from optimum_camcut.architectures.structure import list_blocks
 
 
 FOUR = transformers.__version__.startswith("4.")

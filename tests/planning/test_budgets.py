@@ -39,7 +39,7 @@ from optimum_camcut import (
     make_plan,
 )
 from optimum_camcut.architectures.groups import KINDS
-from optimum_camcut.architectures.structure import Slice
+from optimum_camcut.architectures.slices import Slice
 from optimum_camcut.planning.allocation import check_budget
 from optimum_camcut.planning.costs import remaining_budget, unit_cost
 from optimum_camcut.planning.latency import _conditions

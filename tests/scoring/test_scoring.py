@@ -24,7 +24,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from optimum_camcut import PrunableGroup, PruningConfig, PruningPlan, apply_plan, find_groups, score_groups
-from optimum_camcut.architectures.structure import Slice
+from optimum_camcut.architectures.slices import Slice
 from optimum_camcut.scoring import SCORERS, get_scorer, scorer
 from optimum_camcut.scoring.noise import GaussianNoise, linear_noise
 

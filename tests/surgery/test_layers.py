@@ -49,8 +49,8 @@ from optimum_camcut import (
 )
 from optimum_camcut.architectures.groups import KINDS
 from optimum_camcut.architectures.modeling_camcut import ARCHITECTURES as TABLE
-from optimum_camcut.architectures.modeling_camcut import RECORD, list_blocks
-from optimum_camcut.architectures.structure import list_groups
+from optimum_camcut.architectures.modeling_camcut import RECORD
+from optimum_camcut.architectures.structure import list_blocks, list_groups
 from optimum_camcut.planning.costs import remaining_budget, unit_cost
 from optimum_camcut.planning.measure import count_flops, count_parameters
 from optimum_camcut.scoring import SCORERS

@@ -25,7 +25,7 @@ from models import ARCHITECTURES, random_plan, tiny_batch, tiny_model
 from transformers.pytorch_utils import Conv1D
 
 from optimum_camcut import PruningPlan, apply_plan, find_groups
-from optimum_camcut.architectures.modeling_camcut import list_blocks
+from optimum_camcut.architectures.structure import list_blocks
 
 
 # The name is both a function of the package and the module that defines it.
@@ -504,7 +504,7 @@ def calls_of(model, paths):
 @pytest.mark.parametrize("architecture", ["bert", "gpt2"])
 def test_the_model_is_not_started_again_for_every_layer(architecture):
     """Two layers or six: every batch enters a model once, the dense one also behind its last block, and every block
-    three times at most."""
+    computes three times at most."""
     embeddings = {"bert": "bert.embeddings", "gpt2": "transformer.wte"}[architecture]
     starts = []
     for layers in (2, 6):
@@ -514,9 +514,8 @@ def test_the_model_is_not_started_again_for_every_layer(architecture):
         starts.append([counts.pop(embeddings) for counts in counted])
         for counts, most in zip(counted, (3, 2)):  # one of the dense ones without computing anything
             assert len(counts) == layers
-            # Once more for finding out in which order the blocks run, and for stopping at the first of them.
+            # Once more for finding out in which order the blocks run, and for what each of them is given.
             assert all(1 <= number <= (most + 1) * 5 + 1 for number in counts.values()), counts
-            assert all(number <= most * 5 + 1 for number in list(counts.values())[1:]), counts
     assert starts[0] == starts[1] and 5 <= starts[0][0] <= 6 and starts[0][1] == 10
 
 

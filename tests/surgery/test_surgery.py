@@ -40,8 +40,8 @@ from optimum_camcut.architectures.modeling_camcut import ARCHITECTURES as TABLE
 PLANS, IN_SHORT = 50, 16
 
 
-def test_the_table_and_the_tests_list_the_same_architectures():
-    assert set(TABLE) == set(ARCHITECTURES)
+def test_the_table_has_the_architectures_of_the_tests():
+    assert set(TABLE) > set(ARCHITECTURES)  # the others: test_types.py
 
 
 @pytest.mark.parametrize("seeds", [range(IN_SHORT), pytest.param(range(IN_SHORT, PLANS), marks=pytest.mark.long)])
@@ -237,12 +237,10 @@ def test_a_failure_in_the_middle_changes_nothing(monkeypatch):
 
 
 def test_unsupported_models_are_refused_with_a_way_on():
-    model = transformers.T5EncoderModel(
-        transformers.T5Config(vocab_size=9, d_model=8, d_ff=8, num_layers=1, num_heads=2)
-    )
+    model = transformers.CTRLModel(transformers.CTRLConfig(vocab_size=9, n_embd=8, dff=8, n_layer=1, n_head=2))
     with pytest.raises(ValueError) as error:
         find_groups(model)
-    for part in ("'t5'", "albert", "llama", "Adding an architecture", "docs/adding.md"):
+    for part in ("'ctrl'", "albert", "llama", "Adding an architecture", "docs/adding.md"):
         assert part in str(error.value)
     with pytest.raises(TypeError, match="or a module that holds one; got Linear, which holds none"):
         find_groups(torch.nn.Linear(2, 2))

@@ -11,7 +11,9 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""BERT and the encoders that have its layers."""
+"""BERT, and the encoders that have its layers."""
+
+from dataclasses import replace
 
 from ..entry import HEAD, UNIT, Architecture, Cut
 
@@ -31,5 +33,60 @@ BERT = Architecture(
     native_pruned_heads=True,
     config_fields={"neurons": ("intermediate_size",)},
 )
+# In transformers 5, attention gives no maps beside what it computes.
+LAYOUTLM = replace(
+    BERT,
+    bypass=({"attention": "input"}, {"intermediate": "input", "output": "residual"}),
+    variants={"transformers=4": {"bypass": BERT.bypass}},
+)
+# The norm comes before the layer, and the sum is made in `output`.
+PRE_NORM = replace(BERT, residual=("attention.LayerNorm", "intermediate.LayerNorm"), bypass=BERT.bypass)
+MEGATRON = replace(
+    BERT,
+    residual=("attention.ln", "ln"),
+    bypass=({"attention": "input pair"}, {"ln": "input", "intermediate": "input", "output": "residual"}),
+)
+XLM_ROBERTA_XL = replace(
+    BERT,
+    residual=("attention.self_attn_layer_norm", "LayerNorm"),
+    bypass=({"attention": "input pair"}, {"LayerNorm": "input", "intermediate": "input", "output": "residual"}),
+)
+ESM = replace(
+    BERT,
+    residual=("attention.LayerNorm", "LayerNorm"),
+    bypass=({"attention": "input"}, {"LayerNorm": "input", "intermediate": "input", "output": "residual"}),
+)
+LAYOUTLMV3 = replace(
+    BERT,
+    bypass=LAYOUTLM.bypass,
+    position_bias="attention.self",
+    native_pruned_heads=False,
+    variants={"transformers=4": {"bypass": BERT.bypass, "position_bias": "attention.self:rel_pos,rel_2d_pos"}},
+)
+# The feed-forward layers stay: with them would go the adapters of the languages.
+XMOD = replace(BERT, bypass=({"attention": "input pair"}, {}))
+NYSTROMFORMER = replace(
+    BERT,
+    native_pruned_heads=False,
+    heads=(*BERT.heads[:3], Cut("attention.self.conv.weight", 0, optional=True), BERT.heads[3]),
+    attributes={
+        **BERT.attributes,
+        "attention.self.conv.groups": UNIT,
+        "attention.self.conv.in_channels": UNIT,
+        "attention.self.conv.out_channels": UNIT,
+    },
+)
 
-ENTRIES = dict.fromkeys(["bert", "roberta", "xlm-roberta", "camembert", "electra"], BERT)
+ENTRIES = {
+    **dict.fromkeys(["bert", "roberta", "xlm-roberta", "camembert", "electra"], BERT),
+    **dict.fromkeys(["ernie", "rembert", "data2vec-text", "roformer", "yoso", "bert-generation"], BERT),
+    **dict.fromkeys(["roc_bert", "visual_bert"], BERT),
+    "layoutlmv3": LAYOUTLMV3,
+    **dict.fromkeys(["layoutlm", "markuplm", "splinter"], LAYOUTLM),
+    "xmod": XMOD,
+    "roberta-prelayernorm": PRE_NORM,
+    "megatron-bert": MEGATRON,
+    "xlm-roberta-xl": XLM_ROBERTA_XL,
+    "esm": ESM,
+    "nystromformer": NYSTROMFORMER,
+}

@@ -11,7 +11,9 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""GPT-2, with fused maps of queries, keys and values."""
+"""GPT-2, with fused maps of queries, keys and values, and those that come from it."""
+
+from dataclasses import replace
 
 from ..entry import HEAD, UNIT, Architecture, Cut
 
@@ -26,5 +28,25 @@ GPT2 = Architecture(
     native_pruned_heads=True,
     config_fields={"neurons": ("n_inner",)},
 )
+OPENAI_GPT = replace(
+    GPT2,
+    residual=("attn.c_attn", "mlp.c_fc"),
+    attributes={"attn.n_head": UNIT, "attn.split_size": HEAD},
+    bypass=None,  # attention gives a list
+    config_fields={},
+)
+GPT_BIGCODE = replace(
+    GPT2,
+    heads=(Cut("attn.c_attn", "out", "3 * head"), Cut("attn.c_proj", "in", HEAD)),
+    attributes={"attn.num_heads": UNIT, "attn.kv_heads": UNIT, "attn.embed_dim": HEAD, "attn.kv_dim": HEAD},
+    native_pruned_heads=False,
+    key_value_heads="",
+    variants={
+        "multi_query=True": {  # all heads share one key and one value
+            "heads": (Cut("attn.c_attn", "out", HEAD, rest="2 * head"), Cut("attn.c_proj", "in", HEAD)),
+            "attributes": {"attn.num_heads": UNIT, "attn.embed_dim": HEAD},
+        }
+    },
+)
 
-ENTRIES = {"gpt2": GPT2}
+ENTRIES = {"gpt2": GPT2, "openai-gpt": OPENAI_GPT, "gpt_bigcode": GPT_BIGCODE}

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from ...architectures.entry import SUBLAYERS
 from ...architectures.groups import WEIGHTS
-from ...architectures.modeling_camcut import SUBLAYERS
 from ...architectures.structure import sublayer_of
 from ...planning.plan import PruningPlan, is_weight, layer_of
 from .figure import new_figure

@@ -1,0 +1,174 @@
+# Copyright 2026 The optimum-camcut authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Every type of model that has an entry, on a tiny model: the entry is right, and whatever is cut computes what the
+masked model computes, in one pass and word by word, here and after it is loaded again."""
+
+import pytest
+import torch
+import transformers
+from models import mask_units, random_plan
+from transformers import CONFIG_MAPPING
+from types_of_models import OLD, ONLY_5, TYPES, batch_of, config_of, model_of, type_of, with_own_entries
+
+from optimum_camcut import (
+    PruningConfig,
+    PruningPlan,
+    apply_plan,
+    check_architecture,
+    find_groups,
+    load_pruned,
+    make_plan,
+    reconstruct,
+    score_groups,
+)
+from optimum_camcut.architectures.groups import possible_kinds
+from optimum_camcut.architectures.modeling_camcut import RECORD
+from optimum_camcut.architectures.recipes import stacks_of
+from optimum_camcut.architectures.table import ARCHITECTURES
+
+
+OWN = with_own_entries()
+EACH = [pytest.param(name, marks=[] if name in OWN else pytest.mark.long) for name in TYPES]
+
+
+def result(model, batch):
+    with torch.no_grad():
+        outputs = model(**batch)
+    return outputs.logits if hasattr(outputs, "logits") else outputs[0]
+
+
+def plain_kinds(config):
+    """Kinds whose number the config has a field for, in every stack."""
+    return set.intersection(*(set(entry.config_fields) for entry in stacks_of(config).values()))
+
+
+def words(model, batch):
+    """What the model writes, if it does."""
+    if not model.can_generate():
+        return None
+    given = {name: value for name, value in batch.items() if name != "decoder_input_ids"}
+    return model.generate(**given, max_new_tokens=4, do_sample=False, pad_token_id=0)
+
+
+def check_same(got, expected):
+    scale = expected.abs().max().clamp(min=1.0)
+    assert got.shape == expected.shape and (got - expected).abs().max() <= 1e-5 * scale
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_the_entry_is_right(name):
+    model = model_of(name)
+    check_architecture(model, batch_of(model), reload=False)
+
+
+@pytest.mark.parametrize("name", EACH)
+@pytest.mark.parametrize("seeds", [range(1), pytest.param(range(1, 20), marks=pytest.mark.long)], ids=["one", "all"])
+def test_cut_equals_masked_and_loads(name, seeds, tmp_path):
+    for seed in seeds:
+        masked = model_of(name, seed)
+        batch, plan = batch_of(masked, seed), random_plan(masked, seed)
+        cut = apply_plan(model_of(name, seed), plan)
+        expected, written = result(mask_units(masked, plan), batch), words(masked, batch)
+        check_same(result(cut, batch), expected)
+        assert written is None or torch.equal(words(cut, batch), written)
+        cut.save_pretrained(tmp_path / str(seed))
+        by_package = load_pruned(tmp_path / str(seed), model_class=type(cut))
+        assert torch.equal(result(by_package, batch), result(cut, batch))
+        if seed == 0 and name != "siglip_text_model":  # no class of transformers loads that by its config
+            targets = {target.rpartition(".")[2]: auto for auto, target in cut.config.auto_map.items()}
+            auto = getattr(transformers, targets[type(cut).__name__])
+            by_file = auto.from_pretrained(tmp_path / str(seed), trust_remote_code=True).eval()
+            assert type(by_file).__name__ == type(cut).__name__
+            assert torch.equal(result(by_file, batch), result(cut, batch))
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_sublayers_go_and_the_rest_loads(name, tmp_path):
+    model = model_of(name)
+    if "layers" not in possible_kinds(model):
+        assert type_of(name) == "openai-gpt"
+        return
+    groups = find_groups(model, ("layers",))
+    gone = {group.name: [] for group in groups[1::2]}
+    cut, batch = apply_plan(model, PruningPlan(gone)), batch_of(model)
+    assert {group.name for group in find_groups(cut, ("layers",))} == {group.name for group in groups} - set(gone)
+    cut.save_pretrained(tmp_path)
+    loaded = load_pruned(tmp_path, model_class=type(cut))
+    assert torch.equal(result(loaded, batch), result(cut, batch))
+    assert not cut.can_generate() or torch.equal(words(loaded, batch), words(cut, batch))
+
+
+@pytest.mark.parametrize("name", [name for name in OWN if "neurons" in plain_kinds(config_of(name))])
+def test_an_even_cut_is_an_ordinary_checkpoint(name, tmp_path):
+    model = model_of(name)
+    batch, groups = batch_of(model), find_groups(model, ("neurons",))
+    cut = apply_plan(model, PruningPlan({group.name: range(0, group.size, 2) for group in groups}))
+    assert getattr(cut.config, RECORD, None) is None
+    cut.save_pretrained(tmp_path)
+    assert not (tmp_path / "modeling_camcut.py").exists()
+    plain = next(each for each in type(cut).__mro__ if each.__module__.startswith("transformers.models."))
+    assert torch.equal(result(plain.from_pretrained(tmp_path).eval(), batch), result(cut, batch))
+
+
+def test_every_entry_has_a_tiny_model():
+    assert {type_of(name) for name in TYPES} == set(ARCHITECTURES) - set(ONLY_5 if OLD else ())
+    assert not [name for name in ONLY_5 if name in CONFIG_MAPPING and name != "apertus"] or not OLD
+
+
+def test_what_cannot_go_is_told_with_what_can():
+    model = model_of("olmo2")
+    assert [group.kind for group in find_groups(model)] == ["neurons"] * 3
+    message = "heads of 'olmo2' cannot go: its norms of queries and keys run over all heads.*neurons and layers"
+    with pytest.raises(ValueError, match=message):
+        find_groups(model, ("heads",))
+    with pytest.raises(ValueError, match="the plan names the group 'layer.0.heads', which the model lacks"):
+        apply_plan(model, PruningPlan({"layer.0.heads": [0]}))
+
+
+def loss(model, batch):
+    outputs = model(**batch)
+    return (outputs.logits if hasattr(outputs, "logits") else outputs[0]).square().mean()
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_units_and_sublayers_are_scored_and_planned(name):
+    """By what flows through every kind of map, forward and backward."""
+    model = model_of(name)
+    kinds, batches = possible_kinds(model), [batch_of(model, seed) for seed in range(2)]
+    config = PruningConfig(method="taylor", granularity=kinds, sparsity=0.3, min_units=1)
+    groups = find_groups(model, kinds)
+    scores = score_groups(model, groups, batches, config, loss_function=loss)
+    assert all(torch.isfinite(values).all() and values.any() for values in scores.values())
+    plan = make_plan(scores, groups, config)
+    before = sum(group.size * group.unit_parameters for group in groups if group.kind in ("layers", kinds[-1]))
+    cut = apply_plan(model, plan)
+    assert torch.isfinite(result(cut, batches[0])).all()
+    left = find_groups(cut, kinds)
+    after = sum(group.size * group.unit_parameters for group in left if group.kind in ("layers", kinds[-1]))
+    assert after < before
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_rebuilding_comes_closer(name):
+    """Where the residual stream is restored, and where only what each layer gives can be."""
+    dense = model_of(name)
+    batches, plan = [batch_of(dense, seed) for seed in range(12)], random_plan(dense, 1)
+    cut = apply_plan(model_of(name), plan)
+
+    def distance():
+        return sum(float((result(cut, batch) - result(dense, batch)).square().mean()) for batch in batches)
+
+    before = distance()
+    reconstruct(cut, dense, plan, batches, disable_tqdm=True)
+    assert distance() < 0.9 * before
