@@ -25,7 +25,7 @@ from places import PATH
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the Hub
 torch.set_num_threads(1)  # workers share the cores
-SAME_AS_ROBERTA = ("xlm-roberta", "camembert")
+SAME_AS_BERT = ("roberta", "xlm-roberta", "camembert", "electra", "distilbert")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -33,7 +33,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Of architectures that are the same code by another name, one is enough for `make test`."""
     for item in items:
         callspec = getattr(item, "callspec", None)
-        if callspec is not None and callspec.params.get("architecture") in SAME_AS_ROBERTA:
+        if callspec is not None and callspec.params.get("architecture") in SAME_AS_BERT:
             item.add_marker(pytest.mark.long)
 
 

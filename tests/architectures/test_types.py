@@ -17,6 +17,7 @@ masked model computes, in one pass and word by word, here and after it is loaded
 import pytest
 import torch
 import transformers
+from marks import few
 from models import mask_units, random_plan
 from transformers import CONFIG_MAPPING
 from types_of_models import OLD, ONLY_5, TYPES, batch_of, config_of, model_of, type_of, with_own_entries
@@ -39,6 +40,22 @@ from optimum_camcut.architectures.table import ARCHITECTURES
 
 
 OWN = with_own_entries()
+# Of each way to lay out a block, one.
+SOME = ["llama", "gemma2", "phi", "phi3", "olmo2", "gpt_neox", "bloom", "falcon-new", "opt", "deberta-v2-relative"]
+SOME += [
+    "modernbert",
+    "vit",
+    "dinov2",
+    "swin",
+    "segformer",
+    "beit-shared-bias",
+    "clip",
+    "wav2vec2",
+    "wavlm",
+    "bart",
+    "t5",
+]
+OF_SOME = few([*SOME, *(name for name in TYPES if name not in SOME)], len(SOME))
 EACH = [pytest.param(name, marks=[] if name in OWN else pytest.mark.long) for name in TYPES]
 
 
@@ -93,7 +110,7 @@ def test_cut_equals_masked_and_loads(name, seeds, tmp_path):
             assert torch.equal(result(by_file, batch), result(cut, batch))
 
 
-@pytest.mark.parametrize("name", EACH)
+@pytest.mark.parametrize("name", OF_SOME)
 def test_sublayers_go_and_the_rest_loads(name, tmp_path):
     model = model_of(name)
     if "layers" not in possible_kinds(model):
@@ -109,6 +126,7 @@ def test_sublayers_go_and_the_rest_loads(name, tmp_path):
     assert not cut.can_generate() or torch.equal(words(loaded, batch), words(cut, batch))
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", [name for name in OWN if "neurons" in plain_kinds(config_of(name))])
 def test_an_even_cut_is_an_ordinary_checkpoint(name, tmp_path):
     model = model_of(name)
@@ -141,7 +159,8 @@ def loss(model, batch):
     return (outputs.logits if hasattr(outputs, "logits") else outputs[0]).square().mean()
 
 
-@pytest.mark.parametrize("name", EACH)
+@pytest.mark.once
+@pytest.mark.parametrize("name", OF_SOME)
 def test_units_and_sublayers_are_scored_and_planned(name):
     """By what flows through every kind of map, forward and backward."""
     model = model_of(name)
@@ -159,7 +178,7 @@ def test_units_and_sublayers_are_scored_and_planned(name):
     assert after < before
 
 
-@pytest.mark.parametrize("name", EACH)
+@pytest.mark.parametrize("name", OF_SOME)
 def test_rebuilding_comes_closer(name):
     """Where the residual stream is restored, and where only what each layer gives can be."""
     dense = model_of(name)

@@ -280,6 +280,7 @@ def test_onnx(architecture, cut, loader, saved, tmp_path):
         ),
     ],
 )
+@pytest.mark.long
 def test_onnx_of_a_layer_without_heads(attention, tmp_path):
     model = apply_plan(tiny_model("bert"), PruningPlan({"layer.1.heads": (), "layer.2.neurons": ()}))
     model.save_pretrained(tmp_path)

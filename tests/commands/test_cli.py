@@ -280,6 +280,7 @@ def test_the_whole_job(from_wheel, job, tmp_path):
     assert PruningConfig.from_pretrained(output).recovery == "reconstruct"  # by default
 
 
+@pytest.mark.long  # as test_run_glue.py does with the script that this starts
 def test_two_processes_make_the_same_plan(from_wheel, job, tmp_path):
     config = tmp_path / "config.json"
     values = {name: str(value) if isinstance(value, Path) else value for name, value in job.items()}
@@ -1250,6 +1251,7 @@ def test_a_dry_run_writes_nothing(job, tmp_path, capsys):
 
 
 @pytest.mark.report
+@pytest.mark.long
 def test_scores_are_taken_from_a_file(job, tmp_path, capsys):
     """The same plan as if the job scored, and by the same method without being told."""
     scoring = {name: value for name, value in job.items() if name not in ("repeats", "sparsity") + SIZES}

@@ -26,6 +26,7 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from marks import few
 from models import tiny_batch, tiny_model
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
@@ -473,7 +474,7 @@ class Save(TrainerCallback):
             self.trainer.save_model(f"{args.output_dir}/second")
 
 
-@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("resume", few([True, False]))
 def test_a_checkpoint_of_other_weights_is_not_the_place(resume, tmp_path):
     """Though its plan is the same: of an earlier run, or from before the training's end."""
     config, save, page = pruning(method="magnitude"), Save(), tmp_path / "report.html"
@@ -490,7 +491,7 @@ def test_a_checkpoint_of_other_weights_is_not_the_place(resume, tmp_path):
         assert f'load_pruned("{tmp_path / name}")' in shown_in(page)[0]
 
 
-@pytest.mark.parametrize("rounds", [1, 2])
+@pytest.mark.parametrize("rounds", few([2, 1]))
 def test_the_trainer_writes_it(rounds, browser, tmp_path):
     """At the end of training, with scores; what is measured later comes with the model that is saved."""
     trainer = make_trainer(tmp_path, pruning(rounds=rounds, recovery="none"), compute_metrics=accuracy)
@@ -512,7 +513,7 @@ def test_the_trainer_writes_it(rounds, browser, tmp_path):
     assert table(browser)["accuracy"][:2] == [dense, pruned]
 
 
-@pytest.mark.parametrize("dense_epochs", [0, 1])
+@pytest.mark.parametrize("dense_epochs", few([1, 0]))
 def test_a_resumed_run_has_no_scores(dense_epochs, tmp_path):
     """But the metrics of the dense model as it was cut, whatever the one is like that the trainer is made with."""
     config = pruning(method="magnitude", dense_epochs=dense_epochs)
@@ -549,7 +550,7 @@ def watch_timing(monkeypatch):
     [
         ("none", False),
         ("reconstruct", True),
-        ("finetune", False),
+        pytest.param("finetune", False, marks=pytest.mark.long),
         pytest.param("none", True, marks=pytest.mark.long),
         pytest.param("reconstruct", False, marks=pytest.mark.long),
         pytest.param("finetune", True, marks=pytest.mark.long),
@@ -602,7 +603,9 @@ def test_single_weights_are_not_timed(tmp_path, monkeypatch):
     assert not seen and "latency" not in page.partition("All settings")[0] and "Agreement" in page
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("out of memory"), MemoryError("no room"), TypeError("odd")])
+@pytest.mark.parametrize(
+    "error", few([torch.OutOfMemoryError("out of memory"), MemoryError("no room"), TypeError("odd")])
+)
 def test_timing_that_fails_loses_nothing(error, tmp_path, monkeypatch, caplog):
     def fail(model):
         raise error
@@ -617,7 +620,7 @@ def test_timing_that_fails_loses_nothing(error, tmp_path, monkeypatch, caplog):
     assert "What every layer keeps" in page and "latency of a forward pass" not in page
 
 
-@pytest.mark.parametrize("rounds", [1, 2])
+@pytest.mark.parametrize("rounds", few([2, 1]))
 @pytest.mark.parametrize("method", ["taylor", "magnitude"])
 def test_the_baselines_plan_for_the_same_config(method, rounds, tmp_path):
     """From the model as it was before the run; a method is not compared with itself."""

@@ -818,6 +818,7 @@ torch.save(results, f"{folder}/{rank}.pt")
 """
 
 
+@pytest.mark.long
 def test_two_processes(tmp_path):
     """Exact zeros and the same weights on both, and the scores and plan of a single process."""
     one, two = run_together(2, PROCESS, tmp_path)

@@ -216,6 +216,7 @@ def test_launchers_end(launcher, fault, two_processes, tmp_path):
         assert code == 0 and last_line(output) == two_processes, output
 
 
+@pytest.mark.long
 def test_only_the_main_process_writes(two_processes, tmp_path):
     """But for the sums and the random state of each."""
     for number, worker in enumerate(together(2, workers.train_watched, tmp_path / "out", tmp_path)):

@@ -176,6 +176,7 @@ torch.save(results, f"{folder}/{rank}.pt")
 
 
 @in_two_processes
+@pytest.mark.long
 def test_scores_of_shards_are_those_of_the_whole_model(tmp_path):
     """Also from torch's `fully_shard` alone, and where the running sums of an interrupted run differ in length."""
     one, two = run_together(2, SCORES, tmp_path)
