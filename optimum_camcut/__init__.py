@@ -82,6 +82,7 @@ _SHORT = {
 
 # Imports go one way, from the command line down. What a room calls in one above it is handed in here.
 hand_in("checkpoint_class", f"{__name__}.checkpoints.checkpoint")
+hand_in("derive_for", f"{__name__}.checkpoints.derive")
 hand_in("write_card", f"{__name__}.reporting.card")
 
 __all__ = [

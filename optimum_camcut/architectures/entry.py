@@ -114,7 +114,8 @@ class Architecture:
             that lacks it has one for each query head.
         refused (`Mapping[str, str]`): kind of unit -> why the units of this kind cannot go one by one.
         variants (`Mapping[str, Mapping[str, Any]]`): a field of the config and its value, `"parallel_attn=True"` ->
-            the fields of the entry that are different there. `"transformers=4"` stands for the major version.
+            the fields of the entry that are different there. `"transformers=4"` stands for the major version, and
+            `&` between several means all of them.
     """
 
     layers: str
@@ -140,9 +141,9 @@ class Architecture:
         """The entry as it is for a config in a major version of transformers: later variants override those before."""
         changes: dict[str, Any] = {}
         for condition, fields in self.variants.items():
-            name, _, value = condition.partition("=")
-            found = version if name == "transformers" else getattr(config, name, None)
-            changes |= fields if str(found) == value else {}
+            wanted = dict(each.split("=") for each in condition.split("&"))
+            found = {n: version if n == "transformers" else str(getattr(config, n, None)) for n in wanted}
+            changes |= fields if found == wanted else {}
         return replace(self, **changes) if changes else self
 
     @property

@@ -125,11 +125,11 @@ def blocks_of(model: PreTrainedModel) -> list[Block]:
 
 def unit_width(model: PreTrainedModel, block: Block, part: Mapping[str, Any]) -> int:
     """Input features of the output projection for each unit."""
-    config, (kind, _, name) = model.config, part.get("width", "").partition(":")
+    config, times, (kind, _, name) = model.config, part.get("times", 1), part.get("width", "").partition(":")
     if kind in ("", "at"):  # of heads, the block may say how large they are
-        return at(model, f"{block.path}.{name}") if name else 1
+        return times * at(model, f"{block.path}.{name}") if name else times
     heads = config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    size = times * (getattr(config, "head_dim", None) or config.hidden_size // heads)
     return size * (heads // (getattr(config, name, None) or heads) if kind == "queries" else 1)
 
 

@@ -40,7 +40,7 @@ def recipe_of(config: PretrainedConfig, version: str = MAJOR) -> dict[str, dict[
 
     - `"output"`: path of the output projection, if that is not the last that is cut along `"in"`;
     - `"width"`: how many inputs of that belong to one unit, if more than one: `"head"` and `"queries:FIELD"` by the
-      config, `"at:PATH"` by an attribute in the block;
+      config, `"at:PATH"` by an attribute in the block; and `"times"`, how many of these;
     - `"cut"`: axis -> paths of the maps and parameters that units own a part of; `"rest"`: path -> what of it belongs
       to no unit, in units;
     - `"counts"`: attributes that are a multiple of the number of units;
@@ -63,16 +63,16 @@ def _recipe(entry: Architecture) -> dict[str, Any]:
 def _part(entry: Architecture, part: Sublayer) -> dict[str, Any]:
     output = part.cuts[-1]
     found: dict[str, Any] = {"output": output.module} if part.kind in entry.refused else {}
+    times, _, symbol = output.width.rpartition(" * ")
     by_config = {UNIT: "", HEAD: "head", QUERIES: f"queries:{entry.key_value_heads}"}
-    width = f"at:{entry.head_size}" if output.width == HEAD and entry.head_size else by_config[output.width]
-    if width:
-        found["width"] = width
+    width = f"at:{entry.head_size}" if symbol == HEAD and entry.head_size else by_config[symbol]
+    found |= ({"width": width} if width else {}) | ({"times": int(times)} if times else {})
     if part.kind not in entry.refused:
         axes = dict.fromkeys(cut.axis for cut in part.cuts)
         found["cut"] = {axis: tuple(cut.module for cut in part.cuts if cut.axis == axis) for axis in axes}
-        # Widths that only stand in a ratio to each other.
+        # Widths that only stand in a ratio to each other: that of the output to what is left.
         unit = {UNIT: 1, HEAD: 1, QUERIES: 1, GROUP: 1}
-        rest = {cut.module: features(cut.rest, unit) for cut in part.cuts if cut.rest}
+        rest = {cut.module: features(cut.rest, unit) // int(times or 1) for cut in part.cuts if cut.rest}
         found |= {"rest": rest} if rest else {}
         found |= {"counts": tuple(part.attributes)} if part.attributes else {}
     if part.bypass:

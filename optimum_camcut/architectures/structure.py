@@ -25,6 +25,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from ..utils.handed_in import handed_in
 from . import modeling_camcut, own_bias, position_bias  # noqa: F401 - take part in every cut
 from .entry import GROUP, HEAD, QUERIES, SUBLAYERS, UNIT, Architecture, Sublayer, features
 from .layer_config import LayerConfig
@@ -36,6 +37,7 @@ from .modeling_camcut import (
     cached_blocks,
     cut_configs,
     dimension,
+    has_record,
     parts_of,
     places_of,
     put,
@@ -94,9 +96,10 @@ def _widths(model: PreTrainedModel, path: str, entry: Architecture) -> dict[str,
     if entry.head_size:
         size = at(model, f"{path}.{entry.head_size}")
     else:
-        heads = config.num_attention_heads
-        size = getattr(config, "head_dim", None) or config.hidden_size // heads
-        queries = heads // (getattr(config, entry.key_value_heads, None) or heads)
+        heads, hidden = (getattr(config, name, None) for name in ("num_attention_heads", "hidden_size"))
+        heads = heads if isinstance(heads, int) else None  # of stages there is a list
+        size = getattr(config, "head_dim", None) or (hidden // heads if hidden and heads else None)
+        queries = heads // (getattr(config, entry.key_value_heads, None) or heads) if heads else 1
     return {UNIT: 1} | ({HEAD: size, QUERIES: size * queries, GROUP: queries} if size else {})
 
 
@@ -120,11 +123,15 @@ def check_blocks(model: PreTrainedModel) -> None:
 
 
 def check_supported(model: PreTrainedModel) -> None:
-    """Raises `ValueError`, listing the known architectures, if the model's is not in the table."""
+    """Raises `ValueError`, listing the known architectures, if the model's has no entry and none can be derived."""
     if model.config.model_type not in ARCHITECTURES:
         parts = [path for path, part in parts_of(model).items() if part.config.model_type in ARCHITECTURES]
-        hint = f" Its parts can be cut one by one: {', '.join(f'model.{path}' for path in parts)}." if parts else ""
-        raise ValueError(f"{unsupported_architecture(model.config.model_type)}{hint}")
+        if parts or has_record(model.config):
+            hint = (
+                f" Its parts can be cut one by one: {', '.join(f'model.{path}' for path in parts)}." if parts else ""
+            )
+            raise ValueError(f"{unsupported_architecture(model.config.model_type)}{hint}")
+        handed_in("derive_for")(model)
 
 
 def list_groups(model: PreTrainedModel) -> list[Group]:

@@ -120,7 +120,7 @@ def _check_entry(check: _Check, entry: Architecture) -> None:
     check.need(isinstance(entry.variants, Mapping), "variants", "a dict of condition -> fields", entry.variants)
     known = [each.name for each in dataclasses.fields(Architecture) if each.name != "variants"]
     for condition, changes in entry.variants.items():
-        valid = isinstance(condition, str) and re.fullmatch(r"\w+=\w+", condition) is not None
+        valid = isinstance(condition, str) and re.fullmatch(r"\w+=\w+(&\w+=\w+)*", condition) is not None
         check.need(valid, "a key of variants", "a field of the config and its value, 'field=value'", condition)
         check.need(isinstance(changes, Mapping), f"variants[{condition!r}]", "a dict of the fields", changes)
         for name in changes:
@@ -149,7 +149,8 @@ def _check_cuts(check: _Check, entry: Architecture) -> None:
         if cuts:
             last, where = cuts[-1], fields % (len(cuts) - 1, "axis")
             check.need(last.axis == "in", where, "'in', of the output projection", last.axis)
-            plain = last.width in WIDTHS and (last.blocks, last.fused, last.rest, last.optional) == (1, (), "", False)
+            plain = (last.blocks, last.fused, last.rest, last.optional) == (1, (), "", False)
+            plain = plain and " + " not in last.width
             check.need(plain, f"{kind}[{len(cuts) - 1}]", "an output projection of one width, not optional", last)
 
 
@@ -208,10 +209,11 @@ def _check_config_fields(check: _Check, config_fields: Any) -> None:
         check.need(valid, f"config_fields[{kind!r}]", "a tuple of names of the config's fields", names)
 
 
-def unsupported_architecture(model_type: str) -> str:
+def unsupported_architecture(model_type: str, why: str = "") -> str:
     """What to tell of an architecture that has no entry."""
     return (
-        f"the architecture {model_type!r} is not supported; supported are: {', '.join(sorted(ARCHITECTURES))}. "
+        f"the architecture {model_type!r} is not supported: it has no entry in ARCHITECTURES"
+        f"{f', and {why}' if why else ''}. Supported are: {', '.join(sorted(ARCHITECTURES))}. "
         "The page 'Adding an architecture or a method' of optimum-camcut (docs/adding.md) shows how to add one."
     )
 

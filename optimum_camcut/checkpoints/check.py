@@ -92,7 +92,7 @@ def check_architecture(model: PreTrainedModel, batch: Mapping[str, Any], *, relo
                 spread = parameter.std() if parameter.numel() > 1 else parameter.abs()
                 parameter.add_(torch.randn_like(parameter) * (NOISE * spread.nan_to_num() + 0.02))
         cut = _check_units(dense, batch)
-        _check_residual(dense, batch)
+        check_residual(dense, batch)
         if "layers" in possible_kinds(dense):
             _check_layers(dense, batch)
             blocks = blocks_of(dense)
@@ -218,7 +218,7 @@ def _firsts(model: PreTrainedModel) -> list[Block]:
     return list(firsts.values())
 
 
-def _check_residual(dense: PreTrainedModel, batch: Mapping[str, Any]) -> None:
+def check_residual(dense: PreTrainedModel, batch: Mapping[str, Any]) -> None:
     """A projection's output is added to what the module of `residual` reads: where it is what that lacks of the first
     token's, all tokens leave the block alike, whatever norms come behind."""
     for block in _firsts(dense):

@@ -15,12 +15,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..architectures.entry import HEAD, Cut, Sublayer, features
+from ..architectures.entry import HEAD, QUERIES, Cut, Sublayer, features
 from ..architectures.recipes import stacks_of
 from ..architectures.structure import Block, blocks_of, check_blocks, config_fields, features_of, label_of, linear_map
 
@@ -34,7 +35,7 @@ def check_paths(model: PreTrainedModel) -> None:
     """Raises `ValueError` unless what is named is there, and maps have as many features as their units say."""
     stacks, config = stacks_of(model.config), model.config
     told = getattr(config, "num_attention_heads", None) and getattr(config, "hidden_size", None)
-    if not told and not all(entry.head_size for entry in stacks.values()):
+    if not told and any(_by_config(part) and not e.head_size for e in stacks.values() for part in e.sublayers):
         what = "has no num_attention_heads or hidden_size, which the head size comes from; name `head_size`"
         raise wrong(model, "the config", what)
     try:
@@ -62,7 +63,18 @@ def check_paths(model: PreTrainedModel) -> None:
                 _module(model, block, path, f"bypass[{number}]")
         if block.entry.position_bias is not None:
             _module(model, block, block.entry.position_bias.partition(":")[0], "position_bias")
+    for stack, entry in stacks.items():
+        for part in entry.sublayers:
+            label = f"{stack}.{part.kind}".lstrip(".")
+            if not any(re.sub(r"stage\w+\.", "", found) == label for found in counts):
+                first = next(block for block in blocks_of(model) if block.entry == entry)
+                _module(model, first, part.cuts[-1].module, f"{part.kind}[{len(part.cuts) - 1}].module")
     _check_config_fields(model, counts)
+
+
+def _by_config(part: Sublayer) -> bool:
+    """Whether the width of the units is that of a head."""
+    return part.cuts[-1].width.rpartition(" ")[2] in (HEAD, QUERIES)
 
 
 def _module(model: PreTrainedModel, block: Block, path: str, field: str) -> nn.Module:
@@ -95,7 +107,7 @@ def _count_units(model: PreTrainedModel, block: Block, part: Sublayer) -> int:
             )
         sizes[number] = (found - rest) // width
     expected = sizes[len(part.cuts) - 1]
-    if part.kind == "heads" and not block.entry.head_size:
+    if part.kind == "heads" and _by_config(part) and not block.entry.head_size:
         heads = model.config.num_attention_heads
         expected = getattr(model.config, block.entry.key_value_heads, None) or heads
     for number, size in sizes.items():

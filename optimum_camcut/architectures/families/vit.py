@@ -77,7 +77,12 @@ DINOV2 = replace(
     bypass=({"norm1": "input", "attention": "zeros pair"}, {"norm2": "input", "mlp": "zeros"}),
     config_fields={},
     variants={
-        "use_swiglu_ffn=True": {"neurons": (Cut("mlp.weights_in", "out", blocks=2), Cut("mlp.weights_out", "in"))},
+        "use_swiglu_ffn=True": {
+            "neurons": (Cut("mlp.gate_proj", "out"), Cut("mlp.up_proj", "out"), Cut("mlp.down_proj", "in"))
+        },
+        "use_swiglu_ffn=True&transformers=4": {
+            "neurons": (Cut("mlp.weights_in", "out", blocks=2), Cut("mlp.weights_out", "in"))
+        },
         "transformers=4": {
             "heads": OLD.heads,
             "attributes": OLD.attributes,
