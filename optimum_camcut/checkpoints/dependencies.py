@@ -237,8 +237,13 @@ def find_units(model: PreTrainedModel, block: nn.Module, batch: Mapping[str, Any
         mixes = any(bool(dependencies(model, block, path, batch, True)[output][:, 1:].any()) for path in partial)
         found.append(Units(output, labels, maps, mixes, tuple(whole)))
     # What one projection gives and another map reads feature by feature is the residual stream, without a norm.
-    outputs = {each.output for each in found}
-    return [each for each in found if not outputs & set(each.maps)]
+    kept: list[Units] = []
+    for each in sorted(
+        found, key=lambda units: sum(b == units.output for _, b in reaches)
+    ):  # as the stream meets them
+        if not {other.output for other in kept} & set(each.maps):
+            kept.append(each)
+    return [each for each in found if any(each is other for other in kept)]
 
 
 def _join(size: int, reached: Any) -> Tensor:
