@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import copy
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ from ..architectures.modeling_camcut import RECORD, cut_configs, has_record, pru
 from ..architectures.structure import sub_configs
 from ..architectures.table import ARCHITECTURES, unsupported_architecture
 from ..planning.plan import PLAN_NAME, PLANS_NAME
+from .derive import derive_for
 from .saving import SavesWhole
 from .stored import (
     HUB_ARGUMENTS,
@@ -161,6 +163,20 @@ def _check_record(
         ) from error
 
 
+def _derive(config: PretrainedConfig, model_class: type[PreTrainedModel] | None) -> None:
+    """Adds an entry for a type that has none, found on a model as it was before it was cut.
+
+    Raises:
+        `ValueError`: none can be found, or the model is a part of another one.
+    """
+    if model_class is None:
+        raise ValueError(unsupported_architecture(config.model_type))
+    uncut = copy.deepcopy(config)
+    setattr(uncut, RECORD, None)
+    uncut.pruned_heads = {}
+    derive_for(plain_class(model_class)(uncut))
+
+
 def load_pruned(
     name_or_path: str | Path, *, model_class: type[PreTrainedModel] | None = None, **kwargs: Any
 ) -> PreTrainedModel:
@@ -193,10 +209,10 @@ def load_pruned(
             f"{name_or_path} is no pruned checkpoint: its config.json has neither {RECORD!r} nor 'pruned_heads', and "
             f"there is no {PLAN_NAME}. Load it with the from_pretrained of its transformers class."
         )
+    model_class = model_class or _saved_class(config)
     for part in cut:
         if part.model_type not in ARCHITECTURES:
-            raise ValueError(unsupported_architecture(part.model_type))
-    model_class = model_class or _saved_class(config)
+            _derive(part, model_class if part is config else None)
     own = isinstance(config, model_class.config_class or ())
     if own and set(kwargs) <= {*HUB_ARGUMENTS, "dtype", "device_map"}:  # nothing that changes it
         kwargs["config"] = config
