@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from ..architectures.groups import PrunableGroup
 from ..architectures.structure import blocks_of, list_blocks
@@ -71,15 +71,20 @@ def _hook(module: nn.Module, function: Callable[..., Any], pre: bool = False) ->
 
 @contextmanager
 def without_cache(model: PreTrainedModel) -> Iterator[None]:
-    """Decoders make no key-value cache, which would outlive its batch."""
-    had, before = hasattr(model.config, "use_cache"), getattr(model.config, "use_cache", None)
-    model.config.use_cache = False
+    """Decoders make no key-value cache, which would outlive its batch. Stacks may have a config of their own."""
+    held = [vars(module).get("config") for module in model.modules()]
+    configs = {id(config): config for config in (model.config, *held) if isinstance(config, PretrainedConfig)}
+    before = {number: vars(config).get("use_cache") for number, config in configs.items()}
+    had = {number for number, config in configs.items() if "use_cache" in vars(config)}
+    for config in configs.values():
+        config.use_cache = False
     try:
         yield
     finally:
-        model.config.use_cache = before
-        if not had:
-            del model.config.use_cache
+        for number, config in configs.items():
+            config.use_cache = before[number]
+            if number not in had:
+                del config.use_cache
 
 
 def _forward_to_stop(model: PreTrainedModel, batch: Batch) -> None:

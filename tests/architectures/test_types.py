@@ -36,7 +36,9 @@ from optimum_camcut import (
 from optimum_camcut.architectures.groups import possible_kinds
 from optimum_camcut.architectures.modeling_camcut import RECORD
 from optimum_camcut.architectures.recipes import stacks_of
+from optimum_camcut.architectures.structure import list_blocks
 from optimum_camcut.architectures.table import ARCHITECTURES
+from optimum_camcut.surgery.streams import find_stages, run_stage, start_stream, without_cache
 
 
 OWN = with_own_entries()
@@ -191,3 +193,32 @@ def test_rebuilding_comes_closer(name):
     before = distance()
     reconstruct(cut, dense, plan, batches, disable_tqdm=True)
     assert distance() < 0.9 * before
+
+
+WINDOWED = [*SOME, "gemma3_text"]  # which has masks of two kinds
+
+
+@pytest.mark.parametrize("name", few([*WINDOWED, *(name for name in TYPES if name not in WINDOWED)], len(WINDOWED)))
+def test_block_by_block_gives_what_the_model_gives(name):
+    """Each block gets the arguments that the model gives it: masks, positions and biases may differ by layer."""
+    model = model_of(name)
+    batch = batch_of(model)
+    batch["attention_mask"] = batch["attention_mask"].clone() if "attention_mask" in batch else None
+    batch = {key: value for key, value in batch.items() if value is not None}
+    if "attention_mask" in batch:
+        batch["attention_mask"][0, -2:] = 0
+    seen: dict[str, torch.Tensor] = {}
+
+    def keep(path):
+        return lambda _, args, output: seen.update({path: output[0] if isinstance(output, tuple | list) else output})
+
+    handles = [model.get_submodule(path).register_forward_hook(keep(path)) for path in list_blocks(model)]
+    with torch.no_grad(), without_cache(model):
+        model(**batch)
+        for handle in handles:
+            handle.remove()
+        for stages in find_stages(model, batch, find_groups(model)):
+            stream = start_stream(model, stages, batch, 0)
+            for stage in stages:
+                stream.hidden = run_stage(model, stage, stream)
+                check_same(stream.hidden, seen[stage.blocks[-1]])
