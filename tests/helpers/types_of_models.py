@@ -241,8 +241,9 @@ def model_of(name: str, seed: int = 0) -> PreTrainedModel:
     found = [auto for auto in autos if isinstance(auto._model_mapping.get(type(config), None), type)]
     model = (found[0].from_config(config) if found else transformers.SiglipTextModel(config)).eval()
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
+        for path, parameter in model.named_parameters():
+            if "embed_positions" not in path:  # some are sines, and not saved
+                parameter.add_(torch.randn_like(parameter) * 0.1)
     return model
 
 
