@@ -50,6 +50,19 @@ from .slices import Group, Slice
 from .table import ARCHITECTURES, unsupported_architecture
 
 
+# What a config says that has nothing to do with how layers are built.
+IDLE = (
+    "_name_or_path",
+    "architectures",
+    "auto_map",
+    "dtype",
+    "pruned_heads",
+    "transformers_version",
+    "use_cache",
+    RECORD,
+)
+
+
 @dataclass(frozen=True)
 class Block:
     """A block of a model.
@@ -124,6 +137,10 @@ def check_blocks(model: PreTrainedModel) -> None:
 
 def check_supported(model: PreTrainedModel) -> None:
     """Raises `ValueError`, listing the known architectures, if the model's has no entry and none can be derived."""
+    derived_of = ARCHITECTURES.derived.get(model.config.model_type)
+    real = derived_of is not None and not has_record(model.config) and not next(model.parameters()).is_meta
+    if real and derived_of != structure_of(model):
+        del ARCHITECTURES[model.config.model_type]  # another config or class of that type may be laid out otherwise
     if model.config.model_type not in ARCHITECTURES:
         parts = [path for path, part in parts_of(model).items() if part.config.model_type in ARCHITECTURES]
         if parts or has_record(model.config):
@@ -132,6 +149,14 @@ def check_supported(model: PreTrainedModel) -> None:
             )
             raise ValueError(f"{unsupported_architecture(model.config.model_type)}{hint}")
         handed_in("derive_for")(model)
+
+
+def structure_of(model: PreTrainedModel) -> tuple[str, str]:
+    """What an entry that was derived holds for: the class of the body, and all that the config says."""
+    values = model.config.to_dict()
+    return type(model.base_model).__qualname__, repr(
+        {name: values[name] for name in sorted(values) if name not in IDLE}
+    )
 
 
 def list_groups(model: PreTrainedModel) -> list[Group]:

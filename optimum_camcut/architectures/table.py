@@ -54,6 +54,14 @@ class Table(UserDict[str, Entry]):
     Fields are checked when an entry is added. What they say of a model is checked by
     `optimum_camcut.check_architecture`."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.derived: dict[str, Any] = {}  # model_type -> what the entry was derived from
+
+    def __delitem__(self, model_type: str) -> None:
+        super().__delitem__(model_type)
+        self.derived.pop(model_type, None)
+
     def __setitem__(self, model_type: str, entry: Entry) -> None:
         """Raises `ValueError`: names the entry and the field that cannot be right."""
         check = _Check(model_type)
@@ -66,6 +74,7 @@ class Table(UserDict[str, Entry]):
             valid = isinstance(stack, str) and (stack.isidentifier() if stacks is entry else not stack)
             check.need(valid, "the name of a stack", "one word", stack)
             _check_entry(_Check(f"{model_type}:{stack}" if stack else model_type), each)
+        self.derived.pop(model_type, None)
         super().__setitem__(model_type, entry if isinstance(entry, Architecture) else dict(entry))
 
 

@@ -26,10 +26,9 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from ..architectures import modeling_camcut
 from ..architectures.modeling_camcut import RECORD, cut_configs, has_record, pruned_class
-from ..architectures.structure import sub_configs
+from ..architectures.structure import check_supported, sub_configs
 from ..architectures.table import ARCHITECTURES, unsupported_architecture
 from ..planning.plan import PLAN_NAME, PLANS_NAME
-from .derive import derive_for
 from .saving import SavesWhole
 from .stored import (
     HUB_ARGUMENTS,
@@ -174,7 +173,7 @@ def _derive(config: PretrainedConfig, model_class: type[PreTrainedModel] | None)
     uncut = copy.deepcopy(config)
     setattr(uncut, RECORD, None)
     uncut.pruned_heads = {}
-    derive_for(plain_class(model_class)(uncut))
+    check_supported(plain_class(model_class)(uncut))  # derives it, unless it has been for the same config
 
 
 def load_pruned(
@@ -211,7 +210,7 @@ def load_pruned(
         )
     model_class = model_class or _saved_class(config)
     for part in cut:
-        if part.model_type not in ARCHITECTURES:
+        if part.model_type not in ARCHITECTURES or part.model_type in ARCHITECTURES.derived:
             _derive(part, model_class if part is config else None)
     own = isinstance(config, model_class.config_class or ())
     if own and set(kwargs) <= {*HUB_ARGUMENTS, "dtype", "device_map"}:  # nothing that changes it

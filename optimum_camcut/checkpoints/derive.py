@@ -29,7 +29,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..architectures.entry import HEAD, SUBLAYERS, UNIT, Architecture, Cut, features
-from ..architectures.structure import blocks_of, features_of, linear_map
+from ..architectures.structure import blocks_of, features_of, linear_map, structure_of
 from ..architectures.table import ARCHITECTURES, unsupported_architecture
 from ..planning.measure import random_inputs
 from .check import check_architecture, check_residual
@@ -66,6 +66,7 @@ def derive_for(model: PreTrainedModel) -> None:
         why = "; ".join(f"{kind} cannot be cut: {reason}" for kind, reason in reasons.items())
         raise ValueError(unsupported_architecture(model_type, why))
     ARCHITECTURES[model_type] = proved[""] if "" in proved else proved
+    ARCHITECTURES.derived[model_type] = structure_of(model)
     logger.warning(
         "the architecture %r has no entry: one was derived and checked on random input. %s can be cut%s",
         model_type,
@@ -88,7 +89,7 @@ def _inputs(model: PreTrainedModel) -> dict[str, Tensor]:
     name, draw = model.main_input_name, torch.Generator().manual_seed(0)
     try:
         given = random_inputs(model, EXAMPLES, TOKENS)
-    except ValueError:
+    except (NotImplementedError, ValueError):
         if name == "pixel_values":
             given = {name: torch.rand(EXAMPLES, getattr(model.config, "num_channels", 3), 32, 32, generator=draw)}
         elif name == "input_values":
@@ -224,7 +225,8 @@ def _entry(
     widest = sorted(others, key=lambda each: len(each.labels))[-1:]  # beside adapters and the like
     kinds = dict(zip(("heads", "cross_heads"), heads)) | dict(zip(("neurons",), widest))
     fields: dict[str, Any] = {}
-    refused = {}
+    lacking = [kind for kind in ("heads", "neurons") if kind not in kinds]
+    refused = dict.fromkeys(lacking, "nothing was found in a block that belongs to one of them and to no other")
     for kind, each in kinds.items():
         try:
             fields |= _fields(model, block, kind, each, batch)

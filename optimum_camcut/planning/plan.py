@@ -222,7 +222,9 @@ class PruningPlan:
             if (layer, kind) in cells:
                 return self._count(cells[layer, kind])
             gone = [len(self.keep[name]) == 0 for name in cells.get((layer, SUBLAYERS.get(kind, kind)), ())]
-            return "-" if any(gone) else "all"
+            stack = layer.rpartition(".")[0]
+            known = any(k in (kind, SUBLAYERS.get(kind)) for other, k in cells if other.rpartition(".")[0] == stack)
+            return "-" if any(gone) or not known else "all"
 
         lines = [["layer", *kinds]]
         lines += [

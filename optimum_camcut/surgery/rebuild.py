@@ -160,10 +160,17 @@ def _read_batches(
 
 def _with_decoder_inputs(model: PreTrainedModel, batch: Batch) -> dict[str, Any]:
     """Of an encoder-decoder model that makes the decoder's inputs of the labels: with those."""
-    shift, wanted = getattr(model, "prepare_decoder_input_ids_from_labels", None), batch.get("labels")
-    if not model.config.is_encoder_decoder or shift is None or wanted is None or "decoder_input_ids" in batch:
+    wanted, config = batch.get("labels"), model.config
+    if not config.is_encoder_decoder or not isinstance(wanted, Tensor) or "decoder_input_ids" in batch:
         return dict(batch)
-    inputs = shift(labels=wanted.to(model.device)).to(wanted.device)
+    if wanted.dim() != 2 or wanted.is_floating_point():  # no words
+        return dict(batch)
+    shift = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    if shift is not None:
+        inputs = shift(labels=wanted.to(model.device)).to(wanted.device)
+    else:  # as Whisper does inside
+        inputs = wanted.roll(1, -1).masked_fill(wanted.roll(1, -1) < 0, config.pad_token_id)
+        inputs[:, 0] = config.decoder_start_token_id
     return {"decoder_attention_mask": (wanted >= 0).long(), **batch, "decoder_input_ids": inputs}
 
 

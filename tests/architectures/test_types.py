@@ -14,6 +14,8 @@
 """Every type of model that has an entry, on a tiny model: the entry is right, and whatever is cut computes what the
 masked model computes, in one pass and word by word, here and after it is loaded again."""
 
+import re
+
 import pytest
 import torch
 import transformers
@@ -38,6 +40,7 @@ from optimum_camcut.architectures.modeling_camcut import RECORD
 from optimum_camcut.architectures.recipes import stacks_of
 from optimum_camcut.architectures.structure import list_blocks
 from optimum_camcut.architectures.table import ARCHITECTURES
+from optimum_camcut.reporting.plots.kept import kept_units
 from optimum_camcut.surgery.streams import find_stages, run_stage, start_stream, without_cache
 
 
@@ -222,3 +225,34 @@ def test_block_by_block_gives_what_the_model_gives(name):
             for stage in stages:
                 stream.hidden = run_stage(model, stage, stream)
                 check_same(stream.hidden, seen[stage.blocks[-1]])
+
+
+@pytest.mark.parametrize("name", ["t5", "whisper"])
+def test_labels_become_what_the_decoder_reads(name):
+    """As when the model is trained: batches of inputs and labels are enough to rebuild from."""
+    dense = model_of(name)
+    plan = random_plan(dense, 1)
+    batches = [{k: v for k, v in batch_of(dense, seed).items() if k != "decoder_input_ids"} for seed in range(8)]
+    labels = [torch.randint(3, 90, (3, 6), generator=torch.Generator().manual_seed(seed)) for seed in range(8)]
+    for each in labels:
+        each[0, 4:] = -100
+    given = [{**batch, "labels": each} for batch, each in zip(batches, labels)]
+
+    def distance(model):
+        return sum(float((result(model, each) - result(dense, each)).square().mean()) for each in given)
+
+    cut = apply_plan(model_of(name), plan)
+    before = distance(cut)
+    reconstruct(cut, dense, plan, given, disable_tqdm=True)
+    assert distance(cut) < 0.9 * before
+
+
+def test_plans_tell_the_stacks_apart():
+    plan = apply_plan(model_of("bart"), random_plan(model_of("bart"), 0)).pruning_plan
+    lines = [line.split() for line in str(plan).splitlines()]
+    columns = lines[0].index("cross_heads")
+    assert [line[0] for line in lines[1:-1]] == ["0", "1", "2", "decoder.0", "decoder.1"]
+    cells = re.split(r"  +", str(plan).splitlines()[1].strip())
+    assert cells[columns] == "-"
+    assert set(kept_units(plan)["cross_heads"]) == {"decoder.layer.0", "decoder.layer.1"}
+    assert len(kept_units(plan)["neurons"]["decoder.layer.0"]) == 41 and len(kept_units(plan)["neurons"]) == 5

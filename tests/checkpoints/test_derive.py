@@ -209,3 +209,14 @@ def test_models_without_blocks_are_refused_with_the_reason():
     assert "resnet" not in ARCHITECTURES
     with pytest.raises(ValueError, match="the plan names the group"):
         apply_plan(model_of("bert"), PruningPlan({"layer.9.heads": [0]}))
+
+
+@pytest.mark.usefixtures("unlisted")
+def test_another_config_of_the_type_is_derived_anew(caplog):
+    """What was proved of one class or config says nothing of another."""
+    assert {group.kind for group in find_groups(OwnModel(OwnConfig()).eval())} == {"heads", "neurons"}
+    assert {group.kind for group in find_groups(NormedModel(OwnConfig()).eval())} == {"neurons"}
+    assert {group.kind for group in find_groups(OwnModel(OwnConfig(inner=12)).eval())} == {"heads", "neurons"}
+    assert caplog.text.count("one was derived") == 3
+    find_groups(OwnModel(OwnConfig(inner=12)).eval())
+    assert caplog.text.count("one was derived") == 3

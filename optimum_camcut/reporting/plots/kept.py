@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ...architectures.entry import SUBLAYERS
 from ...architectures.groups import WEIGHTS
-from ...architectures.structure import sublayer_of
+from ...architectures.structure import label_of, sublayer_of
 from ...planning.plan import PruningPlan, is_weight, layer_of
 from .figure import new_figure
 
@@ -212,24 +212,25 @@ def kept_units(plan: PruningPlan, names: list[str] | None = None) -> dict[str, d
                 "`model.pruning_plan` after apply_plan, or give `sizes`, the units of each group in the uncut model"
             )
     structure = [name for name in plan.keep if not is_weight(name)]
-    sizes = {name.rpartition(".")[2]: plan.sizes[name] for name in structure}  # all layers are alike
+    sizes = {label_of(name): plan.sizes[name] for name in structure}  # all layers of a stack are alike
+    kinds = {label.rpartition(".")[2]: None for label in sizes}
     blocks = list(dict.fromkeys(name.rpartition(".")[0] for name in structure))
     every = [f"layer.{number}" for number in range(plan.num_layers or 0)]
     blocks = [*every, *(block for block in blocks if block not in every)] if set(blocks) & set(every) else blocks
-    units: dict[str, dict[str, np.ndarray]] = {kind: {} for kind in sorted(sizes, key=[*_ORDER, *sizes].index)}
+    units: dict[str, dict[str, np.ndarray]] = {kind: {} for kind in sorted(kinds, key=[*_ORDER, *kinds].index)}
     for kind in units:
         for block in blocks:
             name = f"{block}.{kind}"
             if name in plan.keep:
                 units[kind][block] = plan.mask(name)
-            else:
+            elif label_of(name) in sizes:  # not of another stack alone
                 there = len(plan.keep.get(sublayer_of(name), (0,))) > 0
-                units[kind][block] = np.full(sizes[kind], there)
+                units[kind][block] = np.full(sizes[label_of(name)], there)
     weights = {name: plan.mask(name) for name in names or () if is_weight(name) and name in plan.keep}
     return {**units, WEIGHTS: weights} if weights else units
 
 
-_ORDER = ("heads", "neurons", *SUBLAYERS.values())
+_ORDER = ("heads", "cross_heads", "neurons", *SUBLAYERS.values())
 
 
 def kept_counts(plan: PruningPlan) -> dict[str, dict[str, tuple[int, int]]]:
