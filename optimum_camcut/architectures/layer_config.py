@@ -37,14 +37,16 @@ class LayerConfig:
 
 
 def give_own_config(model: PreTrainedModel, kept: Mapping[str, Sequence[int]]) -> None:
-    """Lets the layers that are about to be cut have numbers of their own."""
-    for block in blocks_of(model):
-        for kind, part in block.parts.items():
-            for path in part.get("counts", ()) if f"{block.name}.{kind}" in kept else ():
-                owner, _, _ = path.rpartition(".config.")
+    """Lets all layers have numbers of their own, those of now, before some are cut: the config may change then."""
+    for block in blocks_of(model) if kept else ():
+        for part in block.parts.values():
+            for path in part.get("counts", ()):
+                owner, _, name = path.rpartition(".config.")
                 module = at(model, f"{block.path}.{owner}") if owner else None
-                if module is not None and not isinstance(module.config, LayerConfig):
-                    module.config = LayerConfig(module.config)
+                if module is not None and hasattr(module, "config"):
+                    seen = module.config if isinstance(module.config, LayerConfig) else LayerConfig(module.config)
+                    vars(seen).setdefault(name, getattr(seen, name))
+                    module.config = seen
 
 
 BEFORE_CUT.append(give_own_config)

@@ -97,9 +97,6 @@ def _inputs(model: PreTrainedModel) -> dict[str, Tensor]:
         else:
             one = {key: value[:1] for key, value in model.dummy_inputs.items() if isinstance(value, Tensor)}
             given = {key: value.repeat_interleave(EXAMPLES, 0) for key, value in one.items()}
-    if getattr(model.config, "is_encoder_decoder", False):
-        words = model.config.get_text_config(decoder=True).vocab_size
-        given["decoder_input_ids"] = torch.randint(words, (EXAMPLES, TOKENS - 3), generator=draw)
     return given
 
 

@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 import ctypes
+import inspect
 import platform
 import time
 import weakref
@@ -238,9 +239,10 @@ def random_inputs(model: PreTrainedModel, batch_size: int, sequence_length: int)
         `ValueError`: more tokens than the model has learned positions for, or inputs of a kind that is not known here.
     """
     generator, name = torch.Generator().manual_seed(0), getattr(model, "main_input_name", "input_ids")
+    target = _decoder_inputs(model, batch_size, sequence_length, generator)
     if name != "input_ids":
         shape = _input_shape(model, name)
-        return {name: torch.rand(batch_size, *shape, generator=generator).to(model.device, model.dtype)}
+        return {name: torch.rand(batch_size, *shape, generator=generator).to(model.device, model.dtype), **target}
     longest = longest_input(model, sequence_length)
     learned = any(name.endswith(("position_embeddings", "wpe")) for name, _ in model.named_modules())
     if sequence_length > longest and learned:  # others compute positions
@@ -261,7 +263,21 @@ def random_inputs(model: PreTrainedModel, batch_size: int, sequence_length: int)
         tokens[tokens == padding] = (padding + 1) % vocabulary
     if type(model).__name__.endswith("ForMultipleChoice"):
         tokens = tokens[:, None]
-    return {"input_ids": tokens.to(model.device), "attention_mask": torch.ones_like(tokens).to(model.device)}
+    return {"input_ids": tokens.to(model.device), "attention_mask": torch.ones_like(tokens).to(model.device), **target}
+
+
+def _decoder_inputs(
+    model: PreTrainedModel, batch_size: int, sequence_length: int, generator: torch.Generator
+) -> dict[str, torch.Tensor]:
+    """What the decoder of an encoder-decoder model reads: as many tokens, or as many as it has positions for."""
+    config = model.config
+    takes = "decoder_input_ids" in inspect.signature(model.forward).parameters
+    if not getattr(config, "is_encoder_decoder", False) or not takes:
+        return {}
+    length = min(sequence_length, getattr(config, "max_target_positions", None) or sequence_length)
+    words = config.get_text_config(decoder=True).vocab_size
+    tokens = torch.randint(words, (batch_size, length), generator=generator.clone_state())
+    return {"decoder_input_ids": tokens.to(model.device)}
 
 
 def _input_shape(model: PreTrainedModel, name: str) -> tuple[int, ...]:

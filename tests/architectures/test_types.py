@@ -256,3 +256,16 @@ def test_plans_tell_the_stacks_apart():
     assert cells[columns] == "-"
     assert set(kept_units(plan)["cross_heads"]) == {"decoder.layer.0", "decoder.layer.1"}
     assert len(kept_units(plan)["neurons"]["decoder.layer.0"]) == 41 and len(kept_units(plan)["neurons"]) == 5
+
+
+@pytest.mark.parametrize("name", ["phi3", "llama", "t5", "bart", "swin", "bloom"])
+def test_cuts_go_on_from_an_even_one_that_was_saved(name, tmp_path):
+    """Its config has the smaller numbers; those of the layers that are not cut again stay."""
+    model, batch = model_of(name), batch_of(model_of(name))
+    groups = find_groups(model)
+    even = PruningPlan({group.name: range(max(group.size // 2, 1)) for group in groups})
+    apply_plan(model, even).save_pretrained(tmp_path)
+    loaded = load_pruned(tmp_path, model_class=type(model))
+    last = {groups[0].name: [0]}
+    expected = result(apply_plan(model_of(name), PruningPlan({**even.keep, **last})), batch)
+    check_same(result(apply_plan(loaded, PruningPlan(last)), batch), expected)
