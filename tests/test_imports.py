@@ -112,11 +112,13 @@ def test_the_config_needs_no_torch():
     assert run_python(code) == "[]"
 
 
+@pytest.mark.once
 def test_dir_lists_the_public_names():
     assert dir(optimum_camcut) == sorted([*PUBLIC, "__version__"])
     assert sorted(optimum_camcut.__all__) == dir(optimum_camcut) == sorted([*optimum_camcut._MODULES, "__version__"])
 
 
+@pytest.mark.once
 def test_an_unknown_attribute_lists_the_known():
     with pytest.raises(AttributeError, match="module 'optimum_camcut' has no attribute 'CamCutTrianer'") as error:
         optimum_camcut.CamCutTrianer  # noqa: B018
@@ -197,6 +199,7 @@ print(sorted(ABSENT & {name.partition(".")[0] for name in sys.modules}))
 """
 
 
+@pytest.mark.once
 def test_runs_where_optimum_datasets_and_evaluate_are_absent(tmp_path):
     assert run_python(END_TO_END, str(tmp_path)) == "[]"
 
@@ -247,11 +250,13 @@ def room_of(module):
     return module.partition(".")[0]
 
 
+@pytest.mark.once
 def test_every_module_is_in_a_room():
     assert {room_of(name) for name, _ in modules()} == set(ROOMS)
 
 
 @pytest.mark.parametrize("room", ROOMS[:-1])
+@pytest.mark.once
 def test_imports_point_downward(room):
     allowed = set(ROOMS[: ROOMS.index(room) + 1])
     for module, found in graph().items():
@@ -260,11 +265,13 @@ def test_imports_point_downward(room):
             assert not up, f"{module} imports {sorted(up)}, which should import it if anything"
 
 
+@pytest.mark.once
 def test_no_circle_between_files():
     order = list(graphlib.TopologicalSorter(graph()).static_order())  # CycleError names them
     assert sorted(order) == sorted(name for name, _ in modules())
 
 
+@pytest.mark.once
 def test_scoring_plans_and_cuts_do_not_know_each_other():
     """A scorer never cuts, a cutter never scores, a plan is data."""
     found = graph()
@@ -274,6 +281,7 @@ def test_scoring_plans_and_cuts_do_not_know_each_other():
     assert {name for name in cutting if room_of(name) == "planning"} == {"planning.plan", "planning.units"}
 
 
+@pytest.mark.once
 def test_the_check_sees_imports():
     """The least that these modules are known to import, so that an empty answer cannot pass for a good one."""
     found = graph()

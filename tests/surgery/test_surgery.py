@@ -237,10 +237,11 @@ def test_a_failure_in_the_middle_changes_nothing(monkeypatch):
 
 
 def test_unsupported_models_are_refused_with_a_way_on():
-    model = transformers.CTRLModel(transformers.CTRLConfig(vocab_size=9, n_embd=8, dff=8, n_layer=1, n_head=2))
+    sizes = {"embedding_size": 8, "hidden_sizes": [8, 8], "depths": [1, 1]}
+    model = transformers.ResNetModel(transformers.ResNetConfig(**sizes)).eval()
     with pytest.raises(ValueError) as error:
         find_groups(model)
-    for part in ("'ctrl'", "albert", "llama", "Adding an architecture", "docs/adding.md"):
+    for part in ("'resnet'", "none could be derived", "albert", "llama", "Adding an architecture", "docs/adding.md"):
         assert part in str(error.value)
     with pytest.raises(TypeError, match="or a module that holds one; got Linear, which holds none"):
         find_groups(torch.nn.Linear(2, 2))
