@@ -104,13 +104,13 @@ def test_cut_equals_masked_and_loads(name, seeds, tmp_path):
         expected, written = result(mask_units(masked, plan), batch), words(masked, batch)
         check_same(result(cut, batch), expected)
         assert written is None or torch.equal(words(cut, batch), written)
-        cut.save_pretrained(tmp_path / str(seed))
-        by_package = load_pruned(tmp_path / str(seed), model_class=type(cut))
+        cut.save_pretrained(tmp_path / f"{name}-{seed}")
+        by_package = load_pruned(tmp_path / f"{name}-{seed}", model_class=type(cut))
         assert torch.equal(result(by_package, batch), result(cut, batch))
         if seed == 0 and name != "siglip_text_model":  # no class of transformers loads that by its config
             targets = {target.rpartition(".")[2]: auto for auto, target in cut.config.auto_map.items()}
             auto = getattr(transformers, targets[type(cut).__name__])
-            by_file = auto.from_pretrained(tmp_path / str(seed), trust_remote_code=True).eval()
+            by_file = auto.from_pretrained(tmp_path / f"{name}-{seed}", trust_remote_code=True).eval()
             assert type(by_file).__name__ == type(cut).__name__
             assert torch.equal(result(by_file, batch), result(cut, batch))
 

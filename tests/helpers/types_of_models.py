@@ -187,6 +187,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 # What a config says besides of how its layers are built -> the type.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "cohere-normed": ("cohere", {"use_qk_norm": True}),
+    "stablelm-normed": ("stablelm", {"qk_layernorm": True}),
+    "falcon-new-alibi": ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2, "alibi": True}),
+    "beit-both-biases": ("beit", {"use_relative_position_bias": True, "use_shared_relative_position_bias": True}),
     "opt-350m": ("opt", {"do_layer_norm_before": False}),
     "falcon-old": ("falcon", {"multi_query": False, "parallel_attn": False, "alibi": True}),
     "falcon-new": ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
@@ -204,7 +208,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "wav2vec2-stable": ("wav2vec2", {"do_stable_layer_norm": True, "feat_extract_norm": "layer"}),
 }
 # What transformers 4.57 lacks; Apertus it cannot build without storage, which loading begins with.
-ONLY_5 = ("ministral3", "eurobert", "nomic_bert", "siglip_text_model", "apertus")
+ONLY_5 = ("ministral3", "eurobert", "nomic_bert", "siglip_text_model", "apertus", "stablelm-normed")
 OLD = transformers.__version__.startswith("4.")
 TYPES = [name for name in (*CONFIGS, *VARIANTS) if not (OLD and name in ONLY_5)]
 _FIRST = (

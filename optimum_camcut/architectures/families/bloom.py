@@ -27,7 +27,10 @@ BLOOM = Architecture(
         {"post_attention_layernorm": "input", "mlp": "residual"},
     ),
     position_bias="self_attention:alibi",
-    variants={"apply_residual_connection_post_layernorm=True": {"residual": (None, None), "bypass": None}},
+    variants={
+        "apply_residual_connection_post_layernorm=True": {"residual": (None, None), "bypass": None},
+        "slow_but_exact=True": {"refused": {"heads": "its forward goes by the uncut width (slow_but_exact)"}},
+    },
 )
 FALCON = Architecture(
     layers="h.{}",
@@ -66,6 +69,9 @@ FALCON = Architecture(
             "residual": (None, None),
             "bypass": ({"self_attention": "zeros pair"}, {"mlp": "zeros"}),
             "key_value_heads": "num_kv_heads",
+        },
+        "new_decoder_architecture=True&alibi=True": {
+            "refused": {"heads": "its ALiBi slopes are by query head, its key-value heads shared by several"}
         },
     },
 )

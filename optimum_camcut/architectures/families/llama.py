@@ -49,12 +49,18 @@ STABLELM = replace(
         "use_parallel_residual=True": {
             "residual": ("input_layernorm", None),
             "bypass": ({"self_attn": "zeros pair"}, {"mlp": "zeros"}),
-        }
+        },
+        "qk_layernorm=True": {"refused": {"heads": "each head has a norm of its own (qk_layernorm)"}},
     },
 )
 STARCODER2 = replace(LLAMA, neurons=(Cut("mlp.c_fc", "out"), Cut("mlp.c_proj", "in")), neuron_attributes={})
 # Attention and feed-forward layer read the same norm, which stays when one of them goes.
-COHERE = replace(LLAMA, residual=("input_layernorm", None), bypass=({"self_attn": "zeros pair"}, {"mlp": "zeros"}))
+COHERE = replace(
+    LLAMA,
+    residual=("input_layernorm", None),
+    bypass=({"self_attn": "zeros pair"}, {"mlp": "zeros"}),
+    variants={"use_qk_norm=True": {"refused": {"heads": "each head has a norm of its own (use_qk_norm)"}}},
+)
 GLM = replace(
     LLAMA,
     neurons=(Cut("mlp.gate_up_proj", "out", blocks=2), Cut("mlp.down_proj", "in")),
@@ -70,6 +76,7 @@ PHI3 = replace(
 )
 PHI = replace(
     COHERE,
+    variants={},
     heads=(*LLAMA.heads[:-1], Cut("self_attn.dense", "in", QUERIES)),
     neurons=(Cut("mlp.fc1", "out"), Cut("mlp.fc2", "in")),
     neuron_attributes={},

@@ -115,6 +115,9 @@ BEIT = replace(
     factors=DATA2VEC.factors,
     variants={
         "use_shared_relative_position_bias=True": {"position_bias": "attention:attention_mask,relative_position_bias"},
+        "use_relative_position_bias=True&use_shared_relative_position_bias=True": {
+            "refused": {"heads": "its layers add a position bias of their own to one that all share"}
+        },
         "transformers=4": {
             "layers": DATA2VEC.layers,
             "heads": DATA2VEC.heads,
