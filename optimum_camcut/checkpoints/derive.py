@@ -50,8 +50,8 @@ def derive_for(model: PreTrainedModel) -> None:
         `ValueError`: nothing could be proved; says why.
     """
     model_type = model.config.model_type
-    twin = copy.deepcopy(model).cpu().float().eval()
     try:
+        twin = copy.deepcopy(model).cpu().float().eval()  # fails without storage
         batch = _inputs(twin)
         found = _derived(twin, {name: value[:1] for name, value in batch.items()})
         proved = {stack: _proved(twin, batch, stack, entry) for stack, entry in found.items()}
@@ -271,8 +271,8 @@ SIZES = ("head_dim", "attention_head_size", "head_size", "key_value_proj_dim", "
 def _head_size(block: nn.Module, output: str, width: int) -> tuple[str, int] | None:
     """Path and value of the attribute that tells the head size, beside the output projection or around it."""
     for path, module in block.named_modules():
-        value = next((vars(module)[name] for name in SIZES if isinstance(vars(module).get(name), int)), None)
         name = next((name for name in SIZES if isinstance(vars(module).get(name), int)), "")
+        value = vars(module).get(name)
         around = output.startswith(f"{path}.") or path.rpartition(".")[0] in output
         if value and around and width % value == 0:
             return (f"{path}.{name}" if path else name), value
