@@ -39,7 +39,7 @@ else:
     Kinds, Entries = list[str], list[str] | None
 
 CHOICES = {
-    "granularity": ("heads", "neurons", "layers", "weights"),
+    "granularity": ("heads", "neurons", "experts", "layers", "weights"),
     "budget": ("params", "flops", "latency"),
     "allocation": ("per_kind", "global", "uniform"),
     "layer_unit": ("sublayer", "block"),
@@ -58,14 +58,15 @@ class PruningConfig:
 
     Args:
         method: how units are scored: `cam_cut`, `smooth_cut`, `smooth_cam_cut`, `taylor`, `fisher`, `activation`,
-            `magnitude` or `random`; for single weights `cam_cut`, `smooth_cut`, `smooth_cam_cut`, `magnitude`,
-            `gradient`, `snip`, `wanda` or `random`.
-        granularity: what is removed: `"heads"`, `"neurons"`, `"layers"` (whole attention and feed-forward sub-layers)
-            or several of them. `"layers"` with others removes sub-layers first, down to the square root of the
-            fraction to keep, and then as much of the units in the sub-layers left as brings the whole to the target.
-            The budget is then that of the sub-layers. Or `"weights"`, alone: single weights and biases of the linear
-            layers below the task head are set to zero and stay so, as in the DeepCuts paper; the model does not
-            become smaller or faster.
+            `magnitude` or `random`; for experts also `reap`; for single weights `cam_cut`, `smooth_cut`,
+            `smooth_cam_cut`, `magnitude`, `gradient`, `snip`, `wanda` or `random`.
+        granularity: what is removed: `"heads"`, `"neurons"`, `"experts"` with their rows of the router, `"layers"`
+            (whole attention and feed-forward sub-layers) or several of them. In layers with experts, `"neurons"` are
+            inside of these, and as many of each expert in a layer stay; with `"experts"` they do not go together.
+            `"layers"` with others removes sub-layers first, down to the square root of the fraction to keep, and then
+            as much of the units in the sub-layers left as brings the whole to the target. The budget is then that of
+            the sub-layers. Or `"weights"`, alone: single weights and biases of the linear layers below the task head
+            are set to zero and stay so, as in the DeepCuts paper; the model does not become smaller or faster.
         sparsity: fraction of the budget to remove, between 0 and 1. Give this or `compression`. Either counts from the
             model as it is: of one that was pruned before, from what is left.
         compression: parameters of the whole model over parameters kept, above 1. Give this or `sparsity`.
@@ -197,6 +198,11 @@ class PruningConfig:
             raise ValueError(
                 f"granularity 'weights' stands alone, got {list(kinds)}; cut the others first, then mask what is left"
             )
+        if {"experts", "neurons"} <= set(kinds):
+            raise ValueError(
+                f"granularity has 'experts' and 'neurons', got {list(kinds)}: in layers with experts the neurons are "
+                "inside of these; take one of the two"
+            )
         return kinds
 
     def _check_method(self) -> None:
@@ -213,6 +219,13 @@ class PruningConfig:
             raise ValueError(
                 "masked weights take as long as any: budget='latency' is for granularity heads, neurons and layers"
             )
+        if self.budget != "params" and "experts" in self.granularity:
+            raise ValueError(
+                f"each token is sent to as many experts as before, so fewer of them save no {self.budget}: give "
+                "budget='params'"
+            )
+        if self.method == "reap" and set(self.granularity) != {"experts"}:
+            raise ValueError(f"the method 'reap' scores experts alone; got granularity {list(self.granularity)}")
 
     def _check_amounts(self) -> None:
         """How much to remove, and by what."""
@@ -262,7 +275,7 @@ class PruningConfig:
     def _read_min_units(self) -> int | dict[str, int]:
         """One number, or one by kind, also from a text."""
         given: Any = self.min_units
-        kinds = [kind for kind in ("heads", "neurons") if kind in self.granularity]
+        kinds = [kind for kind in ("heads", "neurons", "experts") if kind in self.granularity]
         if given is None:
             return MIN_UNITS
         if isinstance(given, str):

@@ -24,7 +24,15 @@ import transformers
 UNIT, HEAD, QUERIES, GROUP = "unit", "head", "queries", "group"  # widths of a unit in features, see `Cut`
 MAJOR = transformers.__version__.partition(".")[0]
 # Kind of unit -> the sub-layer it is part of, in the order in which the residual stream meets them.
-SUBLAYERS = {"heads": "attention", "cross_heads": "cross_attention", "neurons": "feed_forward"}
+SUBLAYERS = {
+    "heads": "attention",
+    "cross_heads": "cross_attention",
+    "neurons": "feed_forward",
+    "experts": "feed_forward",
+    "expert_neurons": "feed_forward",
+}
+STACKED = 8  # neurons of an expert come in multiples: torch's grouped product takes rows of 16 bytes
+DENSE = ("heads", "cross_heads", "neurons")  # whose output projection is a linear map
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,8 @@ class Cut:
             side by side.
         rest (`str`): width of what lies behind the units, and belongs to none of them.
         optional (`bool`): passed over in blocks that lack the module.
+        stacked (`bool`): of a parameter whose first dimension is that of the experts, a unit is a feature of one
+            expert.
     """
 
     module: str
@@ -53,6 +63,12 @@ class Cut:
     fused: tuple[str, ...] = ()
     rest: str = ""
     optional: bool = False
+    stacked: bool = False
+
+
+def kind_of(part: str) -> str:
+    """The kind of a part's units: `"heads"` for `"cross_heads"`, `"neurons"` for `"expert_neurons"`."""
+    return part.removeprefix("cross_").removeprefix("expert_")
 
 
 def features(width: str, widths: Mapping[str, int]) -> int:
@@ -62,7 +78,7 @@ def features(width: str, widths: Mapping[str, int]) -> int:
 
 
 class Sublayer(NamedTuple):
-    """One sub-layer of a block as its entry describes it; see `Architecture`."""
+    """One sub-layer of a block, by one kind of its units, as its entry describes it; see `Architecture`."""
 
     kind: str
     name: str
@@ -108,6 +124,11 @@ class Architecture:
             every layer has: the number itself, then others that grow with it. What they express needs no record.
         cross_heads (`tuple[Cut, ...]`): the maps of attention to another stack, a sub-layer between the two others.
         cross_attributes (`Mapping[str, str]`): as `attributes`, for `cross_heads`.
+        experts (`tuple[Cut, ...]`): the parameters in which the first dimension is that of the experts; the last is
+            the router, one output feature an expert. A block that lacks that has none of them.
+        expert_neurons (`tuple[Cut, ...]`): those with the neurons inside of the experts, all `stacked`; the last is
+            that of the output projections. Of all experts in a layer the same number stays.
+        expert_attributes, expert_neuron_attributes (`Mapping[str, str]`): as `attributes`, for these.
         head_size (`str`): path of the module attribute that holds the head size. Default: the config's `head_dim`, or
             its `hidden_size` divided by its `num_attention_heads`.
         key_value_heads (`str`): without `head_size`, the config's field for the number of key-value heads; a config
@@ -132,6 +153,10 @@ class Architecture:
     config_fields: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     cross_heads: tuple[Cut, ...] = ()
     cross_attributes: Mapping[str, str] = field(default_factory=dict)
+    experts: tuple[Cut, ...] = ()
+    expert_attributes: Mapping[str, str] = field(default_factory=dict)
+    expert_neurons: tuple[Cut, ...] = ()
+    expert_neuron_attributes: Mapping[str, str] = field(default_factory=dict)
     head_size: str = ""
     key_value_heads: str = "num_key_value_heads"
     refused: Mapping[str, str] = field(default_factory=dict)
@@ -148,13 +173,16 @@ class Architecture:
 
     @property
     def sublayers(self) -> list[Sublayer]:
-        """In the order in which the residual stream meets them."""
+        """In the order in which the residual stream meets them. Of a feed-forward layer with experts there are
+        several, one for each kind of unit in it."""
         found: list[Sublayer] = []
-        attributes = (self.attributes, self.cross_attributes, self.neuron_attributes)
-        for kind, counted in zip(SUBLAYERS, attributes):
-            cuts, number = getattr(self, kind), len(found)
+        places: dict[str, int] = {}
+        counts = (self.attributes, self.cross_attributes, self.neuron_attributes)
+        for kind, counted in zip(SUBLAYERS, (*counts, self.expert_attributes, self.expert_neuron_attributes)):
+            cuts, name = getattr(self, kind), SUBLAYERS[kind]
             if cuts:
-                bypass = self.bypass[number] if self.bypass else {}
-                places = self.residual[number], self.factors[number]
-                found.append(Sublayer(kind, SUBLAYERS[kind], cuts, counted, *places, bypass))
+                place = places.setdefault(name, len(places))
+                bypass = self.bypass[place] if self.bypass else {}
+                stream = (self.residual[place], self.factors[place]) if kind in DENSE else (None, None)
+                found.append(Sublayer(kind, name, cuts, counted, *stream, bypass))
         return found

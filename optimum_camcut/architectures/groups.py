@@ -16,7 +16,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..utils.files import nearest
+from .entry import kind_of
 from .modeling_camcut import RECORD, places_of
 from .recipes import stacks_of
 from .slices import Group, Slice
@@ -46,7 +47,7 @@ __all__ = [
     "transformers_models",
 ]
 
-KINDS = ("heads", "neurons", "layers")
+KINDS = ("heads", "neurons", "experts", "layers")
 WEIGHTS = "weights"
 
 
@@ -56,12 +57,13 @@ class PrunableGroup(Group):
 
     Args:
         name (`str`): unique in the model; its first number is the layer index.
-        kind (`str`): `"heads"`, `"neurons"`, `"layers"` (a whole sub-layer, as one unit) or `"weights"`.
+        kind (`str`): `"heads"`, `"neurons"`, `"experts"`, `"layers"` (a whole sub-layer, as one unit) or `"weights"`.
         size (`int`): number of units now.
-        slices (`tuple[Slice, ...]`): the linear maps involved; the last is the output projection, whose input is
-            where activations are observed. None for `"weights"`: the group is the parameter of its name.
-        attributes (`Mapping[str, int]`): path of a module attribute -> amount per unit, kept true by a cut.
+        slices (`tuple[Slice, ...]`): the linear maps involved; the last is the output projection; of experts, the
+            router. None for `"weights"`: the group is the parameter of its name.
+        attributes (`Mapping[str, float]`): path of a module attribute -> amount per unit, kept true by a cut.
         bypass (`Mapping[str, str]`): of a sub-layer, path of each module that goes with it -> what stands in for it.
+        observed (`str`): where activations are, see `Group`.
         units (`Sequence[int]`): index of each present unit in the uncut model. Default: `0 ... size - 1`.
         original_size (`int`): number of units in the uncut model. Default: `size`.
         residual (`str`, *optional*): path of a module whose input is the residual stream that the output is added to.
@@ -72,6 +74,7 @@ class PrunableGroup(Group):
         model_parameters (`int`, *optional*): parameters of the whole model now, each counted once.
         model_type (`str`, *optional*): of the model's config.
         num_layers (`int`, *optional*): blocks of the model.
+        fewest (`int`): units that always stay, if the sub-layer does: of experts, as many as a token is sent to.
     """
 
     units: Sequence[int] = None  # type: ignore[assignment]  # until `__post_init__`
@@ -84,6 +87,7 @@ class PrunableGroup(Group):
     model_parameters: int | None = None
     model_type: str | None = None
     num_layers: int | None = None
+    fewest: int = 0
 
     def __post_init__(self) -> None:
         if self.units is None:
@@ -154,6 +158,7 @@ def below(groups: Sequence[PrunableGroup], path: str) -> list[PrunableGroup]:
             group,
             name=f"{path}.{group.name}" if group.kind == WEIGHTS else group.name,
             slices=tuple(dataclasses.replace(piece, module=f"{path}.{piece.module}") for piece in group.slices),
+            bypass={f"{path}.{name}": gives for name, gives in group.bypass.items()},
         )
         for group in groups
     ]
@@ -163,16 +168,17 @@ def find_groups(model: nn.Module, kinds: Sequence[str] | None = None) -> list[Pr
     """Lists everything that can be cut in a model: one group a layer and kind, or one a weight matrix and bias.
 
     In architectures with grouped key-value heads (llama) a unit of `"heads"` is a key-value head with all the query
-    heads that share it. A group of `"layers"` is one sub-layer, attention or feed-forward, as a single unit.
+    heads that share it. A unit of `"experts"` is an expert with its row of the router. A group of `"layers"` is one
+    sub-layer, attention or feed-forward, as a single unit.
 
     Args:
         model (`PreTrainedModel` or `nn.Module`): a transformers model of a supported architecture, with any task head
             (for `"weights"`, of any architecture), or a module that holds one: the groups are those of the model
             inside.
-        kinds (`Sequence[str]`, *optional*): which of `"heads"`, `"neurons"` and `"layers"` to list. With `"weights"`,
-            every weight and bias of the linear layers below the task head is a group, named like the parameter; its
-            units are the elements, numbered in row-major order. Default: heads and neurons, if units of that kind can
-            go one by one in this architecture.
+        kinds (`Sequence[str]`, *optional*): which of `"heads"`, `"neurons"`, `"experts"` and `"layers"` to list. With
+            `"weights"`, every weight and bias of the linear layers below the task head is a group, named like the
+            parameter; its units are the elements, numbered in row-major order. Default: heads and neurons, if units of
+            that kind can go one by one in this architecture.
 
     Returns:
         `list[PrunableGroup]`: in the order of the layers. In a pruned model, `group.units` holds the original index of
@@ -185,7 +191,7 @@ def find_groups(model: nn.Module, kinds: Sequence[str] | None = None) -> list[Pr
             architecture; or a pruned model that has lost its plan.
     """
     if kinds is None:
-        kinds = [kind for kind in possible_kinds(model) if kind != "layers"] or ("heads", "neurons")
+        kinds = [kind for kind in possible_kinds(model) if kind in ("heads", "neurons")] or ("heads", "neurons")
     if isinstance(kinds, str):
         kinds = (kinds,)
     unknown = set(kinds) - {*KINDS, WEIGHTS}
@@ -215,8 +221,23 @@ def find_groups(model: nn.Module, kinds: Sequence[str] | None = None) -> list[Pr
         else group
         for group in groups
     ]
-    groups = [group for group in groups if group.kind in kinds]
+    groups = _one_way_inside([group for group in groups if group.kind in kinds], keep, sizes)
     return groups + _weight_groups(inner, plan) if WEIGHTS in kinds else groups
+
+
+def _one_way_inside(
+    groups: list[PrunableGroup], keep: Mapping[str, Sequence[int]], sizes: Mapping[str, int]
+) -> list[PrunableGroup]:
+    """Without the experts of layers that have lost neurons inside of them, and the other way round: the units of
+    either are numbered by all of the other."""
+    taken = {"experts": "expert_neurons", "expert_neurons": "experts"}
+
+    def stays(group: PrunableGroup) -> bool:
+        layer, _, label = group.name.rpartition(".")
+        other = f"{layer}.{taken.get(label)}"
+        return label not in taken or len(keep.get(other, ())) == sizes.get(other, 0)
+
+    return [group for group in groups if stays(group)]
 
 
 def possible_kinds(model: nn.Module) -> tuple[str, ...]:
@@ -228,12 +249,9 @@ def possible_kinds(model: nn.Module) -> tuple[str, ...]:
     inner = inner_model(model)
     check_supported(inner)
     stacks = stacks_of(inner.config).values()
-    can = {
-        "heads": any((entry.heads or entry.cross_heads) and "heads" not in entry.refused for entry in stacks),
-        "neurons": any(entry.neurons and "neurons" not in entry.refused for entry in stacks),
-        "layers": any(entry.bypass is not None for entry in stacks),
-    }
-    return tuple(kind for kind in KINDS if can[kind])
+    can = {kind_of(part.kind) for entry in stacks for part in entry.sublayers if part.kind not in entry.refused}
+    can |= {"layers"} if any(entry.bypass is not None for entry in stacks) else set()
+    return tuple(kind for kind in KINDS if kind in can)
 
 
 def _check_kinds(model: PreTrainedModel, kinds: Sequence[str]) -> None:
@@ -244,7 +262,7 @@ def _check_kinds(model: PreTrainedModel, kinds: Sequence[str]) -> None:
             continue
         reasons = {"layers": "its entry of ARCHITECTURES has no `bypass`, which says what stands in for them"}
         for entry in stacks_of(model.config).values():
-            reasons |= entry.refused
+            reasons |= {kind_of(part): reason for part, reason in entry.refused.items()}
         what = "whole sub-layers" if kind == "layers" else kind
         because = reasons.get(kind, "its entry of ARCHITECTURES names none")
         raise ValueError(
@@ -267,18 +285,7 @@ def _unit_groups(model: PreTrainedModel) -> list[PrunableGroup]:
         name, _, kind = group.name.rpartition(".")
         block = blocks[name]
         part = next(part for part in block.entry.sublayers if kind in (part.kind, part.name))
-        linear = [linear_map(model, piece.module) for piece in group.slices if isinstance(piece.axis, str)]
-        if group.bypass:
-            weights = sum(module.weight.numel() for module in linear)
-            count = sum(p.numel() for path in group.bypass for p in model.get_submodule(path).parameters())
-        else:
-            owned = {  # what one unit owns of each parameter
-                id(tensor): tensor.numel() // max(tensor.shape[place], 1) * sum(piece.maps)
-                for piece in group.slices
-                for module, tensor_name, place in places_of(model, piece.module, piece.axis)
-                if isinstance(tensor := getattr(module, tensor_name), nn.Parameter)
-            }
-            weights, count = sum(owned[id(module.weight)] for module in linear), sum(owned.values())
+        count, weights, fewest = _costs(model, group)
         groups.append(
             PrunableGroup(
                 **vars(group),
@@ -286,11 +293,32 @@ def _unit_groups(model: PreTrainedModel) -> list[PrunableGroup]:
                 factor=part.factor and f"{block.path}.{part.factor}",
                 unit_parameters=count,
                 unit_flops=2 * weights,
-                unit_flops_per_position=4 * group.output.width if part.kind != "neurons" else 0,
+                unit_flops_per_position=4 * group.output.width if "heads" in part.kind else 0,
+                fewest=fewest,
                 **facts,
             )
         )
     return groups
+
+
+def _costs(model: PreTrainedModel, group: Group) -> tuple[int, int, int]:
+    """Parameters of one unit, those of them that a token is multiplied by, and how many units always stay."""
+    owned, weights = {}, 0.0  # what one unit owns of each parameter
+    sent = getattr(model.config, "num_experts_per_tok", 0)  # experts that see a token
+    for piece in group.slices:
+        for module, name, place in places_of(model, piece.module, piece.axis):
+            tensor = getattr(module, name)
+            if isinstance(tensor, nn.Parameter):
+                all_of = tensor.numel() // (piece.experts or 1)
+                owned[id(tensor)] = all_of // max(tensor.shape[place], 1) * sum(piece.maps)
+                if isinstance(piece.axis, str):
+                    weights += owned[id(tensor)] * (name == "weight")
+                elif tensor.dim() == 3 and group.observed != "routing":  # of stacked experts
+                    weights += owned[id(tensor)] * min(sent / tensor.shape[0], 1.0)
+    count = sum(owned.values())
+    if group.bypass:
+        count = sum(p.numel() for path in group.bypass for p in model.get_submodule(path).parameters())
+    return count, round(weights), min(sent, group.size) if group.observed == "routing" else 0
 
 
 def linear_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:

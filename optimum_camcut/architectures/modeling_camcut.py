@@ -18,6 +18,7 @@ builds the model, shrinks its layers to the sizes that `config.json` records (in
 """
 
 import functools
+import math
 import os
 import re
 import shutil
@@ -148,7 +149,11 @@ def present_units(model: PreTrainedModel) -> dict[str, int]:
                 found[f"{block.name}.{SUBLAYERS[kind]}"] = int(not gone)
             if "cut" in part and not gone:
                 output = at(model, f"{block.path}.{part['output']}")
-                inputs = output.weight.shape[dimension(output, "in")]
+                shape, places = (
+                    getattr(output, "weight", output).shape,
+                    part.get("counted", (dimension(output, "in"),)),
+                )
+                inputs = math.prod(shape[place] for place in places)
                 found[f"{block.name}.{kind}"] = inputs // unit_width(model, block, part)
     return found
 
@@ -271,11 +276,11 @@ def shrink(model: PreTrainedModel) -> None:
             rest = parts[kind].get("rest", {}).get(each, 0) * unit_width(model, blocks[start], parts[kind])
             for module, tensor, place in places_of(model, path + each, axis):
                 value = getattr(module, tensor).detach()
-                kept = (value.shape[place] - rest) // units[name] * size + rest  # which ones does not matter here
+                kept = (value.shape[place] - rest) * size // units[name] + rest  # which ones does not matter here
                 replace_tensor(module, tensor, value.narrow(place, 0, kept).clone())
         for owner, _, count in [(path + each).rpartition(".") for each in parts[kind].get("counts", ())]:
             if hasattr(at(model, owner), count):
-                setattr(at(model, owner), count, getattr(at(model, owner), count) // units[name] * size)
+                setattr(at(model, owner), count, getattr(at(model, owner), count) * size // units[name])
     put(model, gone)
     for finish in AFTER_SHRINKING:
         finish(model, sizes)

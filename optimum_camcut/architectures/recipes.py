@@ -39,6 +39,7 @@ def recipe_of(config: PretrainedConfig, version: str = MAJOR) -> dict[str, dict[
     """Name of each stack of blocks -> its recipe. It holds the path of the blocks, and for each kind of unit:
 
     - `"output"`: path of the output projection, if that is not the last that is cut along `"in"`;
+    - `"counted"`: its dimensions that are counted, if it is no linear map that units flow into;
     - `"width"`: how many inputs of that belong to one unit, if more than one: `"head"` and `"queries:FIELD"` by the
       config, `"at:PATH"` by an attribute in the block; and `"times"`, how many of these;
     - `"cut"`: axis -> paths of the maps and parameters that units own a part of; `"rest"`: path -> what of it belongs
@@ -62,7 +63,10 @@ def _recipe(entry: Architecture) -> dict[str, Any]:
 
 def _part(entry: Architecture, part: Sublayer) -> dict[str, Any]:
     output = part.cuts[-1]
-    found: dict[str, Any] = {"output": output.module} if part.kind in entry.refused else {}
+    named = part.kind in entry.refused or output.axis != "in"
+    found: dict[str, Any] = {"output": output.module} if named else {}
+    if output.axis != "in":
+        found["counted"] = (0, output.axis) if output.stacked else (0,)
     times, _, symbol = output.width.rpartition(" * ")
     by_config = {UNIT: "", HEAD: "head", QUERIES: f"queries:{entry.key_value_heads}"}
     width = f"at:{entry.head_size}" if symbol == HEAD and entry.head_size else by_config[symbol]

@@ -16,9 +16,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
+
+
+Observed = Literal["inputs", "routing", "inside", "outputs"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,8 @@ class Slice:
         blocks (`int`): number of maps fused side by side along the axis.
         fused (`tuple[int, ...]`): in place of `width` and `blocks`, the features per unit of maps of unlike width.
         rest (`int`): features behind the units, which always stay.
+        experts (`int`): of a parameter whose first dimension is that of the experts, how many there are. The units
+            of the first expert come first, and of each expert as many are kept.
     """
 
     module: str
@@ -40,6 +46,7 @@ class Slice:
     blocks: int = 1
     fused: tuple[int, ...] = ()
     rest: int = 0
+    experts: int = 0
 
     @property
     def maps(self) -> tuple[int, ...]:
@@ -48,15 +55,36 @@ class Slice:
 
     def index(self, size: int, keep: Sequence[int]) -> torch.Tensor:
         """Features that belong to the units `keep` out of `size`, and the rest: int64 of shape
-        `(len(keep) * sum(maps) + rest,)`."""
+        `(len(keep) * sum(maps) + rest,)`. Of stacked experts, in the order of (expert, feature)."""
+        if self.experts:
+            one, each = replace(self, experts=0), size // self.experts
+            features = each * sum(self.maps) + self.rest
+            of = [[unit % each for unit in keep if unit // each == expert] for expert in range(self.experts)]
+            return torch.cat([one.index(each, units) + expert * features for expert, units in enumerate(of)])
         found, start = [], 0
         for width in self.maps:
             found.append(start + torch.arange(size * width).view(size, width)[list(keep)].flatten())
             start += size * width
         return torch.cat([*found, torch.arange(start, start + self.rest)])
 
+    def take(self, tensor: torch.Tensor, place: int, size: int, keep: Sequence[int]) -> torch.Tensor:
+        """The features of the units `keep` out of `size`, of a tensor that is cut along the dimension `place`."""
+        if tensor.is_meta:  # which they are does not matter, and indices would have to be made there
+            shape = list(tensor.shape)
+            shape[place] = len(keep) // (self.experts or 1) * sum(self.maps) + self.rest
+            return torch.empty(shape, dtype=tensor.dtype, device="meta")
+        index = self.index(size, keep).to(tensor.device)
+        if not self.experts:
+            return tensor.detach().index_select(place, index)
+        rows = tensor.detach().movedim(place, 1)
+        taken = rows.flatten(0, 1).index_select(0, index).unflatten(0, (self.experts, len(index) // self.experts))
+        return taken.movedim(1, place).contiguous()
+
     def by_unit(self, tensor: torch.Tensor, size: int) -> torch.Tensor:
         """What each of `size` units owns of a tensor whose first dimension is cut: `(size, numbers of a unit)`."""
+        if self.experts:
+            one, each = replace(self, experts=0), size // self.experts
+            return torch.cat([one.by_unit(tensor[:, expert], each) for expert in range(self.experts)])
         found, start = [], 0
         for width in self.maps:
             found.append(tensor[start : start + size * width].reshape(size, -1))
@@ -70,20 +98,23 @@ class Group:
 
     Args:
         name (`str`): unique in the model; its first number is the layer index.
-        kind (`str`): `"heads"`, `"neurons"`, `"layers"` (a whole sub-layer, as one unit) or `"weights"`.
+        kind (`str`): `"heads"`, `"neurons"`, `"experts"`, `"layers"` (a whole sub-layer, as one unit) or `"weights"`.
         size (`int`): number of units now.
-        slices (`tuple[Slice, ...]`): the linear maps involved; the last is the output projection, whose input is
-            where activations are observed. None for `"weights"`: the group is the parameter of its name.
-        attributes (`Mapping[str, int]`): path of a module attribute -> amount per unit, kept true by a cut.
+        slices (`tuple[Slice, ...]`): the linear maps involved; the last is the output projection; of experts, the
+            router. None for `"weights"`: the group is the parameter of its name.
+        attributes (`Mapping[str, float]`): path of a module attribute -> amount per unit, kept true by a cut.
         bypass (`Mapping[str, str]`): of a sub-layer, path of each module that goes with it -> what stands in for it.
+        observed: where activations are: `"inputs"` of the output projection; `"routing"`, an expert's share of a
+            token; `"inside"` of stacked experts; or `"outputs"`, what the whole sub-layer with experts gives.
     """
 
     name: str
     kind: str
     size: int
     slices: tuple[Slice, ...]
-    attributes: Mapping[str, int] = field(default_factory=dict)
+    attributes: Mapping[str, float] = field(default_factory=dict)
     bypass: Mapping[str, str] = field(default_factory=dict)
+    observed: Observed = "inputs"
 
     @property
     def output(self) -> Slice:

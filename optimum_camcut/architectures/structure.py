@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -27,7 +27,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..utils.handed_in import handed_in
 from . import modeling_camcut, own_bias, position_bias  # noqa: F401 - take part in every cut
-from .entry import GROUP, HEAD, QUERIES, SUBLAYERS, UNIT, Architecture, Sublayer, features
+from .entry import GROUP, HEAD, QUERIES, SUBLAYERS, UNIT, Architecture, Sublayer, features, kind_of
 from .layer_config import LayerConfig
 from .modeling_camcut import (
     BEFORE_CUT,
@@ -46,7 +46,7 @@ from .modeling_camcut import (
 )
 from .native_heads import pruned_heads
 from .recipes import stacks_of
-from .slices import Group, Slice
+from .slices import Group, Observed, Slice
 from .table import ARCHITECTURES, unsupported_architecture
 
 
@@ -161,23 +161,45 @@ def structure_of(model: PreTrainedModel) -> tuple[str, str]:
 
 def list_groups(model: PreTrainedModel) -> list[Group]:
     """Every group of the model at its present size, in the order of the layers: attention, its heads, feed-forward,
-    its neurons. A sub-layer that was removed has size 0, and no group of heads or neurons.
+    its neurons and experts. A sub-layer that was removed has size 0, and no group of heads or neurons.
 
     Raises:
         `ValueError`: the architecture is not in the table, or a module is missing or not a plain linear map.
     """
     check_supported(model)
     check_blocks(model)
-    return [
-        group for block in blocks_of(model) for part in block.sublayers(model) for group in _groups(model, block, part)
-    ]
+    found = []
+    for block in blocks_of(model):
+        parts = block.sublayers(model)
+        for name in dict.fromkeys(part.name for part in parts):
+            found += _groups(model, block, [part for part in parts if part.name == name])
+    return found
 
 
-def _groups(model: PreTrainedModel, block: Block, part: Sublayer) -> list[Group]:
-    """A sub-layer as a whole, and its units."""
-    bypass = {f"{block.path}.{path}": gives for path, gives in part.bypass.items()}
+def _groups(model: PreTrainedModel, block: Block, parts: Sequence[Sublayer]) -> list[Group]:
+    """A sub-layer as a whole, and its units, kind by kind."""
+    bypass = {f"{block.path}.{path}": gives for path, gives in parts[0].bypass.items()}
     if bypass and all(is_removed(module_at(model, path)) for path in bypass):
-        return [Group(f"{block.name}.{part.name}", "layers", 0, ())]
+        return [Group(f"{block.name}.{parts[0].name}", "layers", 0, ())]
+    units = [_units(model, block, part) for part in parts]
+    found = [group for part, group in zip(parts, units) if part.kind not in block.entry.refused]
+    if bypass:
+        # All that it has, once; the last is the output projection of the first of its parts.
+        whole = tuple(
+            replace(piece, width=piece.width * group.size, fused=tuple(w * group.size for w in piece.fused))
+            for group in reversed(units)
+            for piece in group.slices
+            if not piece.experts
+        )
+        where: Observed = "outputs" if any(group.kind == "experts" for group in units) else "inputs"
+        found.insert(0, Group(f"{block.name}.{parts[0].name}", "layers", 1, whole, bypass=bypass, observed=where))
+    return found
+
+
+def _units(model: PreTrainedModel, block: Block, part: Sublayer) -> Group:
+    """The units of one kind in a sub-layer."""
+    output = block.find(model, part.cuts[-1].module)
+    experts = output.shape[0] if part.cuts[-1].stacked else 0
     slices = tuple(
         Slice(
             f"{block.path}.{cut.module}",
@@ -186,6 +208,7 @@ def _groups(model: PreTrainedModel, block: Block, part: Sublayer) -> list[Group]
             cut.blocks,
             tuple(features(width, block.widths) for width in cut.fused),
             features(cut.rest, block.widths),
+            experts,
         )
         for cut in part.cuts
         if not cut.optional or block.find(model, cut.module) is not None
@@ -193,23 +216,20 @@ def _groups(model: PreTrainedModel, block: Block, part: Sublayer) -> list[Group]
     for piece in slices[:-1]:
         if isinstance(piece.axis, str):
             linear_map(model, piece.module)  # raises if it is not plain
-    size = count_units(model, slices[-1])
-    found = []
-    if bypass:
-        whole = tuple(
-            replace(piece, width=piece.width * size, fused=tuple(width * size for width in piece.fused))
-            for piece in slices
-        )
-        found.append(Group(f"{block.name}.{part.name}", "layers", 1, whole, bypass=bypass))
-    if part.kind not in block.entry.refused:
-        counted = {
-            f"{block.path}.{path}": features(width, block.widths)
-            for path, width in part.attributes.items()
-            if block.find(model, path) is not None
-        }
-        kind = part.kind.removeprefix("cross_")
-        found.append(Group(f"{block.name}.{part.kind}", kind, size, slices, counted))
-    return found
+    counted = {
+        f"{block.path}.{path}": features(width, block.widths) / (experts or 1)
+        for path, width in part.attributes.items()
+        if block.find(model, path) is not None
+    }
+    where = cast(Observed, {"experts": "routing", "expert_neurons": "inside"}.get(part.kind, "inputs"))
+    return Group(
+        f"{block.name}.{part.kind}",
+        kind_of(part.kind),
+        count_units(model, slices[-1]),
+        slices,
+        counted,
+        observed=where,
+    )
 
 
 def sublayer_of(name: str) -> str:
@@ -278,17 +298,22 @@ def linear_map(model: nn.Module, path: str) -> nn.Linear | Conv1D:
     )
 
 
-def features_of(module: nn.Linear | Conv1D, axis: str) -> int:
+def features_of(module: Any, axis: str) -> int:
     return module.weight.shape[dimension(module, axis)]
 
 
 def count_units(model: nn.Module, output: Slice) -> int:
-    """Units that flow into an output projection.
+    """Units that flow into an output projection, or experts that a router chooses from.
 
     Raises:
         `AttributeError`: the model has no such module.
         `ValueError`: it is not a plain linear map.
     """
+    if output.experts:
+        shape = model.get_parameter(output.module).shape
+        return shape[0] * shape[int(output.axis)] // output.width
+    if output.axis == "out":  # a router need not be a linear map
+        return features_of(module_at(model, output.module), "out") // output.width
     inputs = features_of(linear_map(model, output.module), "in")
     return inputs // output.width if output.width else int(inputs == 0)  # a sub-layer with no units left
 
@@ -310,12 +335,13 @@ def cut_groups(model: PreTrainedModel, keep: Sequence[tuple[Group, Sequence[int]
     for group, positions in keep:
         if group.bypass:
             if not positions:
-                linear_map(model, group.output.module)  # raises if it is not plain
+                if group.output.axis == "in":
+                    linear_map(model, group.output.module)  # raises if it is not plain
                 gone |= stand_ins(model, group.output.module, group.bypass)
             continue
         for piece in group.slices:
             for module, name, place in places_of(model, piece.module, piece.axis):
-                new.append((module, name, _take(piece, group.size, positions, getattr(module, name), place)))
+                new.append((module, name, piece.take(getattr(module, name), place, group.size, positions)))
     if gone:
         _check_caches(model, gone)
     for prepare in BEFORE_CUT:
@@ -329,7 +355,7 @@ def cut_groups(model: PreTrainedModel, keep: Sequence[tuple[Group, Sequence[int]
     for group, positions in keep:
         for path, amount in group.attributes.items():
             owner, _, name = path.rpartition(".")
-            setattr(at(model, owner), name, len(positions) * amount)
+            setattr(at(model, owner), name, round(len(positions) * amount))
 
 
 def give_config(model: nn.Module, old: PretrainedConfig, new: PretrainedConfig) -> None:
@@ -367,12 +393,3 @@ def _check_caches(model: PreTrainedModel, gone: Collection[str]) -> None:
             f"no attention layer of the type {without[0]!r} would be left, which config.layer_types gives to the "
             "first layer: transformers takes the length of a key-value cache from one; keep at least one of them"
         )
-
-
-def _take(piece: Slice, size: int, keep: Sequence[int], tensor: torch.Tensor, place: int) -> torch.Tensor:
-    """The features of the kept units."""
-    if tensor.is_meta:  # which they are does not matter, and indices would have to be made there
-        shape = list(tensor.shape)
-        shape[place] = len(keep) * sum(piece.maps) + piece.rest
-        return torch.empty(shape, dtype=tensor.dtype, device="meta")
-    return tensor.detach().index_select(place, piece.index(size, keep).to(tensor.device))

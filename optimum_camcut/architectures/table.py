@@ -32,6 +32,7 @@ from .families import (
     gpt2,
     gpt_neox,
     llama,
+    mixtral,
     modernbert,
     mpnet,
     opt,
@@ -141,6 +142,14 @@ def _kinds(entry: Architecture) -> list[str]:
     return [kind for kind in KINDS if getattr(entry, kind)]
 
 
+def _sublayers(entry: Architecture) -> dict[str, str]:
+    """Each sub-layer that an entry names, with the first kind of its units."""
+    found: dict[str, str] = {}
+    for kind in _kinds(entry):
+        found.setdefault(SUBLAYERS[kind], kind)
+    return found
+
+
 def _check_cuts(check: _Check, entry: Architecture) -> None:
     check.need(bool(_kinds(entry)), "heads and neurons", "maps that can be cut, of one of them at least", ())
     for kind in KINDS:
@@ -157,14 +166,21 @@ def _check_cuts(check: _Check, entry: Architecture) -> None:
             check.need(valid, fields % (number, "blocks"), "an integer of at least 1", cut.blocks)
         if cuts:
             last, where = cuts[-1], fields % (len(cuts) - 1, "axis")
-            check.need(last.axis == "in", where, "'in', of the output projection", last.axis)
+            if kind == "expert_neurons":
+                for number, cut in enumerate(cuts):
+                    each = fields % (number, "stacked")
+                    check.need(cut.stacked and type(cut.axis) is int, each, "True, with an axis in numbers", cut)
+            elif kind == "experts":
+                check.need(last.axis == "out", where, "'out', of the router", last.axis)
+            else:
+                check.need(last.axis == "in", where, "'in', of the output projection", last.axis)
             plain = (last.blocks, last.fused, last.rest, last.optional) == (1, (), "", False)
             plain = plain and " + " not in last.width
             check.need(plain, f"{kind}[{len(cuts) - 1}]", "an output projection of one width, not optional", last)
 
 
 def _check_paths(check: _Check, entry: Architecture) -> None:
-    parts = [SUBLAYERS[kind].replace("_", "-") for kind in _kinds(entry)]
+    parts = [name.replace("_", "-") for name in _sublayers(entry)]
     valid = isinstance(entry.residual, tuple) and len(entry.residual) == len(parts)
     count = ("one path", "two paths", "three paths")[len(parts) - 1]
     check.need(valid, "residual", f"{count}: of {', of '.join(parts)}", entry.residual)
@@ -178,7 +194,8 @@ def _check_paths(check: _Check, entry: Architecture) -> None:
     check.need(isinstance(entry.own_bias, Mapping), "own_bias", "a dict of module -> embedding", entry.own_bias)
     for module in entry.own_bias:
         check.path(module, "a key of own_bias")
-    for name in ("attributes", "cross_attributes", "neuron_attributes"):
+    names = [each.name for each in dataclasses.fields(Architecture) if each.name.endswith("attributes")]
+    for name in names:
         values = getattr(entry, name)
         check.need(isinstance(values, Mapping), name, "a dict of attribute -> width", values)
         for attribute, width in values.items():
@@ -189,12 +206,12 @@ def _check_paths(check: _Check, entry: Architecture) -> None:
 
 
 def _check_bypass(check: _Check, entry: Architecture, bypass: Any) -> None:
-    kinds = _kinds(entry)
-    valid = isinstance(bypass, tuple) and len(bypass) == len(kinds)
+    parts = _sublayers(entry)
+    valid = isinstance(bypass, tuple) and len(bypass) == len(parts)
     valid = valid and all(isinstance(modules, Mapping) for modules in bypass)
     expected = "a dict of module -> what stands in for it, for each sub-layer, or None"
     check.need(valid, "bypass", expected, bypass)
-    for number, (modules, kind) in enumerate(zip(bypass, kinds)):
+    for number, (modules, kind) in enumerate(zip(bypass, parts.values())):
         where, output = f"bypass[{number}]", getattr(entry, kind)[-1].module
         for module, gives in modules.items():
             check.path(module, f"a key of {where}")
@@ -230,6 +247,6 @@ def unsupported_architecture(model_type: str, why: str = "") -> str:
 # One entry per `model_type`.
 ARCHITECTURES = Table()
 ENCODERS = (bert, distilbert, albert, mpnet, deberta, modernbert)
-DECODERS = (gpt2, gpt_neox, bloom, opt, llama)
+DECODERS = (gpt2, gpt_neox, bloom, opt, llama, mixtral)
 for family in (*ENCODERS, *DECODERS, bart, t5, vit, swin, wav2vec2):
     ARCHITECTURES.update(family.ENTRIES)

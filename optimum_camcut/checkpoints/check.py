@@ -30,9 +30,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
-from ..architectures.entry import Sublayer
+from ..architectures.entry import STACKED, Sublayer
+from ..architectures.experts import WithoutExperts
 from ..architectures.groups import PrunableGroup, check_bare, find_groups, possible_kinds
-from ..architectures.slices import Slice
 from ..architectures.structure import Block, blocks_of, check_supported, label_of
 from ..planning.plan import PruningPlan
 from ..surgery.cut import apply_plan
@@ -117,11 +117,14 @@ def _check_units(dense: PreTrainedModel, batch: Mapping[str, Any]) -> PreTrained
         if not of_label:
             raise ValueError(f"the model has one of {label!r} in every layer: take one with more to check its entry")
         cut = _compare(dense, groups, of_label, batch, label)
+    if "expert_neurons" in labels:  # which are not cut together with the experts
+        keep = {name: units for name, units in keep.items() if label_of(name) != "experts"}
     return _compare(dense, groups, keep, batch, " and ".join(labels)) if len(labels) > 1 else cut
 
 
 def _removable(model: PreTrainedModel, block: Block) -> list[Sublayer]:
-    return [part for part in block.sublayers(model) if part.bypass]
+    parts = {part.name: part for part in reversed(block.sublayers(model)) if part.bypass}
+    return list(reversed(parts.values()))
 
 
 def _without_pairs(batch: dict[str, Any]) -> dict[str, Any]:
@@ -145,8 +148,12 @@ def _check_batch(batch: Any) -> None:
 
 def _some(group: PrunableGroup) -> list[int]:
     """Some units of a group, neither the first alone nor the last, so that an order that is wrong shows."""
-    kept = [unit for unit in range(group.size) if unit % 3 == 1]
-    return kept or [group.size - 1]
+    if group.output.experts:
+        each = group.size // group.output.experts
+        first = min(1, each - STACKED)
+        return [unit for unit in range(group.size) if first <= unit % each < first + STACKED]
+    order = sorted(range(group.size), key=lambda unit: (unit % 3 != 1, -unit))
+    return sorted(order[: max(len([unit for unit in order if unit % 3 == 1]), group.fewest, 1)])
 
 
 def _cut(dense: PreTrainedModel, keep: Mapping[str, Sequence[int]], field: str) -> PreTrainedModel:
@@ -171,7 +178,7 @@ def _compare(
         for group in groups:
             if group.name in keep:
                 gone = sorted(set(range(group.size)) - set(keep[group.name]))
-                stack.enter_context(_zeroed(dense, group.output, group.output.index(group.size, gone)))
+                stack.enter_context(_without(dense, group, gone))
         expected = _output(dense, batch)
     try:
         got = _output(cut, batch)
@@ -199,11 +206,26 @@ def _compare(
 
 
 @contextmanager
-def _zeroed(model: PreTrainedModel, output: Slice, features: Tensor) -> Iterator[None]:
+def _without(model: PreTrainedModel, group: PrunableGroup, gone: Sequence[int]) -> Iterator[None]:
+    """A model in which units are at zero, or are experts that no token is sent to."""
+    if group.observed == "routing":
+        with WithoutExperts([(model.get_submodule(group.output.module), gone)]):
+            yield
+        return
+    if group.observed == "inside":
+        weight = model.get_parameter(group.output.module)
+        before, each = weight.clone(), group.size // group.output.experts
+        for unit in gone:
+            weight[unit // each].select(int(group.output.axis) - 1, unit % each).zero_()
+        yield
+        weight.copy_(before)
+        return
+    features = group.output.index(group.size, gone)
+
     def zero(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return inputs[0].index_fill(-1, features.to(inputs[0].device), 0), *inputs[1:]
 
-    handle = model.get_submodule(output.module).register_forward_pre_hook(zero)
+    handle = model.get_submodule(group.output.module).register_forward_pre_hook(zero)
     try:
         yield
     finally:
@@ -247,7 +269,9 @@ def _check_reads(dense: PreTrainedModel, block: Block, part: Sublayer, field: st
         stack.callback(module.register_forward_pre_hook(read).remove)
         parts = block.sublayers(dense)
         for other in parts[parts.index(part) :]:  # those behind it may read the same stream
-            module = dense.get_submodule(f"{block.path}.{other.cuts[-1].module}")
+            stacked = other.kind in ("experts", "expert_neurons")
+            path = other.cuts[0].module.rpartition(".")[0] if stacked else other.cuts[-1].module
+            module = dense.get_submodule(f"{block.path}.{path}")
             stack.callback(module.register_forward_hook(lack if other == part else nothing).remove)
         try:
             left: Tensor | None = _streams(dense, block, {}, batch)["out"].flatten(0, -2)
@@ -267,7 +291,7 @@ def _check_layers(dense: PreTrainedModel, batch: Mapping[str, Any]) -> None:
     without all of them, through the block."""
     for block in _firsts(dense):
         parts = _removable(dense, block)
-        if parts != block.entry.sublayers:
+        if [part.name for part in parts] != list(dict.fromkeys(part.name for part in block.entry.sublayers)):
             continue
         first = int(parts[0].kind == "heads")  # attention, if any, reads what enters the block
         reads = {n: part.residual for n, part in enumerate(parts) if n >= first and part.residual is not None}

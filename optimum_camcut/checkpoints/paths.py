@@ -131,7 +131,9 @@ def _features(model: PreTrainedModel, block: Block, cut: Cut, field: str) -> int
             what = f"of shape {list(value.shape)}" if isinstance(value, Tensor) else "no parameter of the block"
             raise wrong(model, field, f"is the dimension {cut.axis} of {cut.module!r}, which is {what}")
         return value.shape[cut.axis]
-    _module(model, block, cut.module, f"{field}.module")
+    module = _module(model, block, cut.module, f"{field}.module")
+    if field == f"experts[{len(block.entry.experts) - 1}]":  # a router need not be a linear map
+        return features_of(module, cut.axis)
     try:
         return features_of(linear_map(model, f"{block.path}.{cut.module}"), cut.axis)
     except ValueError as error:
@@ -139,7 +141,7 @@ def _features(model: PreTrainedModel, block: Block, cut: Cut, field: str) -> int
 
 
 def _check_attributes(model: PreTrainedModel, block: Block, part: Sublayer, size: int) -> None:
-    name = {"heads": "attributes", "cross_heads": "cross_attributes"}.get(part.kind, "neuron_attributes")
+    name = "attributes" if part.kind == "heads" else f"{part.kind.removesuffix('_heads').removesuffix('s')}_attributes"
     for path, width in part.attributes.items():
         owner, _, attribute = path.rpartition(".")
         missing = [cut.module for cut in part.cuts if cut.optional and block.find(model, cut.module) is None]

@@ -48,6 +48,14 @@ def activation(activation: Tensor, gradient: None, mask: Tensor) -> Tensor:
     return (activation.abs() * mask[:, :, None, None]).sum((1, 3)) / (tokens * activation.shape[3])
 
 
+@scorer("reap", source="norms")
+def reap(activation: Tensor, gradient: None, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Of experts, the mean of the router's weight times the norm of what the expert gives, over the tokens that are
+    sent to it (REAP, Lasby et al. 2025)."""
+    norms = activation[..., 0] * mask[:, :, None]
+    return norms.sum(1), (norms != 0).sum(1)
+
+
 @scorer("magnitude", source="weights")
 def magnitude(weights: Tensor, generator: Generator) -> Tensor:
     """L1 norm of all weights and biases that go with the unit."""

@@ -23,9 +23,9 @@ from ..utils.files import nearest
 
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
-Source = Literal["gradient", "activation", "input", "weights"]
+Source = Literal["gradient", "activation", "norms", "input", "weights"]
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,10 @@ class Scorer:
         function: for the sources `"gradient"` and `"activation"`, from `activation`, `gradient` (each
             `torch.Tensor` of shape `(batch, tokens, units, width)`; no gradient for `"activation"`) and `mask`
             (`(batch, tokens)`, 1 at real tokens) to `(batch, units)`: the score of each unit for each example, whose
-            mean is the result. For `"weights"`, from `weights` (`(units, weights of a unit)`) and a seeded
-            `torch.Generator` to `(units,)`.
+            mean is the result. For `"norms"`, of experts alone, as for `"activation"`: the activation is the router's
+            weight times the norm of what the expert gives, 0 for tokens that are not sent to it; the function returns
+            a sum and what it is to be divided by, each summed over all examples first. For `"weights"`, from `weights`
+            (`(units, weights of a unit)`) and a seeded `torch.Generator` to `(units,)`.
             Methods for single weights: see `weight_scorer`.
         source: what the method observes.
         smooth (`bool`): average the gradients over noisy passes first.
@@ -48,7 +50,7 @@ class Scorer:
     """
 
     name: str
-    function: Callable[..., Tensor]
+    function: Callable[..., Any]
     source: Source = "gradient"
     smooth: bool = False
     quadratic: bool = False
@@ -61,7 +63,7 @@ WEIGHT_SCORERS: dict[str, Scorer] = {}  # of single weights
 
 def scorer(
     name: str, source: Source = "gradient", smooth: bool = False, quadratic: bool = False
-) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Registers a function as a scoring method; see `Scorer` for its arguments.
 
     Raises:
@@ -72,7 +74,7 @@ def scorer(
 
 def weight_scorer(
     name: str, source: Source = "gradient", smooth: bool = False, output: bool = False
-) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Registers a function as a scoring method of single weights.
 
     The function returns scores in the shape of `weight`, a weight or bias of a linear layer:
@@ -93,8 +95,8 @@ def weight_scorer(
 
 def _register(
     scorers: dict[str, Scorer], name: str, **facts: Any
-) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
-    def register(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
         if name in scorers:
             raise ValueError(f"a scoring method named {name!r} is registered already")
         scorers[name] = Scorer(name, function, **facts)

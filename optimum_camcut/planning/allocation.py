@@ -30,7 +30,7 @@ from ..scoring.loop import Scores, check_scores
 from .costs import Costs, unit_cost
 from .exclusion import excluded, with_kept
 from .plan import PruningPlan, layer_of
-from .ranking import keep_best, largest, scale_of_kinds, search
+from .ranking import count_kept, keep_best, largest, scale_of_kinds, search
 from .times import LatencyTable
 from .units import IndexSet, mask_of
 
@@ -119,7 +119,7 @@ def _choose_units(
     scores: Scores, groups: Sequence[PrunableGroup], config: PruningConfig, latency: LatencyTable | None
 ) -> tuple[dict[str, tuple[int, ...]], float]:
     """What to keep of heads, neurons and sub-layers, by group; and what that costs over what it should."""
-    always = {g.name: int(torch.isposinf(scores[g.name]).sum()) for g in groups}
+    always = {g.name: count_kept(scores[g.name], g) for g in groups}
     costs = Costs.of(groups, config, latency, always)
     price, budget, fixed, total = costs.price, costs.budget, costs.fixed, groups[0].model_parameters
     target = (budget + fixed) * (1 - _fraction_of_budget(total, budget, config)) - fixed  # the cost to keep

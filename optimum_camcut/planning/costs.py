@@ -15,12 +15,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from ..architectures.entry import STACKED
 from ..architectures.groups import PrunableGroup
 from ..config import PruningConfig
 from .times import LatencyTable
@@ -129,12 +131,16 @@ class Costs:
 
     def multiple(self, group: PrunableGroup) -> int:
         """The group keeps a multiple of so many units."""
-        return self.config.multiple_of if group.kind == "neurons" else 1
+        multiple = self.config.multiple_of if group.kind == "neurons" else 1
+        if not group.output.experts:
+            return multiple
+        return group.output.experts * math.lcm(multiple, STACKED)  # of all experts in a layer, as many
 
     def least(self, group: PrunableGroup) -> int:
         """The fewest units the group may keep."""
         multiple = self.multiple(group)
-        least = max(self.config.least_units(group.kind), self.always[group.name])
+        least = self.config.least_units(group.kind) * (group.output.experts or 1)
+        least = max(least, self.always[group.name], group.fewest)
         return min(-(-least // multiple) * multiple, group.size)
 
     def floor(self, pool: Sequence[PrunableGroup]) -> float:

@@ -39,7 +39,6 @@ def excluded(groups: Sequence[PrunableGroup], config: PruningConfig) -> set[str]
     Raises:
         `ValueError`: an entry matches nothing.
     """
-    units = {part: kind for kind, part in SUBLAYERS.items()}
     found: set[str] = set()
     for entry in config.left_whole:
         matched = set()
@@ -47,7 +46,8 @@ def excluded(groups: Sequence[PrunableGroup], config: PruningConfig) -> set[str]
             # A sub-layer is one with its heads or neurons: what keeps the former keeps the latter.
             layer, sublayer = layer_of(g.name), sublayer_of(g.name)
             start, _, part = sublayer.rpartition(".")
-            names = {g.name, sublayer, f"{start}.{units.get(part, part)}"}
+            units = [f"{start}.{kind}" for kind, held in SUBLAYERS.items() if held == part]
+            names = {g.name, sublayer, *(units if g.kind == "layers" else ())}
             if entry in (layer, layer.rpartition(".")[2]) or any(fnmatchcase(name, entry) for name in names):
                 matched.add(g.name)
         if not matched:

@@ -41,6 +41,21 @@ def largest(values: Tensor, count: int) -> Tensor:
     return chosen
 
 
+def order_of(scores: Tensor, group: PrunableGroup) -> list[int]:
+    """Positions of a group's units, the largest scores first. Of neurons inside of experts, the best of each expert
+    first, then the second of each: any multiple of the experts from the start is as many of each."""
+    by_expert = scores.view(group.output.experts or 1, -1)
+    order = by_expert.argsort(dim=1, descending=True, stable=True)
+    starts = torch.arange(len(by_expert), device=order.device)[:, None] * by_expert.shape[1]
+    return (order + starts).T.flatten().tolist()
+
+
+def count_kept(scores: Tensor, group: PrunableGroup) -> int:
+    """How many units stay where some have a score of infinity: those, and of the other experts as many."""
+    by_expert = torch.isposinf(scores).view(group.output.experts or 1, -1)
+    return int(by_expert.sum(1).max()) * len(by_expert)
+
+
 def scale_of_kinds(
     scores: Scores,
     groups: Sequence[PrunableGroup],
@@ -77,7 +92,7 @@ def keep_best(
     `multiple_of`, ranked by their mean score; a step of one unit is plain ranking. A joint budget of several kinds is
     never exceeded; the number of units of one kind is rounded.
     """
-    order = {g.name: scores[g.name].argsort(descending=True, stable=True).tolist() for g in pool}
+    order = {g.name: order_of(scores[g.name], g) for g in pool}
     counts = {g.name: costs.least(g) for g in pool}
     steps = []
     for position, group in enumerate(pool):
@@ -116,7 +131,7 @@ def search(
     tick = max(room, 1e-12) / TICKS
     best = np.zeros(TICKS + 1)  # of the groups so far, the largest sum within so many ticks
     taken: list[tuple[np.ndarray, np.ndarray]] = []
-    order = {g.name: scores[g.name].argsort(descending=True, stable=True).tolist() for g in units}
+    order = {g.name: order_of(scores[g.name], g) for g in units}
     for group in units:
         multiple = costs.multiple(group)
         step = multiple * -(-group.size // (multiple * CHOICES_PER_GROUP))

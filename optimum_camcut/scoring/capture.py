@@ -24,33 +24,55 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from ..architectures.experts import by_expert, output_norms, watched_inside
 from ..architectures.groups import PrunableGroup
 
 
 # Takes a group with its activation and its gradient, tensors; None in the place of one that is not asked for.
 Observe: TypeAlias = Callable[[PrunableGroup, Any, Any], None]
+Spread: TypeAlias = Callable[[Tensor], Tensor]  # from what flows through a module to `(..., units * width)`
 
 
 class ActivationCapture:
-    """Watches the input of each group's output projection, where everything about a unit flows through one place.
+    """Watches the input of each group's output projection, where everything about a unit flows through one place. Of
+    experts it is the router's weight of each, of a sub-layer with experts what it gives.
 
     With all parameters frozen, the graph starts at these inputs, so no gradient of a weight is ever computed.
 
     Args:
         model (`nn.Module`): entered as a context, it has the hooks; left, it has none.
         groups: whose activations to watch.
+        norms (`bool`): of experts, watch the norms of what they give, weighted by the router. Those have no gradients.
     """
 
-    def __init__(self, model: nn.Module, groups: Sequence[PrunableGroup]) -> None:
-        self.model, self.groups = model, groups
+    def __init__(self, model: nn.Module, groups: Sequence[PrunableGroup], norms: bool = False) -> None:
+        self.model, self.groups, self.norms = model, groups, norms
         self._hooks = ExitStack()
         self._run: _Run | None = None
 
     def __enter__(self) -> ActivationCapture:
         for group in self.groups:
-            module = self.model.get_submodule(group.output.module)
-            self._hooks.callback(module.register_forward_pre_hook(partial(self._forward, group)).remove)
+            path, watch = group.output.module, partial(self._forward, group)
+            if group.observed == "inputs":
+                self._before(path, lambda _, args, watch=watch: watch(args[0]))
+            elif group.observed == "outputs":
+                added = next(path for path, gives in group.bypass.items() if gives.startswith("zeros"))
+                self._behind(added, lambda _, args, result, watch=watch: watch(_first(result)))
+            elif group.observed == "inside":
+                module = self.model.get_submodule(path.rpartition(".")[0])
+                self._hooks.enter_context(watched_inside(module, partial(_inside, watch, group)))
+            elif self.norms:
+                path = group.slices[0].module.rpartition(".")[0]
+                self._before(path, partial(_norms, watch, group))
+            else:
+                self._behind(path, partial(_routed, watch, group))
         return self
+
+    def _before(self, path: str, hook: Callable[..., None]) -> None:
+        self._hooks.callback(self.model.get_submodule(path).register_forward_pre_hook(hook).remove)
+
+    def _behind(self, path: str, hook: Callable[..., None]) -> None:
+        self._hooks.callback(self.model.get_submodule(path).register_forward_hook(hook).remove)
 
     def __exit__(self, *exception: object) -> None:
         self._hooks.close()
@@ -97,9 +119,28 @@ class ActivationCapture:
         finally:
             self._run = None
 
-    def _forward(self, group: PrunableGroup, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def _forward(self, group: PrunableGroup, activation: Tensor, spread: Spread | None = None) -> None:
         if self._run is not None:
-            self._run.forward(group, args[0])
+            self._run.forward(group, activation, spread)
+
+
+def _first(result: Any) -> Tensor:
+    return result[0] if isinstance(result, tuple | list) else result
+
+
+def _routed(watch: Callable[..., None], group: PrunableGroup, _: nn.Module, args: Any, result: Any) -> None:
+    weights, index = result[1:]
+    watch(weights, lambda values: by_expert(values, index, group.size))
+
+
+def _inside(watch: Callable[..., None], group: PrunableGroup, values: Tensor, index: Tensor) -> None:
+    experts = group.output.experts
+    watch(values, lambda values: by_expert(values.view(*index.shape, -1), index, experts).flatten(1))
+
+
+def _norms(watch: Callable[..., None], group: PrunableGroup, module: nn.Module, args: Sequence[Tensor]) -> None:
+    hidden, index, weights = args
+    watch(by_expert(output_norms(module, hidden, index, weights), index, group.size))
 
 
 class _Run:
@@ -111,12 +152,14 @@ class _Run:
         self.activations: dict[str, list[Tensor]] = defaultdict(list)
         self.gradients: dict[str, list[Tensor]] = defaultdict(list)
         self.missing: dict[str, int] = defaultdict(int)
+        self.spread: dict[str, list[Spread | None]] = defaultdict(list)
         self.recomputing = False  # gradient checkpointing runs blocks again in the backward pass
 
-    def forward(self, group: PrunableGroup, activation: Tensor) -> None:
+    def forward(self, group: PrunableGroup, activation: Tensor, spread: Spread | None = None) -> None:
         if self.recomputing:
             activation.requires_grad_(True)  # as it was the first time
             return
+        self.spread[group.name].append(spread)
         if self.keep_activations:
             self.activations[group.name].append(activation.detach())
         if self.keep_gradients:
@@ -136,12 +179,14 @@ class _Run:
     def emit(self, group: PrunableGroup) -> None:
         activations = self.activations.pop(group.name, [])
         gradients = self.gradients.pop(group.name, [])
+        spread = self.spread.pop(group.name, [])
         if activations or gradients:
-            self.observe(group, self.join(group, activations), self.join(group, gradients))
+            self.observe(group, self.join(group, activations, spread), self.join(group, gradients, spread))
 
-    def join(self, group: PrunableGroup, calls: list[Tensor]) -> Tensor | None:
+    def join(self, group: PrunableGroup, calls: list[Tensor], spread: Sequence[Spread | None]) -> Tensor | None:
         if not calls:
             return None
+        calls = [values if to_units is None else to_units(values) for values, to_units in zip(calls, spread)]
         joined = calls[0] if len(calls) == 1 else torch.cat(calls, dim=1)
         # Multiple choice flattens (batch, choices, tokens): its choices become more tokens of the same example.
-        return joined.reshape(self.batch_size, -1, group.size, group.output.width).float()
+        return joined.reshape(self.batch_size, -1, group.size, joined.shape[-1] // group.size).float()

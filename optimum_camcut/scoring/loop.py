@@ -196,6 +196,7 @@ def unit_weights(model: nn.Module, group: PrunableGroup) -> Tensor:
 
 
 EXAMPLES = "examples"  # the name of their number among the sums
+DIVISOR = ".divisor"  # after the name of a sum: what a method gave to divide it by, in place of the examples
 
 
 def _running_sums(
@@ -241,7 +242,9 @@ def _score_units(
     scorer: Scorer,
     loss_function: CheckedLoss,
 ) -> Scores:
-    sizes = {**{group.name: group.size for group in groups}, EXAMPLES: 1, SCORED: 1, SKIPPED: 1}
+    divisors = [DIVISOR] * (scorer.source == "norms")
+    sizes = {group.name + end: group.size for group in groups for end in ("", *divisors)}
+    sizes |= {EXAMPLES: 1, SCORED: 1, SKIPPED: 1}
     for name, size in sizes.items():
         sums.values.setdefault(name, torch.zeros(size, dtype=torch.float64))
 
@@ -269,11 +272,12 @@ def _score_units(
 
         return add
 
-    with ActivationCapture(model, groups) as capture:
+    with ActivationCapture(model, groups, norms=scorer.source == "norms") as capture:
         each_batch(score)
     totals = sums.reduce(PartialState().device)
     tell_skipped(totals)
-    return {group.name: (totals[group.name] / totals[EXAMPLES]).float() for group in groups}
+    by = {g.name: totals[g.name + DIVISOR].clamp(min=1) if divisors else totals[EXAMPLES] for g in groups}
+    return {name: (totals[name] / divisor).float() for name, divisor in by.items()}
 
 
 def _score_batch(
@@ -285,7 +289,7 @@ def _score_batch(
     loss_function: LossFunction,
     noise: GaussianNoise,
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yields group names with the scores of one batch: `(batch, units)`."""
+    """Yields the names of sums with the scores of one batch: `(batch, units)`."""
     size = count_examples(batch)
     scores: dict[str, Tensor] = {}
     means: dict[str, Tensor] = {}
@@ -293,13 +297,15 @@ def _score_batch(
     def score(group: PrunableGroup, activation: Tensor, gradient: Tensor | None) -> None:
         gradient = means.pop(group.name, gradient)
         tokens = mask_for(batch, group.name, model, size, activation.shape[1])
-        result = scorer.function(activation, gradient, tokens.to(activation.device))
-        if tuple(result.shape) != (size, group.size):
-            raise ValueError(
-                f"the method {scorer.name!r} gave scores of shape {tuple(result.shape)}; expected (batch, units) = "
-                f"{(size, group.size)}"
-            )
-        scores[group.name] = result
+        found = scorer.function(activation, gradient, tokens.to(activation.device))
+        names = (group.name, group.name + DIVISOR) if scorer.source == "norms" else (group.name,)
+        for name, result in zip(names, found if scorer.source == "norms" else (found,)):
+            if tuple(result.shape) != (size, group.size):
+                raise ValueError(
+                    f"the method {scorer.name!r} gave scores of shape {tuple(result.shape)}; expected (batch, units) "
+                    f"= {(size, group.size)}"
+                )
+            scores[name] = result
 
     def average(group: PrunableGroup, activation: None, gradient: Tensor) -> None:
         means[group.name] = means.get(group.name, 0) + gradient / passes

@@ -102,9 +102,8 @@ def apply_plan(model: ModelOrModule, plan: PruningPlan) -> ModelOrModule:
     cuts = [(groups[n], keep[n]) for n in plan.keep if n in groups and n in keep and n not in masks]
     cuts = [(group, units) for group, units in cuts if units != group.units]
     check_cuts(cuts, inner, model, masked=any(map(is_weight, keep)))
-    order = [
-        name for block in blocks for part in SUBLAYERS.items() for name in (f"{block}.{part[1]}", f"{block}.{part[0]}")
-    ]
+    parts = [name for kind, part in SUBLAYERS.items() for name in (part, kind)]
+    order = [f"{block}.{name}" for block in blocks for name in dict.fromkeys(parts)]
     kept = _joined(plan, before, keep, groups, layers, order, inner.config.model_type)
 
     before_cut = list(inner.parameters())
@@ -170,6 +169,8 @@ def record(model: PreTrainedModel) -> None:
     for label, (field, *others) in config_fields(new).items():
         uncut = next((plan.sizes[name] for name in plan.keep if label_of(name) == label), None)
         before, size = getattr(new, field) or uncut, (shape or {}).get(label, uncut)
+        if label == "expert_neurons" and size is not None:  # the field is of one expert, and all are there
+            size //= getattr(new, config_fields(new)["experts"][0])
         if size != before and size is not None:
             for other in others:
                 setattr(new, other, getattr(new, other) * size // before)

@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from ..architectures.entry import STACKED
 from ..architectures.groups import PrunableGroup
 from ..architectures.structure import sublayer_of
 from ..planning.plan import PruningPlan, is_weight
@@ -106,9 +107,40 @@ def check_cuts(
             "DistributedDataParallel holds on to the parameters that a cut replaces: cut the model inside "
             "(`model.module`) and wrap it anew"
         )
+    named = {group.name for group, _ in cuts}
     for group, units in cuts:
+        _check_experts(group, units, named)
         if not units and not group.bypass and isinstance(model.get_submodule(group.output.module), Conv1D):
             raise ValueError(
                 f"the plan keeps nothing of {group.name!r}, and transformers' Conv1D does not run without features; "
                 f"remove {sublayer_of(group.name)!r} instead, or keep a unit (min_units=1)"
             )
+
+
+def _check_experts(group: PrunableGroup, units: Sequence[int], named: Collection[str]) -> None:
+    if group.observed == "routing" and len(units) < group.fewest:
+        raise ValueError(
+            f"the plan keeps {len(units)} experts of {group.name!r}, and each token is sent to {group.fewest} "
+            "(num_experts_per_tok); keep as many, or remove the whole sub-layer"
+        )
+    if group.observed != "inside":
+        return
+    each = group.original_size // group.output.experts
+    counts = {sum(unit // each == expert for unit in units) for expert in range(group.output.experts)}
+    if len(counts) > 1:
+        raise ValueError(
+            f"the plan keeps between {min(counts)} and {max(counts)} neurons of the experts in {group.name!r}; their "
+            "weights are stacked, so keep the same number in each (unit // "
+            f"{each} is the expert of a unit)"
+        )
+    if not counts - {0}:
+        raise ValueError(f"the plan keeps no neurons in {group.name!r}; remove {sublayer_of(group.name)!r} instead")
+    if min(counts) % STACKED and min(counts) < each:
+        raise ValueError(
+            f"the plan keeps {min(counts)} neurons of each expert in {group.name!r}; stacked experts run in torch's "
+            f"grouped product, which takes rows of a multiple of 16 bytes: keep a multiple of {STACKED}"
+        )
+    if group.name.replace("expert_neurons", "experts") in named:
+        raise ValueError(
+            f"the plan cuts experts and {group.name!r}, which are numbered by all experts; cut one of them"
+        )

@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -51,6 +52,8 @@ from .streams import (
 )
 
 
+logger = logging.getLogger(__name__)
+
 DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the mean squared activation
 
 
@@ -73,7 +76,8 @@ def reconstruct(
     of `DAMPINGS` times the mean diagonal of XᵀX: the one that, fitted to seven of eight examples, has the least error
     on the eighths; the solution is then fitted to all. Normal equations are summed in float64. The activations of a
     layer are computed from those of the layer before, so the cost is that of a few forward passes whatever the depth.
-    With several processes, give each the same batches.
+    With several processes, give each the same batches. What experts give is not rebuilt; the projections behind them
+    make up for it.
 
     Args:
         model (`PreTrainedModel`): after `apply_plan(model, plan)`.
@@ -126,7 +130,9 @@ def reconstruct_all(
     check_whole(dense_model, "reconstruct")
     dense_groups = {group.name: group for group in find_groups(dense_model, possible_kinds(dense_model))}
     jobs = [_Job(model, _to_solve(model, plan, dense_model, dense_groups)) for model, plan in zip(models, plans)]
-    jobs = [job for job in jobs if job.groups]
+    cuts, jobs = len(jobs), [job for job in jobs if job.groups]
+    if len(jobs) < cuts and any(group.observed != "inputs" for group in dense_groups.values()):
+        logger.warning("the output projections of experts are not rebuilt, and behind the first cut there is no other")
     if not jobs:
         return
 
@@ -239,7 +245,7 @@ def _to_solve(
     cut = [i for i, n in enumerate(names) if n not in present or present[n].size < dense_groups[n].size]
     # All before the first cut is exact already. Sub-layers have the projections of their heads and neurons.
     solved = [present[name] for name in names[cut[0] :] if name in present] if cut else []
-    return {group.name: group for group in solved if group.kind != "layers"}
+    return {group.name: group for group in solved if group.kind != "layers" and group.observed == "inputs"}
 
 
 def _check(

@@ -22,6 +22,7 @@ from pathlib import Path
 import pytest
 from types_of_models import ONLY_5, TYPES, VARIANTS, config_of, model_of
 
+from optimum_camcut.architectures.entry import kind_of
 from optimum_camcut.architectures.groups import possible_kinds
 from optimum_camcut.architectures.recipes import stacks_of
 
@@ -33,15 +34,16 @@ BEGIN, END = "<!-- the table, written by tests/docs/test_models_table.py -->", "
 def row(name: str) -> str:
     model, config = model_of(name), config_of(name)
     stacks, kinds = stacks_of(config), possible_kinds(model)
-    plain = set.intersection(*(set(entry.config_fields) for entry in stacks.values()))
+    plain = {kind_of(kind) for kind in set.intersection(*(set(entry.config_fields) for entry in stacks.values()))}
     shared = any(cut.width.startswith("queries") for entry in stacks.values() for cut in entry.heads)
     heads = "by key-value head" if shared else "yes"
     cells = [
         name,
         heads if "heads" in kinds else "no",
         "yes" if "neurons" in kinds else "no",
+        "yes" if "experts" in kinds else "-",
         "yes" if "layers" in kinds else "no",
-        " and ".join(kind for kind in ("heads", "neurons") if kind in plain and kind in kinds) or "-",
+        " and ".join(kind for kind in ("heads", "neurons", "experts") if kind in plain and kind in kinds) or "-",
         "-" if name in ONLY_5 else "yes",
         "yes",
     ]
@@ -51,7 +53,10 @@ def row(name: str) -> str:
 @pytest.mark.once
 def test_the_table_of_models():
     names = sorted(name for name in TYPES if name not in VARIANTS)
-    head = ["| type | heads | neurons | layers | plain shape | 4.57 | 5.x |", "|---|---|---|---|---|---|---|"]
+    head = [
+        "| type | heads | neurons | experts | layers | plain shape | 4.57 | 5.x |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     table = "\n".join([BEGIN, *head, *map(row, names), END])
     page = PAGE.read_text()
     before, _, rest = page.partition(BEGIN)

@@ -14,6 +14,7 @@
 """Tiny models of every supported architecture, with random weights, and inputs for them."""
 
 import re
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -22,6 +23,9 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
 from optimum_camcut import PruningPlan, apply_plan, find_groups
+from optimum_camcut.architectures.entry import STACKED
+from optimum_camcut.architectures.experts import WithoutExperts
+from optimum_camcut.architectures.groups import possible_kinds
 
 
 VOCABULARY, TOKENS = 99, 9
@@ -93,28 +97,56 @@ def tiny_batch(batch_size: int = 4, labels: bool = True, seed: int = 0, padding:
     return batch
 
 
-def random_plan(model: PreTrainedModel, seed: int, least: int = 1) -> PruningPlan:
-    """Keeps a random number of random units of every group, uneven across layers."""
+def random_plan(model: PreTrainedModel, seed: int, least: int = 1, kinds: Sequence[str] | None = None) -> PruningPlan:
+    """Keeps a random number of random units of every group, uneven across layers; of stacked experts, as many each."""
     generator = torch.Generator().manual_seed(seed)
     keep, sizes = {}, {}
-    for group in find_groups(model):
-        count = int(torch.randint(least, group.size + 1, (), generator=generator))
-        keep[group.name] = torch.randperm(group.size, generator=generator)[:count].tolist()
+    for group in find_groups(model, kinds):
+        experts = group.output.experts or 1
+        each = group.size // experts
+        step = STACKED if group.output.experts else 1
+        count = step * int(torch.randint(max(least, group.fewest), each // step + 1, (), generator=generator))
+        keep[group.name] = [
+            expert * each + unit
+            for expert in range(experts)
+            for unit in torch.randperm(each, generator=generator)[:count].tolist()
+        ]
         sizes[group.name] = group.size
     return PruningPlan(keep, sizes, model.config.model_type)
 
 
 @torch.no_grad()
 def mask_units(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
-    """Zeroes the weights that lead out of every unit the plan does not keep: the same function, at full size."""
-    for group in find_groups(model):
+    """Zeroes the weights that lead out of every unit the plan does not keep, and hides the experts from their routers:
+    the same function, at full size."""
+    for group in find_groups(model, [kind for kind in possible_kinds(model) if kind != "layers"]):
+        gone = sorted(set(range(group.size)) - set(plan.keep.get(group.name, range(group.size))))
+        if group.observed == "routing":
+            _hide(model.get_submodule(group.output.module), gone)
+            continue
+        if group.observed == "inside":
+            weight = model.get_parameter(group.output.module)
+            each = group.size // len(weight)
+            for unit in gone:
+                weight[unit // each].select(group.output.axis - 1, unit % each).zero_()
+            continue
         module = model.get_submodule(group.slices[-1].module)
         transposed = type(module).__name__ == "Conv1D"
         weight = module.weight if transposed else module.weight.T  # (inputs, outputs)
         width = weight.shape[0] // group.size
-        for unit in set(range(group.size)) - set(plan.keep[group.name]):
+        for unit in gone:
             weight[unit * width : (unit + 1) * width] = 0
     return model
+
+
+def _hide(router, experts):
+    forward, hidden = router.forward, WithoutExperts([(router, experts)])
+
+    def without(*args):
+        with hidden:
+            return forward(*args)
+
+    router.forward = without
 
 
 def outputs(model, batch):

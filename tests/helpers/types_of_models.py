@@ -34,6 +34,7 @@ _ENCODER = {
     "max_position_embeddings": 64,
 }
 _DECODER = {**_ENCODER, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 4}
+_EXPERTS = {**_DECODER, "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 _GPT = {**_WORDS, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_inner": 37, "n_positions": 64}
 _IMAGES = {
     "hidden_size": 32,
@@ -105,6 +106,11 @@ _FAMILIES: list[tuple[str, dict[str, Any]]] = [
 ]
 CONFIGS: dict[str, dict[str, Any]] = {
     **{name: values for names, values in _FAMILIES for name in names.split()},
+    "mixtral": {**_DECODER, "num_local_experts": 5, "intermediate_size": 24},
+    "qwen2_moe": {**_EXPERTS, "shared_expert_intermediate_size": 13},
+    "qwen3_moe": {**_EXPERTS, "mlp_only_layers": [1]},
+    "olmoe": {**_EXPERTS, "intermediate_size": 24},
+    "gpt_oss": {**_DECODER, "num_local_experts": 5, "num_experts_per_tok": 2, "intermediate_size": 24},
     "albert": {**_ENCODER, "embedding_size": 16, "num_hidden_groups": 1, "inner_group_num": 2},
     "distilbert": {
         **_WORDS,
@@ -209,6 +215,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 # What transformers 4.57 lacks; Apertus it cannot build without storage, which loading begins with.
 ONLY_5 = ("ministral3", "eurobert", "nomic_bert", "siglip_text_model", "apertus", "stablelm-normed")
+ONLY_5 += ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "gpt_oss")  # there experts are cut
 OLD = transformers.__version__.startswith("4.")
 TYPES = [name for name in (*CONFIGS, *VARIANTS) if not (OLD and name in ONLY_5)]
 _FIRST = (

@@ -230,7 +230,7 @@ def kept_units(plan: PruningPlan, names: list[str] | None = None) -> dict[str, d
     return {**units, WEIGHTS: weights} if weights else units
 
 
-_ORDER = ("heads", "cross_heads", "neurons", *SUBLAYERS.values())
+_ORDER = (*SUBLAYERS, *SUBLAYERS.values())
 
 
 def kept_counts(plan: PruningPlan) -> dict[str, dict[str, tuple[int, int]]]:
