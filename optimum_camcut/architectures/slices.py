@@ -120,3 +120,8 @@ class Group:
     def output(self) -> Slice:
         """The output projection."""
         return self.slices[-1]
+
+    @property
+    def experts(self) -> int:
+        """How many experts the units are inside of, as many of each."""
+        return self.slices[-1].experts if self.slices else 0

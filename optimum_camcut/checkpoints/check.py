@@ -148,8 +148,8 @@ def _check_batch(batch: Any) -> None:
 
 def _some(group: PrunableGroup) -> list[int]:
     """Some units of a group, neither the first alone nor the last, so that an order that is wrong shows."""
-    if group.output.experts:
-        each = group.size // group.output.experts
+    if group.experts:
+        each = group.size // group.experts
         first = min(1, each - STACKED)
         return [unit for unit in range(group.size) if first <= unit % each < first + STACKED]
     order = sorted(range(group.size), key=lambda unit: (unit % 3 != 1, -unit))
@@ -214,7 +214,7 @@ def _without(model: PreTrainedModel, group: PrunableGroup, gone: Sequence[int]) 
         return
     if group.observed == "inside":
         weight = model.get_parameter(group.output.module)
-        before, each = weight.clone(), group.size // group.output.experts
+        before, each = weight.clone(), group.size // group.experts
         for unit in gone:
             weight[unit // each].select(int(group.output.axis) - 1, unit % each).zero_()
         yield

@@ -132,14 +132,14 @@ class Costs:
     def multiple(self, group: PrunableGroup) -> int:
         """The group keeps a multiple of so many units."""
         multiple = self.config.multiple_of if group.kind == "neurons" else 1
-        if not group.output.experts:
+        if not group.experts:
             return multiple
-        return group.output.experts * math.lcm(multiple, STACKED)  # of all experts in a layer, as many
+        return group.experts * math.lcm(multiple, STACKED)  # of all experts in a layer, as many
 
     def least(self, group: PrunableGroup) -> int:
         """The fewest units the group may keep."""
         multiple = self.multiple(group)
-        least = self.config.least_units(group.kind) * (group.output.experts or 1)
+        least = self.config.least_units(group.kind) * (group.experts or 1)
         least = max(least, self.always[group.name], group.fewest)
         return min(-(-least // multiple) * multiple, group.size)
 

@@ -44,7 +44,7 @@ def largest(values: Tensor, count: int) -> Tensor:
 def order_of(scores: Tensor, group: PrunableGroup) -> list[int]:
     """Positions of a group's units, the largest scores first. Of neurons inside of experts, the best of each expert
     first, then the second of each: any multiple of the experts from the start is as many of each."""
-    by_expert = scores.view(group.output.experts or 1, -1)
+    by_expert = scores.view(group.experts or 1, -1)
     order = by_expert.argsort(dim=1, descending=True, stable=True)
     starts = torch.arange(len(by_expert), device=order.device)[:, None] * by_expert.shape[1]
     return (order + starts).T.flatten().tolist()
@@ -52,7 +52,7 @@ def order_of(scores: Tensor, group: PrunableGroup) -> list[int]:
 
 def count_kept(scores: Tensor, group: PrunableGroup) -> int:
     """How many units stay where some have a score of infinity: those, and of the other experts as many."""
-    by_expert = torch.isposinf(scores).view(group.output.experts or 1, -1)
+    by_expert = torch.isposinf(scores).view(group.experts or 1, -1)
     return int(by_expert.sum(1).max()) * len(by_expert)
 
 

@@ -134,7 +134,7 @@ def _routed(watch: Callable[..., None], group: PrunableGroup, _: nn.Module, args
 
 
 def _inside(watch: Callable[..., None], group: PrunableGroup, values: Tensor, index: Tensor) -> None:
-    experts = group.output.experts
+    experts = group.experts
     watch(values, lambda values: by_expert(values.view(*index.shape, -1), index, experts).flatten(1))
 
 

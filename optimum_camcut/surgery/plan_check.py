@@ -125,8 +125,8 @@ def _check_experts(group: PrunableGroup, units: Sequence[int], named: Collection
         )
     if group.observed != "inside":
         return
-    each = group.original_size // group.output.experts
-    counts = {sum(unit // each == expert for unit in units) for expert in range(group.output.experts)}
+    each = group.original_size // group.experts
+    counts = {sum(unit // each == expert for unit in units) for expert in range(group.experts)}
     if len(counts) > 1:
         raise ValueError(
             f"the plan keeps between {min(counts)} and {max(counts)} neurons of the experts in {group.name!r}; their "

@@ -102,9 +102,9 @@ def random_plan(model: PreTrainedModel, seed: int, least: int = 1, kinds: Sequen
     generator = torch.Generator().manual_seed(seed)
     keep, sizes = {}, {}
     for group in find_groups(model, kinds):
-        experts = group.output.experts or 1
+        experts = group.experts or 1
         each = group.size // experts
-        step = STACKED if group.output.experts else 1
+        step = STACKED if group.experts else 1
         count = step * int(torch.randint(max(least, group.fewest), each // step + 1, (), generator=generator))
         keep[group.name] = [
             expert * each + unit

@@ -39,12 +39,14 @@ from optimum_camcut import (
     latency_table,
     make_plan,
 )
-from optimum_camcut.architectures.groups import KINDS
 from optimum_camcut.architectures.slices import Slice
 from optimum_camcut.planning.allocation import check_budget
 from optimum_camcut.planning.costs import remaining_budget, unit_cost
 from optimum_camcut.planning.latency import _conditions
 from optimum_camcut.planning.measure import count_flops, count_parameters, measure_latency, random_inputs
+
+
+KINDS = ("heads", "neurons", "layers")
 
 
 SHAPES = {

@@ -47,13 +47,15 @@ from optimum_camcut import (
     reconstruct,
     score_groups,
 )
-from optimum_camcut.architectures.groups import KINDS
 from optimum_camcut.architectures.modeling_camcut import ARCHITECTURES as TABLE
 from optimum_camcut.architectures.modeling_camcut import RECORD
 from optimum_camcut.architectures.structure import list_blocks, list_groups
 from optimum_camcut.planning.costs import remaining_budget, unit_cost
 from optimum_camcut.planning.measure import count_flops, count_parameters
 from optimum_camcut.scoring import SCORERS
+
+
+KINDS = ("heads", "neurons", "layers")
 
 
 MAJOR = int(transformers.__version__.split(".")[0])
