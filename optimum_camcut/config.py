@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from .methods import SCORERS, WEIGHT_SCORERS, get_scorer, scorers_of
+from .methods import EXPERT_SCORERS, SCORERS, WEIGHT_SCORERS, get_scorer, scorers_of
 from .utils.fields import check_fields, check_value, numbers_in
 from .utils.files import nearest, read_json, shown, write_json
 from .utils.hub import make_repo, push
@@ -118,7 +118,7 @@ class PruningConfig:
 
     method: str = field(
         default="smooth_cut",
-        metadata={"help": f"How units are scored: {', '.join(dict.fromkeys([*SCORERS, *WEIGHT_SCORERS]))}."},
+        metadata={"help": f"How units are scored: {', '.join(SCORERS | EXPERT_SCORERS | WEIGHT_SCORERS)}."},
     )
     granularity: Kinds = field(
         default_factory=lambda: ["heads", "neurons"],
@@ -224,8 +224,6 @@ class PruningConfig:
                 f"each token is sent to as many experts as before, so fewer of them save no {self.budget}: give "
                 "budget='params'"
             )
-        if self.method == "reap" and set(self.granularity) != {"experts"}:
-            raise ValueError(f"the method 'reap' scores experts alone; got granularity {list(self.granularity)}")
 
     def _check_amounts(self) -> None:
         """How much to remove, and by what."""

@@ -15,7 +15,25 @@
 registration."""
 
 from . import cam_cut, smooth_cut, baselines  # noqa: I001 - registers the methods, the project's own first
-from .registry import SCORERS, WEIGHT_SCORERS, Scorer, get_scorer, scorer, scorers_of, weight_scorer
+from .registry import (
+    EXPERT_SCORERS,
+    SCORERS,
+    WEIGHT_SCORERS,
+    Scorer,
+    get_scorer,
+    scorer,
+    scorers_of,
+    weight_scorer,
+)
 
 
-__all__ = ["SCORERS", "WEIGHT_SCORERS", "Scorer", "get_scorer", "scorer", "scorers_of", "weight_scorer"]
+__all__ = [
+    "EXPERT_SCORERS",
+    "SCORERS",
+    "WEIGHT_SCORERS",
+    "Scorer",
+    "get_scorer",
+    "scorer",
+    "scorers_of",
+    "weight_scorer",
+]

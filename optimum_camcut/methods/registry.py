@@ -57,7 +57,8 @@ class Scorer:
     output: bool = False
 
 
-SCORERS: dict[str, Scorer] = {}  # of units: heads, neurons and layers
+SCORERS: dict[str, Scorer] = {}  # of units: heads, neurons, experts and layers
+EXPERT_SCORERS: dict[str, Scorer] = {}  # of experts alone
 WEIGHT_SCORERS: dict[str, Scorer] = {}  # of single weights
 
 
@@ -69,7 +70,8 @@ def scorer(
     Raises:
         `ValueError`: the name is taken.
     """
-    return _register(SCORERS, name, source=source, smooth=smooth, quadratic=quadratic)
+    scorers = EXPERT_SCORERS if source == "norms" else SCORERS
+    return _register(scorers, name, source=source, smooth=smooth, quadratic=quadratic)
 
 
 def weight_scorer(
@@ -110,9 +112,12 @@ def scorers_of(granularity: Iterable[str]) -> dict[str, Scorer]:
 
     Args:
         granularity (`Iterable[str]`): `PruningConfig.granularity`: with `"weights"`, the methods of single weights;
-            else, and if empty, those of units.
+            else, and if empty, those of units; for `"experts"` alone, also those that nothing else has.
     """
-    return WEIGHT_SCORERS if "weights" in granularity else SCORERS
+    kinds = set(granularity)
+    if "weights" in kinds:
+        return WEIGHT_SCORERS
+    return SCORERS | EXPERT_SCORERS if kinds == {"experts"} else SCORERS
 
 
 def get_scorer(name: str, granularity: Iterable[str] = ()) -> Scorer:

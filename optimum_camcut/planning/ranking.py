@@ -65,7 +65,7 @@ def scale_of_kinds(
     """What makes scores of different kinds comparable. Estimates of the loss change are; of other scores, each kind
     gets the share of the total that it has of the cost. Units that are always kept are in neither."""
     scale = {group.kind: 1.0 for group in groups}
-    if not get_scorer(costs.config.method).quadratic:
+    if not get_scorer(costs.config.method, costs.config.granularity).quadratic:
         for kind in scale:
             pool = [g for g in groups if g.kind == kind]
             total = sum(float(_finite(scores[g.name]).sum()) for g in pool)

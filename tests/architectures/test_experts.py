@@ -209,7 +209,7 @@ def test_what_the_layout_cannot_hold_is_refused():
     [
         ({"granularity": ("experts", "neurons")}, "take one of the two"),
         ({"granularity": ("experts",), "budget": "flops"}, "fewer of them save no flops"),
-        ({"granularity": ("heads",), "method": "reap"}, "scores experts alone"),
+        ({"granularity": ("heads",), "method": "reap"}, "unknown method 'reap' for heads"),
     ],
 )
 def test_configs_that_mean_nothing_are_refused(changes, message):
