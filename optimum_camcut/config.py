@@ -61,8 +61,7 @@ class PruningConfig:
             `magnitude` or `random`; for experts also `reap`; for single weights `cam_cut`, `smooth_cut`,
             `smooth_cam_cut`, `magnitude`, `gradient`, `snip`, `wanda` or `random`.
         granularity: what is removed: `"heads"`, `"neurons"`, `"experts"` with their rows of the router, `"layers"`
-            (whole attention and feed-forward sub-layers) or several of them. In layers with experts, `"neurons"` are
-            inside of these, and as many of each expert in a layer stay; with `"experts"` they do not go together.
+            (whole sub-layers) or several of them, but not both experts and neurons, which may be inside of them.
             `"layers"` with others removes sub-layers first, down to the square root of the fraction to keep, and then
             as much of the units in the sub-layers left as brings the whole to the target. The budget is then that of
             the sub-layers. Or `"weights"`, alone: single weights and biases of the linear layers below the task head
@@ -152,9 +151,7 @@ class PruningConfig:
         metadata={"help": "Heads, and neurons, that every layer keeps: a number, or heads=1,neurons=64."},
     )
     multiple_of: int = field(default=1, metadata={"help": "Keep a multiple of this many neurons in a layer."})
-    sequence_length: int = field(
-        default=128, metadata={"help": "Tokens per example for the budgets flops and latency."}
-    )
+    sequence_length: int = field(default=128, metadata={"help": "Tokens per example, for flops and latency."})
     latency_batch_size: int = field(default=8, metadata={"help": "Examples at once for the budget latency."})
     seed: int = field(default=0, metadata={"help": "Draws the scoring examples and the noise."})
     exclude: Entries = field(
@@ -195,14 +192,9 @@ class PruningConfig:
         if len(set(kinds)) != len(kinds):
             raise ValueError(f"granularity should name each kind once, got {shown(kinds)}")
         if "weights" in kinds and len(kinds) > 1:
-            raise ValueError(
-                f"granularity 'weights' stands alone, got {list(kinds)}; cut the others first, then mask what is left"
-            )
+            raise ValueError(f"granularity 'weights' stands alone, got {list(kinds)}; cut first, then mask the rest")
         if {"experts", "neurons"} <= set(kinds):
-            raise ValueError(
-                f"granularity has 'experts' and 'neurons', got {list(kinds)}: in layers with experts the neurons are "
-                "inside of these; take one of the two"
-            )
+            raise ValueError(f"neurons may be inside of experts: take one of the two, got granularity {list(kinds)}")
         return kinds
 
     def _check_method(self) -> None:
@@ -216,13 +208,10 @@ class PruningConfig:
                 "compression counts parameters; with budget='latency' give sparsity, the fraction of the time to save"
             )
         if self.budget == "latency" and "weights" in self.granularity:
-            raise ValueError(
-                "masked weights take as long as any: budget='latency' is for granularity heads, neurons and layers"
-            )
+            raise ValueError("masked weights take as long as any: budget='latency' is for heads, neurons and layers")
         if self.budget != "params" and "experts" in self.granularity:
             raise ValueError(
-                f"each token is sent to as many experts as before, so fewer of them save no {self.budget}: give "
-                "budget='params'"
+                f"fewer experts save no {self.budget}: each token is sent to as many; use budget='params'"
             )
 
     def _check_amounts(self) -> None:

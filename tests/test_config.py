@@ -101,7 +101,7 @@ def test_a_bad_value_is_named(name, value):
         ),
         (
             {"granularity": ["heads", "blocks"]},
-            "unknown granularity 'blocks'; expected 'heads' or 'neurons' or 'layers' or 'weights'",
+            "unknown granularity 'blocks'; expected 'heads' or 'neurons' or 'experts' or 'layers' or 'weights'",
         ),
         ({"layer_unit": "layer"}, "unknown layer_unit 'layer'; expected 'sublayer' or 'block'"),
         ({"sparsity": 1.5}, "sparsity should be a number between 0 and 1, both excluded; got 1.5"),

@@ -18,7 +18,6 @@ builds the model, shrinks its layers to the sizes that `config.json` records (in
 """
 
 import functools
-import math
 import os
 import re
 import shutil
@@ -153,8 +152,8 @@ def present_units(model: PreTrainedModel) -> dict[str, int]:
                     getattr(output, "weight", output).shape,
                     part.get("counted", (dimension(output, "in"),)),
                 )
-                inputs = math.prod(shape[place] for place in places)
-                found[f"{block.name}.{kind}"] = inputs // unit_width(model, block, part)
+                inputs = torch.Size([shape[place] for place in places])
+                found[f"{block.name}.{kind}"] = inputs.numel() // unit_width(model, block, part)
     return found
 
 
@@ -182,8 +181,7 @@ def put(model: PreTrainedModel, stand_ins: Mapping[str, Bypass]) -> None:
     a key-value cache: of each kind, transformers takes the length and the masks from the first place.
 
     `config.layer_types` lays out a cache by the blocks of the uncut model."""
-    for path, module in stand_ins.items():
-        owner, _, name = path.rpartition(".")
+    for (owner, _, name), module in [(path.rpartition("."), module) for path, module in stand_ins.items()]:
         setattr(model.get_submodule(owner), name, module)
     for blocks in cached_blocks(model) if stand_ins else ():
         free: dict[tuple[str, str], Iterator[int]] = {}
@@ -232,10 +230,9 @@ def recorded_sizes(config: PretrainedConfig, units: Mapping[str, int]) -> dict[s
 
 def places_of(model: nn.Module, path: str, axis: str | int) -> list[tuple[nn.Module, str, int]]:
     """What a cut takes features from, if it is there: a module, the name of its parameter or buffer, the dimension."""
-    owner, _, name = path.rpartition(".")
-    module = at(model, path if isinstance(axis, str) else owner)
+    module, (owner, _, name) = at(model, path), path.rpartition(".")
     if isinstance(axis, int):
-        return [(module, name, axis)] if getattr(module, name, None) is not None else []
+        return [(at(model, owner), name, axis)] if module is not None else []
     bias = axis == "out" and getattr(module, "bias", None) is not None
     return [(module, "weight", dimension(module, axis)), *([(module, "bias", 0)] * bias)] if module is not None else []
 
@@ -243,8 +240,7 @@ def places_of(model: nn.Module, path: str, axis: str | int) -> list[tuple[nn.Mod
 def replace_tensor(module: nn.Module, name: str, value: torch.Tensor) -> None:
     """Puts a smaller parameter or buffer in the place of one, and keeps the sizes of a linear map true."""
     old = getattr(module, name)
-    store: Any = module._parameters if isinstance(old, nn.Parameter) else module._buffers
-    store[name] = nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value
+    setattr(module, name, nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value)
     if name == "weight" and isinstance(module, nn.Linear | Conv1D):
         names = ("nx", "nf") if isinstance(module, Conv1D) else ("out_features", "in_features")
         vars(module).update(zip(names, value.shape))
@@ -268,9 +264,8 @@ def shrink(model: PreTrainedModel) -> None:
         path, parts = f"{blocks[start].path}.", blocks[start].parts
         if kind not in parts:
             whole = next(part for unit, part in parts.items() if SUBLAYERS[unit] == kind)
-            gone |= stand_ins(
-                model, path + whole["output"], {path + name: what for name, what in whole["gone"].items()}
-            )
+            bypass = {path + inside: gives for inside, gives in whole["gone"].items()}
+            gone |= stand_ins(model, path + whole["output"], bypass)
             continue
         for axis, each in [(axis, each) for axis, paths in parts[kind]["cut"].items() for each in paths]:
             rest = parts[kind].get("rest", {}).get(each, 0) * unit_width(model, blocks[start], parts[kind])

@@ -73,7 +73,9 @@ def modeling_source(*configs: PretrainedConfig) -> str:
 
 def _table(recipes: Mapping[str, Any]) -> str:
     """The recipes, and what chooses among them."""
-    found = f"SUBLAYERS = {_literal(SUBLAYERS, 1)}\nRECIPES = {_literal(recipes)}\n"
+    kinds = {kind for recipe in recipes.values() for stack in recipe.values() for kind in stack}
+    parts = {kind: part for kind, part in SUBLAYERS.items() if kind in kinds}
+    found = f"SUBLAYERS = {_literal(parts, 1)}\nRECIPES = {_literal(recipes)}\n"
     return found + (OF_VERSION if any(name.endswith(IN_OLD) for name in recipes) else ONE)
 
 

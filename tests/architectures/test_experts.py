@@ -208,7 +208,7 @@ def test_what_the_layout_cannot_hold_is_refused():
     ("changes", "message"),
     [
         ({"granularity": ("experts", "neurons")}, "take one of the two"),
-        ({"granularity": ("experts",), "budget": "flops"}, "fewer of them save no flops"),
+        ({"granularity": ("experts",), "budget": "flops"}, "fewer experts save no flops"),
         ({"granularity": ("heads",), "method": "reap"}, "unknown method 'reap' for heads"),
     ],
 )

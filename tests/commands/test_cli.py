@@ -1007,7 +1007,7 @@ def test_what_is_refused_before_torch_is_imported(job, tmp_path):
         (["--sparcity", "0.5"], "unrecognized arguments: --sparcity 0.5; did you mean '--sparsity'?"),
         (["--dry-rum"], "unrecognized arguments: --dry-rum; did you mean '--dry_run'?"),
         (["--budget", "flop"], "--budget: unknown 'flop'; known: params, flops, latency; did you mean 'flops'?"),
-        (["--granularity", "head"], "known: heads, neurons, layers, weights; did you mean 'heads'?"),
+        (["--granularity", "head"], "known: heads, neurons, experts, layers, weights; did you mean 'heads'?"),
     ],
 )
 def test_mistyped_flags(wrong, message, job, tmp_path, capsys):
