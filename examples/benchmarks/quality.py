@@ -65,7 +65,7 @@ from optimum_camcut.scoring import SCORERS
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from run_glue import TASKS, DataArguments, load_data, load_metric
-from study import add, add_arguments, find, make_parser, read
+from study import add, add_arguments, find, header, line, make_parser, read
 
 
 PAPER, BASELINES = ("cam_cut", "smooth_cut", "smooth_cam_cut"), ("taylor", "fisher")
@@ -223,27 +223,27 @@ def tables(rows: list[dict]) -> str:
                 ratio = min(row[stage] / row["dense"], 1.0)
                 found.setdefault(key, {}).setdefault(row["keep"], {}).setdefault(row["seed"], {})[row["task"]] = ratio
     tasks = sorted({row["task"] for row in rows})
-    lines = [_header(f"mean ratio, {', '.join(tasks)}", fractions)]
+    lines = [header(f"mean ratio, {', '.join(tasks)}", fractions)]
     means: dict[tuple, dict[float, dict[int, float]]] = {}  # setting -> fraction -> seed -> mean over all tasks
     for key, by_keep in sorted(found.items(), key=lambda item: (item[0][2], item[0][1], item[0][0])):
         means[key] = {
             k: {seed: statistics.mean(of.values()) for seed, of in seeds.items() if len(of) == len(tasks)}
             for k, seeds in by_keep.items()
         }
-        lines.append(_line(_label(*key), [list(means[key].get(k, {}).values()) for k in fractions], 3))
-    lines += ["", _header("best of the paper's methods less best of `taylor` and `fisher`, points", fractions)]
+        lines.append(line(_label(*key), [list(means[key].get(k, {}).values()) for k in fractions], 3))
+    lines += ["", header("best of the paper's methods less best of `taylor` and `fisher`, points", fractions)]
     for rounds, stage in sorted({key[1:] for key in means}):
         cells = [_lead(means, rounds, stage, keep) for keep in fractions]
         lines.append(f"| {_stage(rounds, stage)} | {' | '.join(cells)} |")
     for task in tasks:
         own = [row for row in rows if row["task"] == task]
-        lines += ["", _header(f"{task}, dense {own[0]['dense']:.1f}", fractions)]
+        lines += ["", header(f"{task}, dense {own[0]['dense']:.1f}", fractions)]
         for key in sorted({(row["method"], row["rounds"]) for row in own}, key=lambda key: (key[1], key[0])):
             cells = [
                 [r["rebuilt"] for r in own if (r["method"], r["rounds"], r["keep"]) == (*key, keep)]
                 for keep in fractions
             ]
-            lines.append(_line(_label(*key, "rebuilt"), cells, 1))
+            lines.append(line(_label(*key, "rebuilt"), cells, 1))
     return "\n".join(lines)
 
 
@@ -270,18 +270,6 @@ def _label(method: str, rounds: int, stage: str) -> str:
 
 def _stage(rounds: int, stage: str) -> str:
     return "cut only" if stage == "cut" else f"rebuilt, {rounds} round" + "s" * (rounds > 1)
-
-
-def _header(title: str, fractions: list[float]) -> str:
-    return f"| {title} | {' | '.join(f'{keep:.0%}' for keep in fractions)} |\n|---{'|---' * len(fractions)}|"
-
-
-def _line(label: str, cells: list[list[float]], digits: int) -> str:
-    shown = []
-    for values in cells:
-        spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-        shown.append(f"{statistics.mean(values):.{digits}f}{spread}" if values else "-")
-    return f"| {label} | {' | '.join(shown)} |"
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,23 @@ def write(path: Path, study: dict[str, Any]) -> None:
         parts.append(f"{json.dumps(name)}: " + (json.dumps(value) if lines is None else f"[\n{lines}\n]"))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, "{\n" + ",\n".join(parts) + "\n}\n")
+
+
+# --- tables ---------------------------------------------------------------------------------------------------------
+
+
+def header(title: str, fractions: list[float]) -> str:
+    """Of a Markdown table with a column for each fraction that is kept."""
+    return f"| {title} | {' | '.join(f'{keep:.0%}' for keep in fractions)} |\n|---{'|---' * len(fractions)}|"
+
+
+def line(label: str, cells: list[list[float]], digits: int) -> str:
+    """Of that table; each cell is the mean of its values, with their deviation where there are several."""
+    shown = []
+    for values in cells:
+        spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+        shown.append(f"{statistics.mean(values):.{digits}f}{spread}" if values else "-")
+    return f"| {label} | {' | '.join(shown)} |"
 
 
 # --- arguments ------------------------------------------------------------------------------------------------------

@@ -1,0 +1,127 @@
+# Copyright 2026 The optimum-camcut authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Real models cut to 70 and 50 % of their heads and neurons without training: cut only, and rebuilt by least squares.
+
+    python examples/benchmarks/real_models.py speech --model tiny.en=openai/whisper-tiny.en --data SPEECH --output O.json
+    python examples/benchmarks/real_models.py text --model smollm2=HuggingFaceTB/SmolLM2-135M-Instruct --output O.json
+    python examples/benchmarks/real_models.py images --model dinov2=facebook/dinov2-small --output O.json
+    python examples/benchmarks/real_models.py sentences --model mpnet=sentence-transformers/all-mpnet-base-v2 \
+        --output O.json
+
+What is measured is in `real_tasks.py`. A model is `NAME=PATH`, PATH a folder or a Hub id. Every model, method and
+sample is one run in the output file; what is there is not run again. `--tables` only prints the tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import time
+
+from real_tasks import TASKS, RealTask
+from study import add, add_arguments, find, header, line, make_parser, read
+
+from optimum_camcut import PruningConfig, apply_plan, find_groups, make_plan, reconstruct_all, score_groups
+from optimum_camcut.measure import count_parameters
+from optimum_camcut.scoring import SCORERS
+
+
+KEY = ("task", "model", "method", "seed")  # of a run
+
+
+def run(task: RealTask, method: str, seed: int, keep: list[float]) -> dict:
+    """Scores the dense model once; then cuts to each fraction, rebuilds and measures."""
+    start = time.perf_counter()
+    batches, groups = task.batches(seed), find_groups(task.model)
+    settings = {"method": method, "seed": seed, "num_samples": task.num_samples}
+    configs = [PruningConfig(sparsity=1 - fraction, **settings) for fraction in keep]
+    scores = score_groups(task.model, groups, batches, configs[0], loss_function=task.loss)
+    scored = time.perf_counter()
+    models = [copy.deepcopy(task.model) for _ in keep]
+    for model, config in zip(models, configs):
+        apply_plan(model, make_plan(scores, groups, config))
+    rows = [
+        {"keep": fraction, "parameters": count_parameters(model), "cut": task.measure(model)}
+        for fraction, model in zip(keep, models)
+    ]
+    cut = time.perf_counter()
+    reconstruct_all(models, task.model, [model.pruning_plan for model in models], batches)
+    rebuilt = time.perf_counter()
+    for row, model in zip(rows, models):
+        row["rebuilt"] = task.measure(model)
+    seconds = {"scoring_seconds": scored - start, "rebuilding_seconds": rebuilt - cut}
+    return {**{name: round(value, 1) for name, value in seconds.items()}, "results": rows}
+
+
+def tables(runs: list[dict]) -> str:
+    """Markdown, one a model and measure. Means and standard deviations are over the seeds."""
+    parts = []
+    for task, model in dict.fromkeys((run["task"], run["model"]) for run in runs):
+        own = [run for run in runs if (run["task"], run["model"]) == (task, model)]
+        fractions = sorted({row["keep"] for run in own for row in run["results"]}, reverse=True)
+        for measure, dense in own[0]["dense"].items():
+            lines = [header(f"{model}: {measure}, dense {dense:.1f}", fractions)]
+            for stage in ("rebuilt", "cut"):
+                for method in dict.fromkeys(run["method"] for run in own):
+                    rows = [row for run in own if run["method"] == method for row in run["results"]]
+                    cells = [[row[stage][measure] for row in rows if row["keep"] == keep] for keep in fractions]
+                    lines.append(line(f"`{method}`, {'cut only' if stage == 'cut' else stage}", cells, 1))
+            parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def run_all(options: argparse.Namespace) -> None:
+    for name, path in options.model:
+        task = None
+        for seed in options.seeds:
+            for method in options.methods:
+                key = dict(zip(KEY, (options.task, name, method, seed)))
+                if found := find(read(options.output), **key):
+                    if [row["keep"] for row in found["results"]] != options.keep:
+                        raise SystemExit(f"{key} in {options.output} is of other --keep: choose another --output")
+                    continue
+                task = task or TASKS[options.task](path, options)
+                result = {**key, **task.settings(), "dense": task.dense, **run(task, method, seed, options.keep)}
+                print(json.dumps(result), flush=True)
+                add(options.output, result, KEY)
+
+
+def named_path(text: str) -> tuple[str, str]:
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise argparse.ArgumentTypeError(f"expected NAME=PATH, got {text!r}")
+    return name, path
+
+
+def main() -> None:
+    parser = make_parser(__doc__)
+    parser.add_argument("task", choices=list(TASKS))
+    add_arguments(parser, model={"type": named_path, "nargs": "+", "metavar": "NAME=PATH", "help": "folder or Hub id"})
+    parser.add_argument("--data", help="folder in place of the Hub: see the task's class")
+    add_arguments(parser, methods={"default": ["smooth_cut", "fisher", "magnitude"], "choices": list(SCORERS)})
+    add_arguments(parser, keep=[0.7, 0.5], seeds=[1, 2])
+    add_arguments(parser, num_samples={"default": None, "help": "examples to score on and to rebuild from"})
+    add_arguments(parser, examples={"help": "to measure on"})
+    add_arguments(parser, "tables", output={"required": True})
+    options = parser.parse_args()
+    if not options.tables:
+        if not options.model:
+            parser.error("--model is required")
+        run_all(options)
+    print(tables(read(options.output)))
+
+
+if __name__ == "__main__":
+    main()
