@@ -13,7 +13,8 @@
 # limitations under the License.
 """Real models cut to 70 and 50 % of their heads and neurons without training: cut only, and rebuilt by least squares.
 
-    python examples/benchmarks/real_models.py speech --model tiny.en=openai/whisper-tiny.en --data SPEECH --output O.json
+    python examples/benchmarks/real_models.py speech --model tiny.en=openai/whisper-tiny.en --data SPEECH \
+        --output O.json
     python examples/benchmarks/real_models.py text --model smollm2=HuggingFaceTB/SmolLM2-135M-Instruct --output O.json
     python examples/benchmarks/real_models.py images --model dinov2=facebook/dinov2-small --output O.json
     python examples/benchmarks/real_models.py sentences --model mpnet=sentence-transformers/all-mpnet-base-v2 \
@@ -45,9 +46,8 @@ def run(task: RealTask, method: str, seed: int, keep: list[float]) -> dict:
     """Scores the dense model once; then cuts to each fraction, rebuilds and measures."""
     start = time.perf_counter()
     batches, groups = task.batches(seed), find_groups(task.model)
-    settings = {"method": method, "seed": seed, "num_samples": task.num_samples}
-    configs = [PruningConfig(sparsity=1 - fraction, **settings) for fraction in keep]
-    scores = score_groups(task.model, groups, batches, configs[0], loss_function=task.loss)
+    configs = [PruningConfig(method=method, sparsity=1 - fraction, seed=seed) for fraction in keep]
+    scores = score_groups(task.model, groups, task.to_score(batches), configs[0], loss_function=task.loss)
     scored = time.perf_counter()
     models = [copy.deepcopy(task.model) for _ in keep]
     for model, config in zip(models, configs):
@@ -112,7 +112,8 @@ def main() -> None:
     parser.add_argument("--data", help="folder in place of the Hub: see the task's class")
     add_arguments(parser, methods={"default": ["smooth_cut", "fisher", "magnitude"], "choices": list(SCORERS)})
     add_arguments(parser, keep=[0.7, 0.5], seeds=[1, 2])
-    add_arguments(parser, num_samples={"default": None, "help": "examples to score on and to rebuild from"})
+    add_arguments(parser, num_samples={"default": None, "help": "examples to score on"})
+    parser.add_argument("--rebuild_samples", type=int, help="examples to rebuild from; the first are scored on")
     add_arguments(parser, examples={"help": "to measure on"})
     add_arguments(parser, "tables", output={"required": True})
     options = parser.parse_args()

@@ -50,11 +50,13 @@ class RealTask:
 
     Args:
         path (`str`): of the model: a folder or a Hub id.
-        options (`argparse.Namespace`): `data`, and `num_samples` and `examples` in place of the defaults.
+        options (`argparse.Namespace`): `data`, and `num_samples`, `rebuild_samples` and `examples` in place of the
+            defaults.
     """
 
     auto_class: Any
-    num_samples: int  # examples to score on and to rebuild from
+    num_samples: int  # examples to score on: the first of those to rebuild from, in whole batches
+    rebuild_samples: int
     examples: int  # to measure on
     batch_size = 8
     loss: Any = None  # the model's own
@@ -65,6 +67,7 @@ class RealTask:
     def __init__(self, path: str, options: argparse.Namespace) -> None:
         self.path, self.data = path, options.data
         self.num_samples = options.num_samples or self.num_samples
+        self.rebuild_samples = options.rebuild_samples or self.rebuild_samples
         self.examples = options.examples or self.examples
         self.model = self.auto_class.from_pretrained(path, dtype=torch.float32).eval()
         self.prepare()
@@ -74,14 +77,17 @@ class RealTask:
         """Reads the data."""
 
     def batches(self, seed: int) -> list[Batch]:
-        """`num_samples` examples with labels, others for every seed."""
+        """`rebuild_samples` examples with labels, others for every seed."""
         raise NotImplementedError
 
     def measure(self, model: PreTrainedModel) -> dict[str, float]:
         raise NotImplementedError
 
     def settings(self) -> dict[str, int]:
-        return {"num_samples": self.num_samples, "examples": self.examples}
+        return {name: getattr(self, name) for name in ("num_samples", "rebuild_samples", "examples")}
+
+    def to_score(self, batches: list[Batch]) -> list[Batch]:
+        return batches[: len(self.parts(self.num_samples))]
 
     def parts(self, count: int) -> list[slice]:
         return [slice(start, min(start + self.batch_size, count)) for start in range(0, count, self.batch_size)]
@@ -102,7 +108,7 @@ class Speech(RealTask):
     """
 
     auto_class = AutoModelForSpeechSeq2Seq
-    num_samples, examples, batch_size = 16, 9, 4
+    num_samples, rebuild_samples, examples, batch_size = 8, 16, 9, 4
 
     def prepare(self) -> None:
         self.processor = AutoProcessor.from_pretrained(self.path)
@@ -144,7 +150,7 @@ class Speech(RealTask):
         tokenizer, batches = self.processor.tokenizer, []
         if self.model.generation_config.is_multilingual:
             tokenizer.set_prefix_tokens(language="en", task="transcribe")
-        sounds = [sound for _, sound in self.utterances(seed, self.num_samples, False)]
+        sounds = [sound for _, sound in self.utterances(seed, self.rebuild_samples, False)]
         for part in self.parts(len(sounds)):
             texts = self.transcribe(self.model, sounds[part])
             written = tokenizer(texts, padding=True, return_tensors="pt")
@@ -199,7 +205,7 @@ class Text(RealTask):
     """
 
     auto_class = AutoModelForCausalLM
-    num_samples, examples = 32, 16
+    num_samples, rebuild_samples, examples = 8, 32, 16
     window = 256
 
     def prepare(self) -> None:
@@ -222,7 +228,7 @@ class Text(RealTask):
 
     def batches(self, seed: int) -> list[Batch]:
         windows = self.windows["validation"]
-        drawn = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))[: self.num_samples]
+        drawn = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))[: self.rebuild_samples]
         return [{"input_ids": windows[drawn[part]], "labels": windows[drawn[part]]} for part in self.parts(len(drawn))]
 
     @torch.no_grad()
@@ -246,7 +252,7 @@ class Images(RealTask):
     """
 
     auto_class = AutoModelForImageClassification
-    num_samples, examples, batch_size = 128, 500, 32
+    num_samples, rebuild_samples, examples, batch_size = 64, 192, 400, 32
     fitted = 600
 
     def prepare(self) -> None:
@@ -270,7 +276,7 @@ class Images(RealTask):
         self.model.config.num_labels = self.model.num_labels = len(probe.classes_)
 
     def batches(self, seed: int) -> list[Batch]:
-        drawn = torch.randperm(self.fitted, generator=torch.Generator().manual_seed(seed))[: self.num_samples]
+        drawn = torch.randperm(self.fitted, generator=torch.Generator().manual_seed(seed))[: self.rebuild_samples]
         parts = self.parts(len(drawn))
         return [{"pixel_values": self.pixels[drawn[part]], "labels": self.labels[drawn[part]]} for part in parts]
 
@@ -295,7 +301,7 @@ class Sentences(RealTask):
     """
 
     auto_class = AutoModel
-    num_samples, examples, batch_size = 256, 300, 32
+    num_samples, rebuild_samples, examples, batch_size = 64, 320, 300, 32
 
     def prepare(self) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(self.path)
@@ -314,7 +320,7 @@ class Sentences(RealTask):
         return batches
 
     def batches(self, seed: int) -> list[Batch]:
-        return self.pairs("train", random.Random(seed).sample(range(len(self.rows["train"])), self.num_samples))
+        return self.pairs("train", random.Random(seed).sample(range(len(self.rows["train"])), self.rebuild_samples))
 
     @staticmethod
     def loss(model: PreTrainedModel, batch: Batch) -> Tensor:
