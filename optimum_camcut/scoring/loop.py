@@ -321,6 +321,6 @@ def _score_batch(
             with noisy():
                 for _ in range(passes):
                     capture.gradients(loss, size, average, activations=False)
-        # The score itself is taken at the activations without noise.
-        capture.activations(lambda: model(**batch), size, score)
+        # The score itself is taken at the activations without noise. A module of one's own may take no keywords.
+        capture.activations(loss if scorer.smooth else lambda: model(**batch), size, score)
     yield from scores.items()

@@ -31,6 +31,7 @@ MODELS = {
     "MODEL": ("SequenceClassification", "bert"),
     "FOUR_LAYERS": ("SequenceClassification", "bert"),
     "google-bert/bert-base-uncased": ("MaskedLM", "bert"),
+    "sentence-transformers/all-MiniLM-L6-v2": ("", "bert"),
     "google-bert/bert-base-cased": ("MaskedLM", "bert"),
     "distilbert/distilbert-base-uncased": ("MaskedLM", "distilbert"),
     "openai-community/gpt2": ("CausalLM", "gpt2"),
@@ -78,7 +79,7 @@ def make_model(folder: Path, task: str, architecture: str, tokenizer_path: Path)
     if folder.name == "FOUR_LAYERS":
         ids["num_hidden_layers"] = 4
     config = tiny_config(architecture, vocab_size=len(tokenizer), num_labels=2, **{**SIZES[architecture], **ids})
-    model = getattr(transformers, f"AutoModelFor{task}").from_config(config)
+    model = getattr(transformers, f"AutoModelFor{task}" if task else "AutoModel").from_config(config)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
