@@ -17,6 +17,7 @@
 """
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from types_of_models import ONLY_5, TYPES, VARIANTS, config_of, model_of
 from optimum_camcut.architectures.entry import kind_of
 from optimum_camcut.architectures.groups import possible_kinds
 from optimum_camcut.architectures.recipes import stacks_of
+from optimum_camcut.architectures.table import ARCHITECTURES
 
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
@@ -63,3 +65,5 @@ def test_the_table_of_models():
     if os.environ.get("CAMCUT_WRITE_DOCS"):
         PAGE.write_text(before + table + rest.partition(END)[2])
     assert table in PAGE.read_text()
+    for page in (PAGE.parent.parent / "README.md", PAGE.parent / "index.md"):
+        assert re.findall(r"(\d+) types", page.read_text()) == [str(len(ARCHITECTURES))]
