@@ -58,7 +58,7 @@ PLACES = {
 
 
 @pytest.mark.parametrize(
-    "place", [pytest.param(name, marks=[pytest.mark.long] if name in ("dense", "weights") else []) for name in PLACES]
+    "place", [pytest.param(name, marks=[pytest.mark.long] if name != "optimizer" else []) for name in PLACES]
 )
 def test_a_full_disk_ends_training_and_loses_nothing(place, undisturbed, tmp_path):
     folder, expected = undisturbed

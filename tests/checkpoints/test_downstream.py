@@ -56,10 +56,12 @@ WIDE = {  # all linear maps of the blocks
 every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
 both_cuts = pytest.mark.parametrize("cut", ["units", "layers"])
 CUTS = {"bert": "units", "distilbert": "layers", "gpt2": "layers", "llama": "units"}
-every_cut = pytest.mark.parametrize(  # where each takes seconds: all eight are `long`
+every_cut = pytest.mark.parametrize(  # where each takes seconds: two of eight, the others are `long`
     ("architecture", "cut"),
     [
-        pytest.param(each, cut, marks=[pytest.mark.long] if cut != CUTS[each] else [])
+        pytest.param(
+            each, cut, marks=[pytest.mark.long] if cut != CUTS[each] or each in ("bert", "distilbert") else []
+        )
         for each in ARCHITECTURES
         for cut in ("units", "layers")
     ],

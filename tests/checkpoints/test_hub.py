@@ -32,6 +32,7 @@ import transformers
 from checkpoints import FILES, OfTheUsersOwn, edit_json, logits, pruned_model
 from hub import TOKEN, Hub, check_card
 from huggingface_hub import ModelCard
+from marks import few
 from models import tiny_batch, tiny_model
 from trainers import make_trainer, pruning
 
@@ -188,7 +189,7 @@ def train_and_push(folder, repo_id, **changes):
 # --- models ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["push_to_hub", "save_pretrained"])
+@pytest.mark.parametrize("method", few(["push_to_hub", "save_pretrained"]))
 def test_a_pushed_model_loads_back(method, hub, client, tmp_path):
     """In one commit, and to the bit. Folders beside the checkpoint stay behind."""
     (tmp_path / "checkpoint-1").mkdir()
@@ -329,7 +330,7 @@ def test_the_trainer_pushes(hub, client, tmp_path):
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("strategy", ["every_save", "checkpoint"])
+@pytest.mark.parametrize("strategy", few(["every_save", "checkpoint"]))
 def test_every_save_is_whole(strategy, hub, client, tmp_path):
     """Every commit on the way loads, with its plan and card; a checkpoint to resume from is not marked unfinished."""
     name = f"user/{strategy}"
@@ -350,6 +351,7 @@ def test_every_save_is_whole(strategy, hub, client, tmp_path):
         assert {f"last-checkpoint/{name}" for name in [*FILES, "optimizer.pt", "trainer_state.json"]} <= set(tree)
 
 
+@pytest.mark.once
 def test_checkpoints_are_pushed_when_they_are_whole(monkeypatch, tmp_path):
     """The upload runs in the background: a mark that goes in the meantime may be found or not."""
     seen = []
@@ -383,6 +385,7 @@ def test_the_card_shows_the_exact_lines(hub, client):
     assert all(torch.equal(got, expected) for _, got in client(run_card, text))
 
 
+@pytest.mark.once
 def test_the_card_says_what_holds_for_its_kind_of_cut(tmp_path):
     """Equal sizes are not told to differ, heads that transformers 4 removes by itself not to fail there, a further cut
     not to be of the uncut model; and the tokenizer, which is not saved with a model, is spoken of."""
@@ -538,6 +541,7 @@ def test_models_whose_dense_size_is_not_known(tmp_path, monkeypatch):
     assert "| parameters |" not in (tmp_path / "three" / "README.md").read_text()
 
 
+@pytest.mark.once
 def test_metrics_are_those_of_these_weights(tmp_path):
     """A figure that was measured before further training, or on other data, is none of the model in the folder."""
 
@@ -595,6 +599,7 @@ class OtherData(transformers.TrainerCallback):
             self.busy = False
 
 
+@pytest.mark.once
 def test_the_best_model_has_its_own_metrics(tmp_path):
     best = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": True}
     each = {"eval_strategy": "epoch", "save_strategy": "epoch", "num_train_epochs": 3}

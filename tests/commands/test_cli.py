@@ -36,6 +36,7 @@ import torch
 import transformers
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from environments import make_environment
+from marks import few
 from models import random_plan, tiny_config, tiny_model
 from optimum.commands.base import RootOptimumCLICommand
 from optimum.commands.optimum_cli import register_optimum_cli_subcommand
@@ -737,7 +738,7 @@ def test_what_always_stays_is_a_flag(from_file, job, tmp_path):
     assert whole >= {"layer.0.heads", "layer.0.neurons", "layer.1.heads"} and whole != set(plan.keep)
 
 
-@pytest.mark.parametrize("kind", ["yaml", "json"])
+@pytest.mark.parametrize("kind", few(["yaml", "json"]))
 def test_a_config_file(kind, job, tmp_path, capsys):
     """Holds any flag and a section for training; flags beat it, and `compression` the `sparsity` in it."""
     output = tmp_path / "out"

@@ -19,8 +19,11 @@ from typing import Any
 import pytest
 
 
-def few(values: Iterable[Any], first: int = 1) -> list[Any]:
-    """The first of the cases for `make test`; the others only repeat what they show."""
-    return [
-        value if number < first else pytest.param(value, marks=pytest.mark.long) for number, value in enumerate(values)
-    ]
+def few(values: Iterable[Any], first: int = 1, rows: bool = False) -> list[Any]:
+    """The first of the cases for `make test`; the others only repeat what they show.
+
+    Args:
+        rows: a case is a tuple of several arguments.
+    """
+    cases = [value if rows else (value,) for value in values]
+    return [pytest.param(*case, marks=[pytest.mark.long] * (number >= first)) for number, case in enumerate(cases)]

@@ -548,7 +548,7 @@ def watch_timing(monkeypatch):
 @pytest.mark.parametrize(
     ("recovery", "pruned_before"),
     [
-        ("none", False),
+        pytest.param("none", False, marks=pytest.mark.long),
         ("reconstruct", True),
         pytest.param("finetune", False, marks=pytest.mark.long),
         pytest.param("none", True, marks=pytest.mark.long),
@@ -621,7 +621,7 @@ def test_timing_that_fails_loses_nothing(error, tmp_path, monkeypatch, caplog):
 
 
 @pytest.mark.parametrize("rounds", few([2, 1]))
-@pytest.mark.parametrize("method", ["taylor", "magnitude"])
+@pytest.mark.parametrize("method", few(["taylor", "magnitude"]))
 def test_the_baselines_plan_for_the_same_config(method, rounds, tmp_path):
     """From the model as it was before the run; a method is not compared with itself."""
     dense, config = tiny_model("bert"), pruning(method=method, recovery="none", rounds=rounds)

@@ -21,6 +21,7 @@ import sys
 import pytest
 import torch
 from accelerate import cpu_offload, disk_offload, dispatch_model
+from marks import few
 from models import ARCHITECTURES, tiny_batch, tiny_model
 from places import PATHS
 from torch import nn
@@ -281,7 +282,7 @@ def offloads(tmp_path):
 
 
 @pytest.mark.parametrize("where", ["cpu", "disk", "dispatched"])
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", few([True, False]))
 def test_offloaded_models(where, checkpointing, tmp_path):
     model = tiny_model("bert")
     methods = [*SCORERS]

@@ -22,6 +22,7 @@ import re
 import pytest
 import torch
 import transformers
+from marks import few
 from models import (
     ARCHITECTURES,
     CONFIGS,
@@ -676,6 +677,7 @@ def random_scores(groups, seed=0):
 FINE = {"hidden_size": 64, "num_attention_heads": 16, "intermediate_size": 200, "num_hidden_layers": 6}
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("unit", ["sublayer", "block"])
 @pytest.mark.parametrize("sparsity", [0.1, 0.3, 0.5, 0.75, 0.9])
 @pytest.mark.parametrize("allocation", ["per_kind", "uniform", "global"])
@@ -720,6 +722,7 @@ def test_sublayers_leave_no_less_than_the_target():
     assert remaining_budget(groups, left, config) == pytest.approx(0.68, abs=0.02)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("allocation", ["per_kind", "uniform", "global"])
 @pytest.mark.parametrize("compression", [1.2, 2.0])
 @pytest.mark.parametrize("granularity", [KINDS, ("layers", "neurons"), ("layers",)])
@@ -731,6 +734,7 @@ def test_compression_is_that_of_the_physical_model(allocation, compression, gran
     assert before / count_parameters(model) == pytest.approx(compression, rel=0.09 if len(granularity) == 1 else 0.02)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("granularity", [("layers", "heads"), ("layers", "neurons"), KINDS])
 @pytest.mark.parametrize("allocation", ["per_kind", "uniform", "global"])
 def test_a_joint_budget_is_met_or_refused(granularity, allocation):
@@ -758,7 +762,7 @@ def test_a_joint_budget_is_met_or_refused(granularity, allocation):
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("architecture", ["bert", "albert", "gpt2", "llama"])
+@pytest.mark.parametrize("architecture", few(["albert", "gpt2", "bert", "llama"], 2))
 @pytest.mark.parametrize("method", tuple(SCORERS))
 def test_every_method_scores_sublayers(architecture, method):
     """Alone and with their heads and neurons at the same projections, which score the same in either company."""
@@ -855,7 +859,7 @@ def test_reconstruct_checks_what_it_gets():
 
 @pytest.mark.once
 @pytest.mark.parametrize("recovery", ["finetune", "reconstruct"])
-@pytest.mark.parametrize("granularity", [("layers",), KINDS])
+@pytest.mark.parametrize("granularity", few([KINDS, ("layers",)]))
 def test_the_trainer_arrives_at_the_target_in_rounds(recovery, granularity, tmp_path):
     """Whole sub-layers may run ahead of a round's share; the next round then waits."""
     model = tiny_model("bert", num_hidden_layers=6)

@@ -37,7 +37,7 @@ from optimum_camcut import PruningPlan, apply_plan, find_groups, load_pruned, pr
 from optimum_camcut.architectures.modeling_camcut import ARCHITECTURES as TABLE
 
 
-PLANS, IN_SHORT = 50, 16
+PLANS, IN_SHORT = 50, 8
 
 
 def test_the_table_has_the_architectures_of_the_tests():

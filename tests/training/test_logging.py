@@ -19,6 +19,7 @@ import logging
 import re
 
 import pytest
+from marks import few
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from trainers import make_trainer, pruning
 from workers import together
@@ -81,12 +82,16 @@ def pruning_tags(run):
 @pytest.mark.report
 @pytest.mark.parametrize(
     "changes, expected",
-    [
-        ({"dense_epochs": 1}, ["dense training", *SCORING_AND_CUT, "recovery training", TIMING]),
-        ({"recovery": "none"}, [*SCORING_AND_CUT, TIMING]),
-        ({"recovery": "reconstruct"}, [*SCORING_AND_CUT, "reconstruction", TIMING]),
-        ({"rounds": 2}, [*SCORING_AND_CUT, "recovery training"] * 2 + [TIMING]),
-    ],
+    few(
+        [
+            ({"dense_epochs": 1}, ["dense training", *SCORING_AND_CUT, "recovery training", TIMING]),
+            ({"recovery": "none"}, [*SCORING_AND_CUT, TIMING]),
+            ({"recovery": "reconstruct"}, [*SCORING_AND_CUT, "reconstruction", TIMING]),
+            ({"rounds": 2}, [*SCORING_AND_CUT, "recovery training"] * 2 + [TIMING]),
+        ],
+        3,
+        rows=True,
+    ),
 )
 def test_every_phase_says_how_long_it_took(changes, expected, tmp_path):
     trainer = make_trainer(tmp_path, pruning(**changes))

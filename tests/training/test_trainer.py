@@ -23,6 +23,7 @@ import transformers.trainer
 from datasets import Dataset
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.utils import filter_repo_objects
+from marks import few
 from models import tiny_batch, tiny_model
 from torch.utils.data import IterableDataset
 from trainers import Interrupt, Minimal, arguments, examples, make_trainer, pruning, same, sizes, weights
@@ -57,7 +58,9 @@ def test_without_a_pruning_config_it_is_a_trainer(tmp_path):
             call()
 
 
-@pytest.mark.parametrize("method", ["cam_cut", "smooth_cut", "smooth_cam_cut", "taylor", "fisher", "activation"])
+@pytest.mark.parametrize(
+    "method", few(["smooth_cut", "activation", "cam_cut", "smooth_cam_cut", "taylor", "fisher"], 2)
+)
 def test_one_call_does_everything(method, tmp_path):
     trainer = make_trainer(tmp_path, pruning(method=method, dense_epochs=1), num_train_epochs=2, save_strategy="epoch")
     parameters = count_parameters(trainer.model)
@@ -169,7 +172,8 @@ def test_best_model_and_callbacks_and_metrics(tmp_path):
     assert any("loss" in entry for entry in trainer.state.log_history)
 
 
-@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.once
+@pytest.mark.parametrize("apart", few([False, True]))
 @pytest.mark.parametrize(
     ("dtype", "changes", "warned"),
     [
@@ -194,6 +198,7 @@ def test_float16_weights_are_not_trained_without_a_word(dtype, changes, warned, 
     assert all("dtype=torch.float32" in text and "fp16=True or bf16=True" in text for text in said)
 
 
+@pytest.mark.once
 def test_what_was_cut_in_part_does_not_train_on_as_if_it_were_done(tmp_path, monkeypatch):
     config = pruning(method="magnitude", rounds=2)
     broken = make_trainer(tmp_path, config, callbacks=[Interrupt(1, 4)], save_strategy="steps", save_steps=2)
@@ -220,6 +225,7 @@ def test_what_was_cut_in_part_does_not_train_on_as_if_it_were_done(tmp_path, mon
         rebuilt.train()
 
 
+@pytest.mark.once
 def test_an_interrupted_last_training_goes_on(tmp_path):
     """All is cut then: with the same trainer, as with `Trainer`."""
     run = {"save_strategy": "steps", "save_steps": 2}
@@ -234,6 +240,7 @@ def test_an_interrupted_last_training_goes_on(tmp_path):
     assert broken.state.global_step == 6 and same(weights(broken.model), weights(whole.model))
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("finished", [False, True])
 def test_what_goes_on_from_its_last_checkpoint_takes_no_step(finished, tmp_path):
     """Also in the midst of an epoch, where `Trainer` takes one."""
@@ -261,6 +268,7 @@ def test_recovery_none_leaves_the_weights_that_were_kept(tmp_path):
     assert torch.equal(trainer.model.bert.encoder.layer[1].intermediate.dense.weight, expected)
 
 
+@pytest.mark.once
 def test_recovery_by_reconstruction_comes_closer_to_the_dense_model(tmp_path):
     batch, dense = tiny_batch(64, labels=False, seed=9), tiny_model("bert")
 
@@ -276,7 +284,8 @@ def test_recovery_by_reconstruction_comes_closer_to_the_dense_model(tmp_path):
     assert distance("reconstruct") < 0.5 * distance("none")
 
 
-@pytest.mark.parametrize("rounds", [1, 2])
+@pytest.mark.once
+@pytest.mark.parametrize("rounds", few([2, 1]))
 def test_training_starts_from_the_rebuilt_model(rounds, tmp_path):
     """Each round rebuilds by the model that it began with, not by one from before the training in between."""
     began = []
@@ -313,6 +322,7 @@ def test_a_dense_copy_is_a_model_of_its_own_after_mixed_precision(tmp_path):
     assert calls == [] and sizes(trainer.dense_model) == sizes(tiny_model("bert"))
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("amount", [{"sparsity": 0.75}, {"sparsity": None, "compression": 2.0}])
 def test_rounds_arrive_at_the_target(amount, tmp_path):
     once, twice = (make_trainer(tmp_path / str(n), pruning(rounds=n, **amount), save_strategy="epoch") for n in (1, 2))
@@ -329,6 +339,7 @@ def test_rounds_arrive_at_the_target(amount, tmp_path):
     assert twice.model.pruning_plan.config == twice.pruning_config
 
 
+@pytest.mark.once
 def test_rewind_returns_to_the_initial_weights(tmp_path):
     model = tiny_model("bert")
     trainer = make_trainer(tmp_path, pruning(rewind=True, dense_epochs=2, recovery="none"), model=copy.deepcopy(model))
@@ -415,7 +426,8 @@ def test_scores_by_a_loss_function_of_the_users_own(own_loss, tmp_path):
         torch.testing.assert_close(got[name], value, rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("own_loss", [None, mean_loss, sum_loss])
+@pytest.mark.once
+@pytest.mark.parametrize("own_loss", few([None, mean_loss, sum_loss]))
 def test_a_distilled_step_is_the_same_in_smaller_batches(own_loss, tmp_path):
     """Both losses are means over the step's examples, whether or not the model or a loss function of the user's own
     divides by their number."""
@@ -445,6 +457,7 @@ def test_a_distilled_step_is_the_same_in_smaller_batches(own_loss, tmp_path):
         torch.testing.assert_close(models[1][name], value, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("steps", [1, 2])
 def test_distillation_mixes_in_the_dense_predictions(steps, tmp_path):
     """The weight changes training, evaluation stays the plain loss, and accumulation does not change the scale."""
@@ -538,7 +551,7 @@ def test_model_init(tmp_path):
     assert trainer.model_init is model_init
 
 
-@pytest.mark.parametrize(("loop", "step"), [(1, 3), (2, 5)])
+@pytest.mark.parametrize(("loop", "step"), few([(2, 5), (1, 3)], rows=True))
 def test_resuming_gives_the_same_as_never_stopping(loop, step, tmp_path):
     """Stopped in the dense epochs and in the recovery; the same bits in the end."""
 
@@ -628,7 +641,8 @@ def test_all_rounds_leave_what_is_excluded_whole(tmp_path):
     assert PruningConfig.from_pretrained(tmp_path) == config
 
 
-@pytest.mark.parametrize("rounds", [1, 2])
+@pytest.mark.once
+@pytest.mark.parametrize("rounds", few([2, 1]))
 def test_scores_that_are_there_are_not_computed_again(rounds, tmp_path, monkeypatch):
     """By `score`, or set: the same as `train` alone. A later round scores what is left."""
     calls = []
@@ -652,6 +666,7 @@ def test_scores_that_are_there_are_not_computed_again(rounds, tmp_path, monkeypa
         assert each.pruning_plan == alone.pruning_plan and same(weights(each.model), weights(alone.model))
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("changes", [{"dense_epochs": 1}, {}], ids=["dense epochs", "model_init"])
 def test_scores_of_another_model_than_is_cut_are_computed_again(changes, tmp_path):
     model = {} if changes else {"model_init": lambda: tiny_model("bert")}
@@ -711,6 +726,7 @@ def test_training_again_keeps_the_cut_with_model_init(tmp_path):
         assert sum(sizes(trainer.model).values()) == 6 + 56
 
 
+@pytest.mark.once
 def test_every_round_starts_from_the_initial_weights_after_a_rewind(tmp_path):
     model, starts = tiny_model("bert"), []
 

@@ -102,6 +102,7 @@ def test_a_compute_loss_that_is_assigned(distilled, tmp_path):
     assert trainer.compute_loss is assign.given
 
 
+@pytest.mark.once
 def test_a_compiled_model_is_distilled_the_same(distilled, tmp_path):
     trainer = CamCutTrainer(
         model=tiny_model("bert"),
@@ -445,6 +446,7 @@ class Stop(TrainerCallback):
             raise KeyboardInterrupt
 
 
+@pytest.mark.once
 @pytest.mark.report
 def test_train_again_after_an_interruption_ends_the_run(tmp_path):
     """The report is written, and nothing stays that was kept for resuming."""
@@ -460,6 +462,7 @@ def test_train_again_after_an_interruption_ends_the_run(tmp_path):
     assert (tmp_path / "report.html").stat().st_mtime_ns == before
 
 
+@pytest.mark.once
 def test_train_again_after_an_interruption_of_the_dense_epochs_says_so(tmp_path, caplog):
     trainer = make_trainer(tmp_path, pruning(dense_epochs=1), callbacks=[Stop(1, 2)])
     with pytest.raises(KeyboardInterrupt):
