@@ -50,7 +50,7 @@ the throughput, the memory of the weights and activations, and the speed-up over
             Option("pruned", "The others.", many=True, required=True),
             MODEL[-1],
             Option("batch_sizes", "Examples at once.", [1, 8], int, many=True, least=1),
-            Option("sequence_lengths", "Tokens in each.", [128], int, many=True, least=1),
+            Option("sequence_lengths", "Tokens in each, or frames of sound.", [128], int, many=True, least=1),
             REPEATS,
             Option("output", "JSON file to write the measurements to."),
             Option("overwrite", "Write it even if it is there.", False, bool),
@@ -66,7 +66,7 @@ the throughput, the memory of the weights and activations, and the speed-up over
 
         import torch
 
-        from ..planning.measure import longest_input
+        from ..planning.measure import input_size, longest_input
         from ..tasks.models import load_model
 
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
@@ -77,9 +77,16 @@ the throughput, the memory of the weights and activations, and the speed-up over
                 longest = longest_input(model, length)
                 if length > longest:
                     raise ValueError(f"{name} takes {longest} tokens at most, not {length} (--sequence_lengths)")
+        lengths = arguments.sequence_lengths
+        if len({input_size(model, length) for model in models.values() for length in (1, 2)}) == 1:  # images, say
+            if "sequence_lengths" in arguments.given:
+                raise ValueError(
+                    f"{arguments.dense} says itself how large its inputs are: leave --sequence_lengths out"
+                )
+            lengths = lengths[:1]
         rows = [
             row
-            for length in arguments.sequence_lengths
+            for length in lengths
             for batch in arguments.batch_sizes
             for row in _measure(models, batch, length, arguments.repeats)
         ]
@@ -91,7 +98,7 @@ the throughput, the memory of the weights and activations, and the speed-up over
 
 def _measure(models: Mapping[str, PreTrainedModel], batch: int, length: int, repeats: int) -> list[dict[str, Any]]:
     """What each model takes at one size of the input. The first is the dense one."""
-    from ..planning.measure import count_flops, count_parameters, measure_latency, peak_memory
+    from ..planning.measure import count_flops, count_parameters, input_size, measure_latency, peak_memory
 
     times = measure_latency(models, batch, length, repeats)
     dense = times[next(iter(models))]
@@ -100,6 +107,7 @@ def _measure(models: Mapping[str, PreTrainedModel], batch: int, length: int, rep
             "model": name,
             "batch_size": batch,
             "sequence_length": length,
+            "input_size": input_size(model, length),
             "parameters": count_parameters(model),
             "flops": count_flops(model, batch, length),
             "memory": peak_memory(model, batch, length),
@@ -115,13 +123,13 @@ def _measure(models: Mapping[str, PreTrainedModel], batch: int, length: int, rep
 
 def _table(rows: list[dict[str, Any]]) -> list[list[str]]:
     """What was measured as text, with titles."""
-    lines = [["model", "batch", "tokens", "params (M)", "FLOPs (G)", "MB", "ms", "quartiles", "1/s", "speed-up"]]
+    lines = [["model", "batch", "input", "params (M)", "FLOPs (G)", "MB", "ms", "quartiles", "1/s", "speed-up"]]
     for row in rows:
         lines.append(
             [
                 row["model"],
                 str(row["batch_size"]),
-                str(row["sequence_length"]),
+                row["input_size"],
                 f"{row['parameters'] / 1e6:.2f}",
                 f"{row['flops'] / 1e9:.3f}",
                 f"{row['memory'] / 1e6:.1f}",

@@ -221,7 +221,8 @@ def make_job(
     from transformers import PrinterCallback, set_seed
 
     from ..tasks import get_task
-    from ..tasks.models import load_model, load_tokenizer
+    from ..tasks.data import folder_of
+    from ..tasks.models import load_model, load_processor
     from ..training.trainer import CamCutTrainer
 
     training = training_arguments(arguments, folder, config)
@@ -235,10 +236,11 @@ def make_job(
         task.use_metric(arguments.metric)
     model = load_model(arguments.model, task, dtype=dtype, revision=arguments.revision)
     revision = None if arguments.tokenizer else arguments.revision
-    tokenizer = load_tokenizer(arguments.tokenizer or arguments.model, model, revision)
-    task.fit_to(model, tokenizer, arguments.max_length)
+    processor = load_processor(arguments.tokenizer or arguments.model, task, model, revision)
+    task.folder = folder_of(arguments.dataset, arguments.train_file)
+    task.fit_to(model, processor, arguments.max_length)
     logger.info(_told(data, task, evaluates))
-    with training.main_process_first(desc="tokenizing the data"):
+    with training.main_process_first(desc="encoding the data"):
         encoded = task.prepare(data.train, arguments.max_train_samples)
         eval_encoded = task.prepare(data.held_out, arguments.max_eval_samples) if evaluates else None
     trainer = CamCutTrainer(
@@ -246,7 +248,7 @@ def make_job(
         args=training,
         train_dataset=encoded,
         eval_dataset=eval_encoded,
-        processing_class=tokenizer,
+        processing_class=processor,
         data_collator=task.collator,
         compute_metrics=(lambda each: task.compute_metrics(each, eval_encoded, data.held_out)) if evaluates else None,
         preprocess_logits_for_metrics=task.preprocess_logits,

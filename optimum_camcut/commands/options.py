@@ -169,9 +169,10 @@ MODEL = (
 DATA = (
     Option(
         "dataset",
-        "Folder with files named by split (train.parquet, validation.csv, ...), or that save_to_disk of datasets "
-        "wrote; one such file, to train on; or a Hub id, with its configuration after a colon (nyu-mll/glue:sst2). "
-        "Where there is nothing to evaluate on, a tenth of the training rows is held out for that.",
+        "Folder with files named by split (train.parquet, validation.csv, ...), or of images or recordings "
+        "(train/cat/1.png, ...), or that save_to_disk of datasets wrote; one file of rows, to train on; or a Hub id, "
+        "with its configuration after a colon (nyu-mll/glue:sst2). Where there is nothing to evaluate on, a tenth of "
+        "the training rows is held out for that.",
         required=True,
         unless="train_file",
     ),
@@ -181,7 +182,7 @@ DATA = (
     Option(
         "task",
         "text-classification (one text or two; classes, or numbers to predict), token-classification, "
-        "question-answering, multiple-choice, fill-mask or text-generation.",
+        "question-answering, multiple-choice, fill-mask, text-generation or image-classification.",
         required=True,
     ),
     Option("text_columns", "Columns to read, in order. Default: those of a usual name.", many=True),
@@ -200,7 +201,10 @@ DATA = (
         least=1,
     ),
     Option("max_train_samples", "Use the first rows of the training split only.", kind=int, least=1),
-    Option("tokenizer", "Tokenizer, if it is not in the model's folder."),
+    Option(
+        "tokenizer",
+        "Tokenizer, or what else makes inputs (an image processor, say), if it is not in the model's folder.",
+    ),
     Option("batch_size", "Examples at once, on each device.", 32, int, least=1),
 )
 EVALUATION = (

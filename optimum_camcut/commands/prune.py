@@ -49,8 +49,8 @@ class PruneCommand(Command):
     COMMAND = CommandInfo(name="prune", help="Score, prune, recover, evaluate and save a model.")
     DESCRIPTION = """
 Does the whole job: scores a fine-tuned model, removes what matters least, recovers by least squares (or by
-fine-tuning, or both), evaluates dense and pruned, times both in turn, saves the pruned model and its tokenizer, and
-prints a table.
+fine-tuning, or both), evaluates dense and pruned, times both in turn, saves the pruned model and its tokenizer (or
+processor), and prints a table.
 
   optimum-cli camcut prune --model M --dataset D --task text-classification --sparsity 0.5 --output O
 

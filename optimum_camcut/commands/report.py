@@ -76,7 +76,7 @@ Writes a report on a pruned checkpoint, or on a plan for a model. What `prune` h
 
         import torch
 
-        from ..planning.measure import LatencyResult
+        from ..planning.measure import LatencyResult, input_size
         from ..planning.plan import PruningPlan
         from ..reporting.report import write_report
         from ..surgery.cut import apply_plan
@@ -100,7 +100,7 @@ Writes a report on a pruned checkpoint, or on a plan for a model. What `prune` h
             results = measure_both(dense, model, PruningConfig(sparsity=0.5, **shape), arguments.repeats)
         metrics = latency = conditions = None
         if results is not None:
-            conditions = f"{results['latency_batch_size']} x {results['sequence_length']} tokens"
+            conditions = f"{results['latency_batch_size']} x {input_size(model, results['sequence_length'])}"
             metrics = {name: results[name]["metrics"] for name in (DENSE, PRUNED)}
             latency = {name: LatencyResult(**results[name]["latency"]) for name in (DENSE, PRUNED)}
         written = write_report(

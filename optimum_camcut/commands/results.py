@@ -58,7 +58,7 @@ def measure_both(
     dense: PreTrainedModel, pruned: PreTrainedModel, config: PruningConfig, repeats: int
 ) -> dict[str, Any]:
     """Costs and latency of both, measured in turn, as JSON types."""
-    from ..planning.measure import measure_latency
+    from ..planning.measure import input_size, measure_latency
 
     length = measured_length(pruned, config)
     dense.to(pruned.device)
@@ -68,21 +68,22 @@ def measure_both(
         name: {**costs(model, length), "latency": dataclasses.asdict(times[name]), "metrics": {}}
         for name, model in models.items()
     }
-    return {**found, "latency_batch_size": config.latency_batch_size, "sequence_length": length}
+    size = {"sequence_length": length, "input_size": input_size(pruned, length)}
+    return {**found, "latency_batch_size": config.latency_batch_size, **size}
 
 
 def results_table(results: Mapping[str, Any]) -> str:
     """Dense against pruned."""
-    length, batch = results["sequence_length"], results["latency_batch_size"]
+    size, batch = results["input_size"], results["latency_batch_size"]
     dense, pruned = results[DENSE], results[PRUNED]
     rows = [
         ("parameters (M)", "parameters", 1e-6, ".2f"),
-        (f"FLOPs, 1 x {length} tokens (G)", "flops", 1e-9, ".3f"),
+        (f"FLOPs, 1 x {size} (G)", "flops", 1e-9, ".3f"),
         ("weights on disk (MB)", "bytes", 1e-6, ".2f"),
     ]
     cells = [(label, dense[name] * scale, pruned[name] * scale, style) for label, name, scale, style in rows]
     times = [1e3 * results[name]["latency"]["median"] for name in (DENSE, PRUNED)]
-    cells.insert(2, (f"latency, {batch} x {length} tokens (ms)", *times, ".2f"))
+    cells.insert(2, (f"latency, {batch} x {size} (ms)", *times, ".2f"))
     names = dict.fromkeys([*pruned["metrics"], *dense["metrics"]])
     cells += [(name, dense["metrics"].get(name), pruned["metrics"].get(name), ".4f") for name in names]
     lines = [["", DENSE, PRUNED, "pruned/dense"]]

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -69,7 +68,7 @@ class Origin:
         scorer = get_scorer(config.method, config.granularity)
         if scorer.source != "weights":
             rows = list(job.trainer.get_scoring_dataloader().dataset)
-            examples = zlib.crc32(json.dumps(rows, sort_keys=True).encode())
+            examples = job.task.digest(rows)
             if scorer.smooth or "weights" in config.granularity:
                 batch_size = job.trainer.args.per_device_train_batch_size
         return cls(

@@ -227,13 +227,15 @@ def random_inputs(model: PreTrainedModel, batch_size: int, sequence_length: int)
     Args:
         model (`PreTrainedModel`): whose vocabulary and device they are for.
         batch_size (`int`): sequences at once.
-        sequence_length (`int`): tokens in each; a model of images or of sound says itself how large those are.
+        sequence_length (`int`): tokens in each, or frames of sound; a model of images, or of sound of one length, says
+            itself how large those are.
 
     Returns:
         `dict[str, Tensor]`: `input_ids` and a mask of ones, `attention_mask`, each of shape
             `(batch_size, sequence_length)`; of models for multiple choice, `(batch_size, 1, sequence_length)`. Or
             `pixel_values` of shape `(batch_size, channels, height, width)`, or `input_features` of shape
-            `(batch_size, bins, frames)`.
+            `(batch_size, bins, frames)`, or `input_values` of shape `(batch_size, samples)` or
+            `(batch_size, frames, bins)`.
 
     Raises:
         `ValueError`: more tokens than the model has learned positions for, or inputs of a kind that is not known here.
@@ -241,7 +243,7 @@ def random_inputs(model: PreTrainedModel, batch_size: int, sequence_length: int)
     generator, name = torch.Generator().manual_seed(0), getattr(model, "main_input_name", "input_ids")
     target = _decoder_inputs(model, batch_size, sequence_length, generator)
     if name != "input_ids":
-        shape = _input_shape(model, name)
+        shape = _input_shape(model, name, sequence_length)
         return {name: torch.rand(batch_size, *shape, generator=generator).to(model.device, model.dtype), **target}
     longest = longest_input(model, sequence_length)
     learned = any(name.endswith(("position_embeddings", "wpe")) for name, _ in model.named_modules())
@@ -280,12 +282,39 @@ def _decoder_inputs(
     return {"decoder_input_ids": tokens.to(model.device)}
 
 
-def _input_shape(model: PreTrainedModel, name: str) -> tuple[int, ...]:
-    """Of one image, or of one recording, as the config tells."""
+def input_size(model: PreTrainedModel, sequence_length: int) -> str:
+    """The size of one of the `random_inputs`, to be told of: `"128 tokens"`, `"224 x 224 pixels"`, `"3000 frames"`.
+
+    Args:
+        model (`PreTrainedModel`): whose inputs they are.
+        sequence_length (`int`): tokens; of sound, the frames that samples become.
+
+    Raises:
+        `ValueError`: inputs of a kind that is not known here.
+    """
+    name = getattr(model, "main_input_name", "input_ids")
+    if name == "input_ids":
+        return f"{sequence_length} tokens"
+    shape = _input_shape(model, name, sequence_length)
+    if name == "pixel_values":
+        return f"{shape[1]} x {shape[2]} pixels"
+    return f"{shape[0]} samples" if len(shape) == 1 else f"{max(shape)} frames"
+
+
+def _input_shape(model: PreTrainedModel, name: str, frames: int) -> tuple[int, ...]:
+    """Of one image, or of one recording, as the config tells; of sound as such, as many samples as make so many
+    frames."""
     config = model.config
-    if name == "pixel_values" and getattr(config, "image_size", None):
-        size = config.image_size
-        return (getattr(config, "num_channels", 3), *(size if isinstance(size, list | tuple) else (size, size)))
+    images = getattr(config, "vision_config", config)  # of a model with two towers
+    if name == "pixel_values" and getattr(images, "image_size", None):
+        size = images.image_size
+        return (getattr(images, "num_channels", 3), *(size if isinstance(size, list | tuple) else (size, size)))
+    if name == "input_values" and getattr(config, "conv_stride", None):
+        for stride, kernel in zip(config.conv_stride[::-1], config.conv_kernel[::-1]):
+            frames = (frames - 1) * stride + kernel
+        return (frames,)
+    if name == "input_values" and getattr(config, "num_mel_bins", None) and getattr(config, "max_length", None):
+        return config.max_length, config.num_mel_bins  # as in the audio spectrogram transformer
     if name == "input_features" and getattr(config, "num_mel_bins", None):
         positions = getattr(config, "max_source_positions", None)
         if positions:

@@ -39,6 +39,7 @@ from ..architectures.table import ARCHITECTURES
 from ..checkpoints.places import Place, in_folder, on_hub
 from ..checkpoints.saving import CARD_NAME
 from ..config import PruningConfig
+from ..planning.measure import input_size
 from ..planning.plan import PruningPlan, is_weight, layer_of
 from ..surgery.masking import count_zeros
 from ..utils.files import write_bytes, write_text
@@ -55,7 +56,7 @@ LICENSE = ("license", "license_name", "license_link")
 WIDEST = 32  # characters of a figure
 PICTURES = {HEADS_NAME: "The heads that every layer kept", KEPT_NAME: "The units that every layer kept"}
 
-TOKENIZER = "Pruning leaves the tokenizer as it was: if none is saved here, take that of the base model."
+PROCESSOR = "Pruning leaves the {} as it was: if none is saved here, take that of the base model."
 
 
 def write_card(
@@ -181,7 +182,7 @@ def pruning_section(model: PreTrainedModel, place: Place, metrics: Metrics, pict
     """Markdown: method and size, dense against pruned, how to load it, and what is kept, with these pictures."""
     plan, lines = model.pruning_plan, ["## Pruning", ""]
     if plan is not None and plan.config is not None:
-        lines += [recipe(plan), ""]
+        lines += [recipe(plan, model), ""]
     rows = compare_costs(model) + compare_metrics(metrics)
     if rows:
         lines += ["| | dense | pruned | pruned / dense |", "|---|---:|---:|---:|"]
@@ -190,18 +191,20 @@ def pruning_section(model: PreTrainedModel, place: Place, metrics: Metrics, pict
     zeros = count_zeros(model) if plan is not None else {}  # parts of a composite model have plans of their own
     if zeros:
         lines += _masks(model, zeros)
-    lines += [*_loading(model, place), "", TOKENIZER]
+    processor = "tokenizer" if getattr(model, "main_input_name", "input_ids") == "input_ids" else "processor"
+    lines += [*_loading(model, place), "", PROCESSOR.format(processor)]
     lines += [line for name in pictures for line in ("", f"![{PICTURES[name]}]({name})")]
     return "\n".join([*lines, *_kept(model)])
 
 
-def recipe(plan: PruningPlan) -> str:
-    """A sentence of Markdown on how a model was pruned, by a plan with a config."""
+def recipe(plan: PruningPlan, model: PreTrainedModel | None = None) -> str:
+    """A sentence of Markdown on how a model was pruned, by a plan with a config. Without the model, inputs count as
+    tokens."""
     config = plan.config
     assert config is not None, "a plan without a config does not say how"
     kinds, how = " and ".join(config.granularity), f"`{config.amount}`, `allocation={config.allocation!r}`"
     if config.compression is None and WEIGHTS not in config.granularity:
-        how += f" of the budget {_budget(config)}"
+        how += f" of the budget {_budget(config, model)}"
     how += f", left `exclude={list(config.exclude)}` whole" if config.exclude else ""
     how += f", `rounds={config.rounds}`" if config.rounds > 1 else ""
     how += f", `dense_epochs={config.dense_epochs}`, `rewind=True`" if config.rewind else ""
@@ -209,10 +212,11 @@ def recipe(plan: PruningPlan) -> str:
     return f"{kinds.capitalize()} were scored with `{config.method}` and removed at {how}."
 
 
-def _budget(config: PruningConfig) -> str:
+def _budget(config: PruningConfig, model: PreTrainedModel | None) -> str:
     """What `sparsity` is a fraction of, with all that this was counted or measured at."""
     counted = f"{config.sequence_length} tokens"
-    measured = {"flops": f", at {counted}", "latency": f", at {config.latency_batch_size} x {counted}"}
+    timed = input_size(model, config.sequence_length) if model is not None and config.budget == "latency" else counted
+    measured = {"flops": f", at {counted}", "latency": f", at {config.latency_batch_size} x {timed}"}
     return f"`{config.budget}`{measured.get(config.budget, '')}"
 
 

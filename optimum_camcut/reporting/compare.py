@@ -35,7 +35,7 @@ from ..config import PruningConfig
 from ..methods import get_scorer
 from ..planning.allocation import check_budget, make_plan
 from ..planning.latency import latency_table
-from ..planning.measure import LatencyResult, count_flops, count_parameters, measure_latency
+from ..planning.measure import LatencyResult, count_flops, count_parameters, input_size, measure_latency
 from ..planning.plan import PruningPlan
 from ..planning.times import LatencyTable
 from ..scoring.batches import Batch, limit
@@ -142,6 +142,7 @@ def compare(
         "dtype": str(model.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "repeats": repeats,
+        "input_size": input_size(model, config.sequence_length),
         "config": {name: v for name, v in config.to_dict().items() if name not in ("method", "sparsity", "recovery")},
     }
     return Comparison(_rows(whole, count_parameters(model), flops, found), settings, larger_is_better)

@@ -156,7 +156,7 @@ def render_report(
     return template.render(
         title=f"Pruned {name_of(model)}",
         base=model.config._name_or_path,
-        recipe=_as_html(recipe(plan)) if plan.config is not None else None,
+        recipe=_as_html(recipe(plan, model)) if plan.config is not None else None,
         settings=json.dumps(plan.config.to_dict(), indent=2) if plan.config is not None else None,
         tiles=_tiles(costs, results),
         rows=costs + results,

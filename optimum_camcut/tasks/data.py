@@ -27,12 +27,17 @@ from ..utils.files import nearest, read_json
 
 EVALUATION_SPLITS = ("validation", "validation_matched", "dev", "valid", "val", "eval", "test")
 FORMATS = {"parquet": "parquet", "csv": "csv", "json": "json", "jsonl": "json"}
+# Folders of such files are read by the module of `datasets` of that name.
+MEDIA = {
+    "imagefolder": ("bmp", "gif", "jpeg", "jpg", "png", "tif", "tiff", "webp"),
+    "audiofolder": ("flac", "mp3", "ogg", "opus", "wav"),
+}
 HELD_OUT, SEED = 0.1, 0  # of the training rows, where there are no others to evaluate on
 
 
 def find_files(name: str | None, train: str | None = None, validation: str | None = None) -> dict[str, list[str]]:
-    """The files of a data set, by their splits; none if it is to be read otherwise: what `save_to_disk` wrote, or a
-    data set on the Hub.
+    """The files of a data set, by their splits; none if it is to be read otherwise: what `save_to_disk` wrote, a
+    folder of images or of recordings, or a data set on the Hub.
 
     Args:
         name: see `load_data`.
@@ -54,7 +59,7 @@ def find_files(name: str | None, train: str | None = None, validation: str | Non
         if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
             raise FileNotFoundError(f"there is no folder {name} to read data from (and it cannot be a Hub id)")
         return {}
-    if _is_saved(path):
+    if _is_saved(path) or media_module(path):
         return {}
     files: dict[str, list[str]] = {}
     for each in sorted(path.iterdir()):
@@ -64,7 +69,7 @@ def find_files(name: str | None, train: str | None = None, validation: str | Non
         found = ", ".join(sorted(each.name for each in path.iterdir())[:20]) or "nothing"
         raise ValueError(
             f"{path} should hold files of one kind, named by split, such as train.parquet and validation.parquet "
-            f"(or .csv, .json, .jsonl), or what save_to_disk wrote; found {found}"
+            f"(or .csv, .json, .jsonl), images or recordings, or what save_to_disk wrote; found {found}"
         )
     return files
 
@@ -78,6 +83,27 @@ def _of_one_kind(files: dict[str, list[str]]) -> dict[str, list[str]]:
     if len({FORMATS[Path(path).suffix.lstrip(".")] for (path,) in files.values()}) != 1:
         raise ValueError(f"the files should be of one kind; got {' and '.join(path for (path,) in files.values())}")
     return files
+
+
+def media_module(folder: Path) -> str | None:
+    """The module of `datasets` that reads a folder of images or of recordings: `train/cat/1.png`, say, or files that
+    a `metadata.csv` names. None of a folder that has other files in it, such as rows that name those beside them."""
+    known = {ending for endings in MEDIA.values() for ending in endings} | {"md", "txt"}
+    for each in folder.iterdir():
+        beside = each.name.startswith(".") or each.is_dir() or each.stem == "metadata"
+        if not beside and each.suffix.lstrip(".").lower() not in known:
+            return None
+    for each in folder.rglob("*"):
+        for module, endings in MEDIA.items():
+            if each.suffix.lstrip(".").lower() in endings:
+                return module
+    return None
+
+
+def folder_of(name: str | None, train: str | None = None) -> Path:
+    """The folder that paths in the cells start from: that of the data, or of the file."""
+    path = Path(name or train or "")
+    return path if path.is_dir() else path.parent
 
 
 def _is_saved(folder: Path) -> bool:
@@ -95,6 +121,8 @@ def splits_and_columns(name: str | None, train: str | None = None, validation: s
     if files or name is None or not Path(name).is_dir():
         return {split: _columns(paths[0]) for split, paths in files.items()}
     saved = Path(name)
+    if not _is_saved(saved):
+        return {}
     parts = {"train": saved}
     if (saved / "dataset_dict.json").exists():
         parts = {split: saved / split for split in read_json(saved / "dataset_dict.json").get("splits", ())}
@@ -130,9 +158,9 @@ def load_data(
     """Reads a data set, with its splits.
 
     Args:
-        name: a folder with files named by split (`train.parquet`, `validation-00000-of-00002.csv`, `test.jsonl`), or
-            one that `save_to_disk` of `datasets` wrote; a file, of which all is for training; or a Hub id, also with
-            its configuration (`"nyu-mll/glue:sst2"`).
+        name: a folder with files named by split (`train.parquet`, `validation-00000-of-00002.csv`, `test.jsonl`), one
+            of images or recordings (see `media_module`), or one that `save_to_disk` of `datasets` wrote; a file, of
+            which all is for training; or a Hub id, also with its configuration (`"nyu-mll/glue:sst2"`).
         config: the configuration on the Hub.
         train, validation: files, in place of a name.
 
@@ -155,6 +183,8 @@ def load_data(
             return datasets.load_dataset(kind, data_files=files)
         assert name is not None, "what is not read by name has files"
         if Path(name).is_dir():
+            if not _is_saved(Path(name)) and (module := media_module(Path(name))):
+                return datasets.load_dataset(module, data_dir=name)
             saved = datasets.load_from_disk(name)
             return saved if isinstance(saved, datasets.DatasetDict) else datasets.DatasetDict(train=saved)
         name, _, own = name.partition(":")

@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import torch
 import transformers
@@ -29,6 +30,11 @@ from .task import Task
 
 
 logger = logging.getLogger(__name__)
+
+PROCESSOR_NAMES = (
+    "preprocessor_config.json",
+    "processor_config.json",
+)
 
 
 def load_model(
@@ -70,6 +76,23 @@ def load_model(
     if is_cut(config) or find(name, PLAN_NAME, hub) is not None:
         return load_pruned(name, model_class=model_class, config=config, dtype=dtype, **hub)
     return model_class.from_pretrained(name, config=config, dtype=dtype, **hub).eval()
+
+
+def load_processor(name: str, task: Task, model: PreTrainedModel, revision: str | None = None) -> Any:
+    """What makes inputs of rows for a model: a tokenizer, or what else the task takes.
+
+    Raises:
+        `ValueError`: there is none. transformers 5 would make one with the settings of another model.
+    """
+    if task.processor == "AutoTokenizer":
+        return load_tokenizer(name, model, revision)
+    hub = {"revision": revision} if revision else {}
+    if all(find(name, file, hub) is None for file in PROCESSOR_NAMES):
+        raise ValueError(
+            f"{name} has no {' or '.join(PROCESSOR_NAMES)}, which say how {task.reads}s become inputs; name the model "
+            "that it was made from by --tokenizer"
+        )
+    return getattr(transformers, task.processor).from_pretrained(name, **hub)
 
 
 def load_tokenizer(name: str, model: PreTrainedModel, revision: str | None = None) -> PreTrainedTokenizerBase:

@@ -15,9 +15,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -57,6 +60,9 @@ class RowReader(ABC):
     name: ClassVar[str]
     texts: ClassVar[tuple[tuple[str, ...], ...]]  # usual names of the columns to read, the likeliest first
     labels: ClassVar[tuple[str, ...]] = ("label", "labels", "target")
+    reads: ClassVar[str] = "text"  # what is in them
+    processor: ClassVar[str] = "AutoTokenizer"  # the class of transformers that makes inputs of it
+    folder: Path = Path()  # where paths in the cells start, if they do not at the working directory
     by_place: ClassVar[bool] = False  # it asks the tokenizer where a token is in the text
     max_length: ClassVar[int] = 128
     # A loss that is a mean over examples. Trainer takes what accepts keywords for a sum over tokens, and would
@@ -110,7 +116,9 @@ class RowReader(ABC):
                 return names
         unknown = sorted(set(given) - set(columns))
         problem = (
-            f"there is no column {', '.join(unknown)}" if given else (f"no {what} column of a usual name was found")
+            f"there is no column {', '.join(unknown)}"
+            if given
+            else f"no {cls.reads if what == 'text' else what} column of a usual name was found"
         )
         raise ValueError(
             f"{problem}; the columns are {', '.join(columns)}; choose by --{what}_column{'s' * (what == 'text')}"
@@ -271,11 +279,15 @@ class RowReader(ABC):
             rows = rows.select(range(min(limit, len(rows))))
         self.read(rows)
         encoded = rows.map(
-            self.encode, batched=True, with_indices=True, remove_columns=rows.column_names, desc="Tokenizing"
+            self.encode, batched=True, with_indices=True, remove_columns=rows.column_names, desc="Encoding"
         )
         if not len(encoded):
-            raise ValueError(f"the rows hold no text in {', '.join(self.text_columns)}")
+            raise ValueError(f"the rows hold no {self.reads} in {', '.join(self.text_columns)}")
         return encoded
+
+    def digest(self, examples: Sequence[Any]) -> int:
+        """A number for encoded examples, which others do not have."""
+        return zlib.crc32(json.dumps(examples, sort_keys=True).encode())
 
     @property
     def collator(self) -> Callable[[list[Any]], dict[str, Tensor]]:

@@ -30,7 +30,7 @@ from ..checkpoints.places import Place
 from ..config import PruningConfig
 from ..planning.allocation import make_plan
 from ..planning.latency import device_name
-from ..planning.measure import LatencyResult, longest_input, measure_latency
+from ..planning.measure import LatencyResult, input_size, longest_input, measure_latency
 from ..planning.plan import PruningPlan, plan_of
 from ..planning.times import LatencyTable
 from ..planning.twin import dense_twin
@@ -110,7 +110,7 @@ class RunReport:
             logger.info("the report tells no latency, which could not be measured: %r", error)
         else:
             dtype = str(model.dtype).removeprefix("torch.")
-            self._conditions = f"{shape[0]} x {shape[1]} tokens in {dtype} on {device_name(model.device)}"
+            self._conditions = f"{shape[0]} x {input_size(model, shape[1])} in {dtype} on {device_name(model.device)}"
         finally:
             models = {}
             release_memory()

@@ -86,10 +86,11 @@ def plot_pareto(comparison: Measured, title: str | None = None) -> Figure:
             at = (1e3 * row.latency, row.quality)
             axes.annotate(f"{row.sparsity:.0%}", at, (4, 5), textcoords="offset points", fontsize=8)
     config = comparison.settings.get("config", {})
-    batch, tokens = config.get("latency_batch_size", "?"), config.get("sequence_length", "?")
+    batch, size = config.get("latency_batch_size", "?"), f"{config.get('sequence_length', '?')} tokens"
+    size = comparison.settings.get("input_size", size)
     axes.set(
         title=title or "Quality against measured latency",
-        xlabel=f"ms a forward pass, {batch} x {tokens} tokens, {comparison.settings.get('device', '?')}",
+        xlabel=f"ms a forward pass, {batch} x {size}, {comparison.settings.get('device', '?')}",
         ylabel=comparison.quality_title,
     )
     axes.grid(alpha=0.3)

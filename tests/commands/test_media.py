@@ -1,0 +1,203 @@
+# Copyright 2026 The optimum-camcut authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Tasks whose rows are images or recordings: real files in, out comes a checkpoint that pipelines load."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from command_line import flags, main
+from datasets import ClassLabel, Dataset, Features
+from models import tiny_model
+from PIL import Image
+from transformers import AutoModelForImageClassification, ViTImageProcessor, pipeline
+from types_of_models import CONFIGS
+
+from optimum_camcut.tasks import TASKS
+from optimum_camcut.tasks.data import folder_of, load_data, splits_and_columns
+
+
+QUICK = {"num_samples": 8, "repeats": 1, "sparsity": 0.5, "batch_size": 8, "latency_batch_size": 2}
+CLASSES = ("dark", "light")
+
+
+def save_image(path, light, number):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(number).integers(0, 100, (20, 24, 3)) + 150 * light
+    Image.fromarray(pixels.astype("uint8")).save(path)
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory):
+    """Folders of dark and of light images, of both splits."""
+    folder = tmp_path_factory.mktemp("images")
+    for number in range(16):
+        name = CLASSES[number % 2]
+        split = "train" if number < 10 else "validation"
+        save_image(folder / split / name / f"{number}.png", number % 2, number)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def image_classifier(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vit")
+    names = {"id2label": dict(enumerate(CLASSES)), "label2id": {name: n for n, name in enumerate(CLASSES)}}
+    tiny_model("vit", "ImageClassification", **CONFIGS["vit"], **names).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def image_job(image_classifier, images):
+    return {"model": image_classifier, "dataset": images, "task": "image-classification", **QUICK}
+
+
+def read(folder):
+    return json.loads((folder / "pruning_results.json").read_text())
+
+
+def accuracy_of(folder, images):
+    """By a pipeline, image by image."""
+    classify = pipeline("image-classification", str(folder), trust_remote_code=True)
+    files = sorted((images / "validation").glob("*/*.png"))
+    return np.mean([classify(str(file), top_k=1)[0]["label"] == file.parent.name for file in files])
+
+
+def test_images_pruned_are_classified_by_a_pipeline(image_job, image_classifier, images, tmp_path, capsys):
+    main("prune", *flags(**image_job, output=tmp_path / "out"))
+    results, told = read(tmp_path / "out"), capsys.readouterr().out
+    assert results["pruned"]["parameters"] < results["dense"]["parameters"]
+    assert results["dense"]["metrics"]["accuracy"] == accuracy_of(image_classifier, images)
+    assert results["pruned"]["metrics"]["accuracy"] == accuracy_of(tmp_path / "out", images)
+    assert "FLOPs, 1 x 16 x 16 pixels (G)" in told and "latency, 2 x 16 x 16 pixels (ms)" in told
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "leaves the processor as it was" in card and "token" not in card
+
+
+@pytest.mark.long
+@pytest.mark.report
+def test_the_report_tells_the_size_of_images(image_job, tmp_path):
+    main("prune", *flags(**image_job, output=tmp_path / "out"))
+    assert "each of 2 x 16 x 16 pixels in float32" in (tmp_path / "out" / "report.html").read_text()
+    main("report", *flags(model=tmp_path / "out", output=tmp_path / "report.html"))
+    assert "each of 2 x 16 x 16 pixels" in (tmp_path / "report.html").read_text()
+
+
+def test_recovery_of_images_trains(image_job, tmp_path):
+    training = {"dense_epochs": 2, "recovery": "finetune", "epochs": 4, "learning_rate": 1e-2}
+    main("prune", *flags(**image_job, **training, output=tmp_path / "out"))
+    metrics = read(tmp_path / "out")["pruned"]["metrics"]
+    assert metrics["accuracy"] == 1 and metrics["loss"] < 0.5
+
+
+def test_other_commands_take_models_of_images(image_job, image_classifier, tmp_path, capsys):
+    methods = {"methods": ["magnitude"], "sparsities": [0.5]}
+    job = {name: value for name, value in image_job.items() if name != "sparsity"}
+    main("compare", *flags(**job, **methods, output=tmp_path / "compared"))
+    comparison = json.loads((tmp_path / "compared" / "comparison.json").read_text())
+    assert comparison["settings"]["input_size"] == "16 x 16 pixels" and len(comparison["rows"]) == 2
+    timed = {"dense": image_classifier, "pruned": image_classifier, "batch_sizes": 1, "repeats": 1}
+    main("benchmark", *flags(**timed))
+    assert "16 x 16 pixels" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="leave --sequence_lengths out"):
+        main("benchmark", *flags(**timed, sequence_lengths=3))
+
+
+def test_scores_are_of_the_contents_of_files(image_job, images, tmp_path):
+    """Not of their names."""
+    folder = tmp_path / "images"
+    for file in sorted(images.glob("*/*/*.png")):
+        (folder / file.relative_to(images)).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file.relative_to(images)).write_bytes(file.read_bytes())
+    job = {**image_job, "dataset": folder, "num_samples": 10}
+    scoring = {name: v for name, v in job.items() if name not in ("repeats", "sparsity", "latency_batch_size")}
+    main("score", *flags(**scoring, output=tmp_path / "scores"))
+    job["scores"] = tmp_path / "scores"
+    main("prune", *flags(**job, output=tmp_path / "out"))
+    save_image(folder / "train" / "dark" / "0.png", 0, 99)
+    with pytest.raises(SystemExit, match="examples"):
+        main("prune", *flags(**job, output=tmp_path / "other"))
+
+
+def rows_of_files(images, folder, kind):
+    """The same as rows, with paths from their own folder."""
+    folder.mkdir()
+    for split in ("train", "validation"):
+        files = sorted((images / split).glob("*/*.png"))
+        rows = []
+        for file in files:
+            (folder / file.name).write_bytes(file.read_bytes())
+            contents = {"bytes": file.read_bytes(), "path": None} if kind == "parquet" else file.name
+            rows.append({"image": contents, "label": file.parent.name})
+        features = None
+        if kind == "parquet":
+            from datasets import Image as ImageFeature
+
+            features = Features({"image": ImageFeature(), "label": ClassLabel(names=list(CLASSES))})
+            rows = [{**row, "label": CLASSES.index(row["label"])} for row in rows]
+        data = Dataset.from_list(rows, features=features)
+        {"csv": data.to_csv, "parquet": data.to_parquet, "json": data.to_json}[kind](str(folder / f"{split}.{kind}"))
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["csv", "json", "parquet"])
+def test_images_are_read_from_paths_and_from_bytes(images, tmp_path, kind):
+    """As from a folder of them."""
+    folder = rows_of_files(images, tmp_path / "rows", kind)
+    assert splits_and_columns(str(folder))["train"] == ["image", "label"]
+    batches = []
+    for name in (images, folder):
+        rows = load_data(str(name))["train"].sort("label")
+        task = TASKS["image-classification"](rows)
+        task.folder = folder_of(str(name))
+        model = tiny_model("vit", "ImageClassification", **CONFIGS["vit"])
+        task.fit_to(model, ViTImageProcessor(size={"height": 16, "width": 16}), None)
+        encoded = task.prepare(rows)
+        assert encoded.column_names == ["pixel_values", "labels"]
+        batch = task.collator([encoded[number] for number in range(len(encoded))])
+        assert batch["pixel_values"].shape == (10, 3, 16, 16)
+        batches.append(batch)
+    for sums in zip(*(batch["pixel_values"].sum((1, 2, 3)).sort().values for batch in batches)):
+        torch.testing.assert_close(*sums)
+    assert batches[0]["labels"].tolist() == batches[1]["labels"].tolist()
+
+
+def test_what_is_no_image_is_told_with_its_row(images, image_job, tmp_path):
+    folder = rows_of_files(images, tmp_path / "rows", "csv")
+    job = {**image_job, "dataset": folder, "num_samples": 10, "output": tmp_path / "out"}
+    (folder / "0.png").unlink()
+    with pytest.raises(SystemExit, match="names 0.png, and there is no such file"):
+        main("prune", *flags(**job))
+    (folder / "0.png").write_bytes(b"no image")
+    with pytest.raises(SystemExit, match=r"row \d \(from 0\) of train, column 'image', holds no image that can be"):
+        main("prune", *flags(**job))
+    with pytest.raises(SystemExit, match="no image column of a usual name was found; the columns are x, label"):
+        Dataset.from_list([{"x": "0.png", "label": 0}]).to_csv(str(tmp_path / "x.csv"))
+        main("prune", *flags(**{**job, "dataset": tmp_path / "x.csv", "output": tmp_path / "other"}))
+
+
+def test_options_without_effect_on_images_are_refused(image_job, classifier_without_processor, tmp_path):
+    with pytest.raises(SystemExit, match="has no --max_length: the image processor"):
+        main("prune", *flags(**image_job, max_length=32, output=tmp_path / "out"))
+    with pytest.raises(SystemExit, match="has no preprocessor_config.json or processor_config.json, which say"):
+        main("prune", *flags(**{**image_job, "model": classifier_without_processor}, output=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def classifier_without_processor(image_classifier, tmp_path):
+    folder = tmp_path / "bare"
+    AutoModelForImageClassification.from_pretrained(image_classifier).save_pretrained(folder)
+    return folder
