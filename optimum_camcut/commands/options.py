@@ -182,7 +182,8 @@ DATA = (
     Option(
         "task",
         "text-classification (one text or two; classes, or numbers to predict), token-classification, "
-        "question-answering, multiple-choice, fill-mask, text-generation or image-classification.",
+        "question-answering, multiple-choice, fill-mask, text-generation, image-classification or "
+        "audio-classification.",
         required=True,
     ),
     Option("text_columns", "Columns to read, in order. Default: those of a usual name.", many=True),
@@ -196,7 +197,8 @@ DATA = (
     Option("train_split", "Split to score on, to rebuild on and to train on.", "train"),
     Option(
         "max_length",
-        "Longer inputs are cut to this number of tokens. Default: 128; 384 for answers.",
+        "Longer inputs are cut to this number of tokens, recordings to this number of seconds. Default: 128; 384 for "
+        "answers; 20 for audio-classification.",
         kind=int,
         least=1,
     ),

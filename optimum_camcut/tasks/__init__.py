@@ -20,7 +20,7 @@ from . import (  # noqa: I001 - registers the tasks, in the order in which they 
     multiple_choice,
     question_answering,
     language_modeling,
-    image_classification,
+    media_classification,
 )
 from .task import TASKS, Task, get_task
 

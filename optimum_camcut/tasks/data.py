@@ -23,15 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from ..utils.files import nearest, read_json
+from .folders import SPLITS, media_in, read_media
 
 
-EVALUATION_SPLITS = ("validation", "validation_matched", "dev", "valid", "val", "eval", "test")
+EVALUATION_SPLITS = SPLITS[1:]
 FORMATS = {"parquet": "parquet", "csv": "csv", "json": "json", "jsonl": "json"}
-# Folders of such files are read by the module of `datasets` of that name.
-MEDIA = {
-    "imagefolder": ("bmp", "gif", "jpeg", "jpg", "png", "tif", "tiff", "webp"),
-    "audiofolder": ("flac", "mp3", "ogg", "opus", "wav"),
-}
 HELD_OUT, SEED = 0.1, 0  # of the training rows, where there are no others to evaluate on
 
 
@@ -59,7 +55,7 @@ def find_files(name: str | None, train: str | None = None, validation: str | Non
         if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
             raise FileNotFoundError(f"there is no folder {name} to read data from (and it cannot be a Hub id)")
         return {}
-    if _is_saved(path) or media_module(path):
+    if _is_saved(path) or media_in(path):
         return {}
     files: dict[str, list[str]] = {}
     for each in sorted(path.iterdir()):
@@ -83,21 +79,6 @@ def _of_one_kind(files: dict[str, list[str]]) -> dict[str, list[str]]:
     if len({FORMATS[Path(path).suffix.lstrip(".")] for (path,) in files.values()}) != 1:
         raise ValueError(f"the files should be of one kind; got {' and '.join(path for (path,) in files.values())}")
     return files
-
-
-def media_module(folder: Path) -> str | None:
-    """The module of `datasets` that reads a folder of images or of recordings: `train/cat/1.png`, say, or files that
-    a `metadata.csv` names. None of a folder that has other files in it, such as rows that name those beside them."""
-    known = {ending for endings in MEDIA.values() for ending in endings} | {"md", "txt"}
-    for each in folder.iterdir():
-        beside = each.name.startswith(".") or each.is_dir() or each.stem == "metadata"
-        if not beside and each.suffix.lstrip(".").lower() not in known:
-            return None
-    for each in folder.rglob("*"):
-        for module, endings in MEDIA.items():
-            if each.suffix.lstrip(".").lower() in endings:
-                return module
-    return None
 
 
 def folder_of(name: str | None, train: str | None = None) -> Path:
@@ -159,7 +140,7 @@ def load_data(
 
     Args:
         name: a folder with files named by split (`train.parquet`, `validation-00000-of-00002.csv`, `test.jsonl`), one
-            of images or recordings (see `media_module`), or one that `save_to_disk` of `datasets` wrote; a file, of
+            of images or recordings (see `folders`), or one that `save_to_disk` of `datasets` wrote; a file, of
             which all is for training; or a Hub id, also with its configuration (`"nyu-mll/glue:sst2"`).
         config: the configuration on the Hub.
         train, validation: files, in place of a name.
@@ -179,12 +160,12 @@ def load_data(
 
     try:
         if files:
-            kind = FORMATS[Path(next(iter(files.values()))[0]).suffix.lstrip(".")]
-            return datasets.load_dataset(kind, data_files=files)
+            format = FORMATS[Path(next(iter(files.values()))[0]).suffix.lstrip(".")]
+            return datasets.load_dataset(format, data_files=files)
         assert name is not None, "what is not read by name has files"
         if Path(name).is_dir():
-            if not _is_saved(Path(name)) and (module := media_module(Path(name))):
-                return datasets.load_dataset(module, data_dir=name)
+            if not _is_saved(Path(name)) and (kind := media_in(Path(name))):
+                return read_media(Path(name), kind)
             saved = datasets.load_from_disk(name)
             return saved if isinstance(saved, datasets.DatasetDict) else datasets.DatasetDict(train=saved)
         name, _, own = name.partition(":")

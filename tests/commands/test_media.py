@@ -22,7 +22,7 @@ from command_line import flags, main
 from datasets import ClassLabel, Dataset, Features
 from models import tiny_model
 from PIL import Image
-from transformers import AutoModelForImageClassification, ViTImageProcessor, pipeline
+from transformers import AutoModelForImageClassification, ViTImageProcessor, Wav2Vec2FeatureExtractor, pipeline
 from types_of_models import CONFIGS
 
 from optimum_camcut.tasks import TASKS
@@ -62,6 +62,47 @@ def image_classifier(tmp_path_factory):
 @pytest.fixture
 def image_job(image_classifier, images):
     return {"model": image_classifier, "dataset": images, "task": "image-classification", **QUICK}
+
+
+RATE = 16_000
+SOUND = {**CONFIGS["wav2vec2"], "feat_extract_norm": "layer"}  # padding then changes nothing
+
+
+def save_sound(path, high, number, rate=RATE, channels=1):
+    """A tone, for 0.1 s and a little."""
+    import soundfile
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    seconds = np.arange(rate // 10 + 20 * number) / rate
+    sound = np.sin(2 * np.pi * (1500 if high else 200) * seconds) * (0.3 + number / 50)
+    soundfile.write(path, np.stack([sound] * channels, 1), rate)
+
+
+@pytest.fixture(scope="session")
+def recordings(tmp_path_factory):
+    """Folders of low and of high tones, of both splits; some are at another rate, some have two channels."""
+    folder = tmp_path_factory.mktemp("recordings")
+    for number in range(16):
+        name, split = ("low", "high")[number % 2], "train" if number < 10 else "validation"
+        rate, channels = RATE // (1 + number % 3 // 2), 1 + number // 14
+        save_sound(folder / split / name / f"{number}.wav", number % 2, number, rate, channels)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def audio_classifier(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wav2vec2")
+    names = {"id2label": {0: "low", 1: "high"}, "label2id": {"low": 0, "high": 1}}
+    model = tiny_model("wav2vec2", "AudioClassification", **SOUND, **names, classifier_proj_size=16)
+    model.save_pretrained(folder)
+    Wav2Vec2FeatureExtractor(return_attention_mask=True).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def audio_job(audio_classifier, recordings):
+    sizes = {"sequence_length": 16}
+    return {"model": audio_classifier, "dataset": recordings, "task": "audio-classification", **QUICK, **sizes}
 
 
 def read(folder):
@@ -201,3 +242,47 @@ def classifier_without_processor(image_classifier, tmp_path):
     folder = tmp_path / "bare"
     AutoModelForImageClassification.from_pretrained(image_classifier).save_pretrained(folder)
     return folder
+
+
+def heard(path):
+    """A file as a pipeline takes it, at the model's rate, one channel."""
+    import soundfile
+    from scipy.signal import resample_poly
+
+    sound, rate = soundfile.read(path, always_2d=True)
+    return {"raw": resample_poly(sound.mean(1), RATE, rate), "sampling_rate": RATE}
+
+
+def test_recordings_pruned_are_heard_by_a_pipeline(audio_job, recordings, tmp_path, capsys, caplog):
+    caplog.set_level("INFO")
+    main("prune", *flags(**audio_job, output=tmp_path / "out"))
+    results, told = read(tmp_path / "out"), capsys.readouterr().out
+    assert results["pruned"]["parameters"] < results["dense"]["parameters"]
+    files = sorted((recordings / "validation").glob("*/*.wav"))
+    for name, folder in (("dense", audio_job["model"]), ("pruned", tmp_path / "out")):
+        classify = pipeline("audio-classification", str(folder), trust_remote_code=True)
+        hits = [classify(heard(file), top_k=1)[0]["label"] == file.parent.name for file in files]
+        assert results[name]["metrics"]["accuracy"] == pytest.approx(np.mean(hits))
+    assert "latency, 2 x 136 samples (ms)" in told  # (15 x 2 + 3 - 1) x 4 + 8, which give 16 frames
+    for line in ("at 8000 Hz are resampled to 16000 Hz", "of 2 channels are made one"):
+        assert caplog.text.count(line) == 1
+    assert "token" not in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_recovery_of_recordings_trains(audio_job, tmp_path):
+    training = {"dense_epochs": 4, "recovery": "finetune", "epochs": 6, "learning_rate": 1e-2}
+    main("prune", *flags(**audio_job, **training, output=tmp_path / "out"))
+    assert read(tmp_path / "out")["pruned"]["metrics"]["accuracy"] == 1
+
+
+def test_long_recordings_are_cut_with_a_word(audio_job, recordings, tmp_path, caplog):
+    save_sound(tmp_path / "long" / "train" / "low" / "a.wav", 0, 1000)
+    save_sound(tmp_path / "long" / "train" / "high" / "b.wav", 1, 0)
+    rows = load_data(str(tmp_path / "long"))["train"]
+    task = TASKS["audio-classification"](rows)
+    extractor = Wav2Vec2FeatureExtractor()
+    task.fit_to(tiny_model("wav2vec2", "AudioClassification", **CONFIGS["wav2vec2"]), extractor, 1)
+    encoded = task.prepare(rows)
+    caplog.set_level("INFO")
+    assert task.collator(list(encoded))["input_values"].shape == (2, RATE)
+    assert "the first 1 seconds are heard" in caplog.text

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""`image-classification`."""
+"""`image-classification` and `audio-classification`."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from .media import MediaTask
 from .metrics import CLASSIFICATION
+from .recordings import RecordingTask
 from .task import first_output, register
 
 
@@ -78,3 +79,22 @@ class ImageClassification(MediaClassification):
 
     def inputs(self, contents: list[Any]) -> dict[str, Tensor]:
         return dict(self.own_processor(contents, return_tensors="pt"))
+
+
+@register("audio-classification")
+class AudioClassification(MediaClassification, RecordingTask):
+    """Recordings, of which the first seconds count."""
+
+    head = "AudioClassification"
+    labels = ("label", "labels", "target", "intent_class", "command")
+    max_length = 20
+
+    def fit_to(self, model: PreTrainedModel, processor: Any, max_length: int | None) -> None:
+        super().fit_to(model, processor, max_length)
+        self.seconds = max_length or self.max_length
+
+    def decode(self, file: BytesIO) -> np.ndarray:
+        sound, most = super().decode(file), self.seconds * self.extractor.sampling_rate
+        if len(sound) > most:
+            self.tell(f"of recordings, the first {self.seconds} seconds are heard (--max_length)")
+        return sound[:most]
