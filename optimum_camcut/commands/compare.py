@@ -146,10 +146,10 @@ gets comparison.json, comparison.md and, with matplotlib, comparison.png.
     @staticmethod
     def _quality(job: Job, model: PreTrainedModel) -> float:
         """The task's metric of a model."""
-        from transformers import PrinterCallback, Trainer
+        from transformers import PrinterCallback, Seq2SeqTrainer, Trainer
 
         own = job.trainer
-        trainer = Trainer(
+        trainer = (Seq2SeqTrainer if isinstance(own, Seq2SeqTrainer) else Trainer)(
             model,
             own.args,
             data_collator=own.data_collator,

@@ -37,22 +37,26 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def training_arguments(arguments: argparse.Namespace, folder: str | Path, config: PruningConfig) -> TrainingArguments:
-    """`TrainingArguments`: what suits a command line, the config file's `training` section, flags."""
+def training_arguments(
+    arguments: argparse.Namespace, folder: str | Path, config: PruningConfig, task: type[Task] | None = None
+) -> TrainingArguments:
+    """`TrainingArguments`: what suits a command line, the config file's `training` section, flags. Those of
+    sequence-to-sequence models for tasks that write text."""
     import torch
-    from transformers import TrainingArguments
+    import transformers
 
     from ..tasks.metrics import larger_is_better
 
     if not torch.accelerator.is_available():
         # Otherwise processes launched on such a machine do not find each other, and each works alone.
         os.environ["ACCELERATE_USE_CPU"] = "true"
-    section = arguments.training
-    known = {field.name for field in dataclasses.fields(TrainingArguments)} - {"output_dir"}
+    section, generates = arguments.training, task is not None and task.generates
+    cls = transformers.Seq2SeqTrainingArguments if generates else transformers.TrainingArguments
+    known = {field.name for field in dataclasses.fields(cls)} - {"output_dir", "predict_with_generate"}
     if set(section) - known:
         unknown = sorted(set(section) - known)
         raise ValueError(
-            f"the training section has unknown settings {', '.join(unknown)}; it takes those of TrainingArguments, "
+            f"the training section has unknown settings {', '.join(unknown)}; it takes those of {cls.__name__}, "
             f"except output_dir, which is --output{nearest(unknown[0], known)}"
         )
     values = {
@@ -63,6 +67,7 @@ def training_arguments(arguments: argparse.Namespace, folder: str | Path, config
         "dataloader_pin_memory": torch.accelerator.is_available(),
         "disable_tqdm": not sys.stderr.isatty(),
         "seed": config.seed,
+        **({"predict_with_generate": True, "generation_max_length": task.max_target} if task and generates else {}),
         **section,
     }
     for flag, names in {
@@ -73,7 +78,7 @@ def training_arguments(arguments: argparse.Namespace, folder: str | Path, config
         values |= {name: arguments.given[flag] for name in names if flag in arguments.given}
     if values.get("metric_for_best_model"):
         values.setdefault("greater_is_better", larger_is_better(str(values["metric_for_best_model"])))
-    return TrainingArguments(output_dir=str(folder), **values)
+    return cls(output_dir=str(folder), **values)
 
 
 @dataclasses.dataclass
@@ -223,13 +228,15 @@ def make_job(
     from ..tasks import get_task
     from ..tasks.data import folder_of
     from ..tasks.models import load_model, load_processor
+    from ..training.seq2seq import CamCutSeq2SeqTrainer
     from ..training.trainer import CamCutTrainer
 
-    training = training_arguments(arguments, folder, config)
+    task_class = get_task(arguments.task)
+    training = training_arguments(arguments, folder, config, task_class)
     # The other processes then find in the cache what the first has made.
     with training.main_process_first(desc="reading the data"):
         data = _read_data(arguments)
-    task = get_task(arguments.task)(data.train, arguments.text_columns, arguments.label_column, arguments.label_names)
+    task = task_class(data.train, arguments.text_columns, arguments.label_column, arguments.label_names)
     set_seed(config.seed)  # a new head is the same in every process
     dtype = getattr(torch, arguments.dtype)
     if evaluates and arguments.metric:
@@ -238,12 +245,16 @@ def make_job(
     revision = None if arguments.tokenizer else arguments.revision
     processor = load_processor(arguments.tokenizer or arguments.model, task, model, revision)
     task.folder = folder_of(arguments.dataset, arguments.train_file)
+    if task.generates:
+        task.target_length = training.generation_max_length
     task.fit_to(model, processor, arguments.max_length)
+    if task_class.generates:
+        training.predict_with_generate = task.generates
     logger.info(_told(data, task, evaluates))
     with training.main_process_first(desc="encoding the data"):
         encoded = task.prepare(data.train, arguments.max_train_samples)
         eval_encoded = task.prepare(data.held_out, arguments.max_eval_samples) if evaluates else None
-    trainer = CamCutTrainer(
+    trainer = (CamCutSeq2SeqTrainer if task_class.generates else CamCutTrainer)(
         model=model,
         args=training,
         train_dataset=encoded,

@@ -182,8 +182,8 @@ DATA = (
     Option(
         "task",
         "text-classification (one text or two; classes, or numbers to predict), token-classification, "
-        "question-answering, multiple-choice, fill-mask, text-generation, image-classification or "
-        "audio-classification.",
+        "question-answering, multiple-choice, fill-mask, text-generation, image-classification, "
+        "audio-classification or automatic-speech-recognition (or speech-recognition).",
         required=True,
     ),
     Option("text_columns", "Columns to read, in order. Default: those of a usual name.", many=True),
@@ -198,7 +198,7 @@ DATA = (
     Option(
         "max_length",
         "Longer inputs are cut to this number of tokens, recordings to this number of seconds. Default: 128; 384 for "
-        "answers; 20 for audio-classification.",
+        "answers; 20 for audio-classification. Of speech to recognise, longer recordings are refused. Default: 30.",
         kind=int,
         least=1,
     ),

@@ -21,6 +21,7 @@ from . import (  # noqa: I001 - registers the tasks, in the order in which they 
     question_answering,
     language_modeling,
     media_classification,
+    speech_recognition,
 )
 from .task import TASKS, Task, get_task
 

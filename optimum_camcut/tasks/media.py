@@ -87,14 +87,14 @@ class MediaTask(Task):
         sums = [zlib.crc32(cell["bytes"] or Path(cell["path"]).read_bytes()) for cell in contents]
         return super().digest([sums, [each["labels"] for each in examples]])
 
-    def open(self, cell: Mapping[str, Any]) -> Any:
-        """The decoded contents of a cell.
+    def open(self, cell: Mapping[str, Any], decode: Callable[[BytesIO], Any] | None = None) -> Any:
+        """The contents of a cell, decoded as the task does or in another way.
 
         Raises:
             `ValueError`: they cannot be decoded; the message names the row.
         """
         try:
-            return self.decode(BytesIO(cell["bytes"] or Path(cell["path"]).read_bytes()))
+            return (decode or self.decode)(BytesIO(cell["bytes"] or Path(cell["path"]).read_bytes()))
         except (OSError, RuntimeError) as error:  # that of libsndfile is the latter
             named = f" ({cell['path']})" if cell["path"] else ""
             raise ValueError(f"{cell['row']} holds no {self.reads} that can be read{named}: {error}") from error

@@ -59,9 +59,11 @@ def load_model(
         if model_class is None:
             raise ValueError(f"the config of {name} names no class of transformers to load it as, but {saved!r}")
     else:
-        auto_class = getattr(transformers, f"AutoModelFor{task.head}")
-        if type(config) not in auto_class._model_mapping:
-            raise ValueError(f"{config.model_type!r} models have no head for {task.name} ({auto_class.__name__})")
+        names = [f"AutoModelFor{head}" for head in (task.head, *task.other_heads)]
+        fitting = [each for each in (getattr(transformers, n) for n in names) if type(config) in each._model_mapping]
+        if not fitting:
+            raise ValueError(f"{config.model_type!r} models have no head for {task.name} ({', '.join(names)})")
+        auto_class = fitting[0]
         model_class = auto_class._model_mapping[type(config)]
         if model_class.__name__ == saved:
             task.check_head(config)

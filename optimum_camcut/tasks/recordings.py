@@ -41,6 +41,10 @@ class RecordingTask(MediaTask):
     processor = "AutoFeatureExtractor"
     texts = (("audio",), ("speech",), ("audio_path",), ("file_name",), ("file",), ("path",))
 
+    def __init__(self, *positional: Any, **keywords: Any) -> None:
+        self.told: set[str] = set()
+        super().__init__(*positional, **keywords)
+
     def fit_to(self, model: PreTrainedModel, processor: Any, max_length: int | None) -> None:
         """Reads the rows as a model and its processor want them.
 
@@ -56,7 +60,6 @@ class RecordingTask(MediaTask):
             ) from error
         super().fit_to(model, processor, max_length)
         self.extractor = getattr(processor, "feature_extractor", processor)
-        self.told: set[str] = set()
 
     def decode(self, file: BytesIO) -> np.ndarray:
         """The samples in a file, of shape `(samples,)`, at the rate of the feature extractor."""

@@ -37,8 +37,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 IGNORED = -100  # the label of tokens that no loss counts
-Measure = Callable[[np.ndarray, np.ndarray], dict[str, float]]  # of what was predicted and what is true
+Measure = Callable[[Any, Any], dict[str, float]]  # of what was predicted and what is true
 TASKS: dict[str, type[Task]] = {}
+ALIASES = {"speech-recognition": "automatic-speech-recognition"}
 
 
 def register(name: str) -> Callable[[type[Task]], type[Task]]:
@@ -59,6 +60,7 @@ def get_task(name: str) -> type[Task]:
     Raises:
         `ValueError`: an unknown name; the message lists the known.
     """
+    name = ALIASES.get(name, name)
     if name not in TASKS:
         raise ValueError(f"unknown task {name!r}; known tasks: {', '.join(TASKS)}{nearest(name, TASKS)}")
     return TASKS[name]
@@ -73,6 +75,10 @@ class Task(RowReader):
     """
 
     head: ClassVar[str]  # AutoModelFor...
+    other_heads: ClassVar[tuple[str, ...]] = ()  # of models that have no such
+    generates: bool = False  # the metrics are of text that the model writes; of a class, that they may be
+    max_target: ClassVar[int] = 128  # tokens to write at most
+    target_length: int = 128  # the same, as it was asked for
     measured: ClassVar[tuple[str, ...]] = ("accuracy",)  # names of the metrics
     takes_metrics: ClassVar[bool] = False  # those of `evaluate`, too
 
@@ -149,8 +155,9 @@ class Task(RowReader):
         """Whether more of a metric is better."""
         return larger_is_better(name) and larger_is_better(self.metric_module)
 
-    def measure(self, predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:
-        """Metrics of the data's class numbers, or of values, of shape `(examples,)`: the task's own, or the chosen."""
+    def measure(self, predicted: Any, true: Any) -> dict[str, float]:
+        """Metrics of the data's class numbers, or of values, of shape `(examples,)`, or of lists of texts: the task's
+        own, or the chosen."""
         return (self.chosen_metric or self.own_metrics)(predicted, true)
 
     def own_metrics(self, predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:

@@ -297,7 +297,7 @@ def answered(number):
     return {"question": "what is", "context": context, "answers": {"text": [answer], "answer_start": [start]}}
 
 
-MEDIA_TASKS = ("image-classification", "audio-classification")  # in test_media.py
+MEDIA_TASKS = ("image-classification", "audio-classification", "automatic-speech-recognition")  # in test_media.py
 ROWS = {
     "text-classification": classified,
     "token-classification": lambda n: {"tokens": sentence(n).split(), "ner_tags": [(n + i) % 3 for i in range(6)]},

@@ -22,11 +22,22 @@ from command_line import flags, main
 from datasets import ClassLabel, Dataset, Features
 from models import tiny_model
 from PIL import Image
-from transformers import AutoModelForImageClassification, ViTImageProcessor, Wav2Vec2FeatureExtractor, pipeline
+from transformers import (
+    AutoModelForImageClassification,
+    ViTImageProcessor,
+    Wav2Vec2CTCTokenizer,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2Processor,
+    WhisperFeatureExtractor,
+    WhisperProcessor,
+    WhisperTokenizer,
+    pipeline,
+)
 from types_of_models import CONFIGS
 
 from optimum_camcut.tasks import TASKS
 from optimum_camcut.tasks.data import folder_of, load_data, splits_and_columns
+from optimum_camcut.tasks.text_metrics import chrf, edit_distance, error_rates, rouge
 
 
 QUICK = {"num_samples": 8, "repeats": 1, "sparsity": 0.5, "batch_size": 8, "latency_batch_size": 2}
@@ -286,3 +297,95 @@ def test_long_recordings_are_cut_with_a_word(audio_job, recordings, tmp_path, ca
     caplog.set_level("INFO")
     assert task.collator(list(encoded))["input_values"].shape == (2, RATE)
     assert "the first 1 seconds are heard" in caplog.text
+
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+@pytest.fixture(scope="session")
+def speech(tmp_path_factory):
+    """Two tones, which say "one two" and "Yes."; texts in the metadata of the folders."""
+    folder = tmp_path_factory.mktemp("speech")
+    for split, count in (("train", 10), ("validation", 6)):
+        for number in range(count):
+            save_sound(folder / split / f"{number}.wav", number % 2, number)
+        rows = [{"file_name": f"{number}.wav", "text": ("one two", "Yes.")[number % 2]} for number in range(count)]
+        Dataset.from_list(rows).to_csv(str(folder / split / "metadata.csv"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ctc(tmp_path_factory):
+    """It knows capitals."""
+    folder = tmp_path_factory.mktemp("ctc")
+    tokens = ["<pad>", "<s>", "</s>", "<unk>", "|", *LETTERS.upper(), "'"]
+    (folder / "vocab.json").write_text(json.dumps({token: number for number, token in enumerate(tokens)}))
+    tokenizer = Wav2Vec2CTCTokenizer(str(folder / "vocab.json"))
+    Wav2Vec2Processor(Wav2Vec2FeatureExtractor(return_attention_mask=True), tokenizer).save_pretrained(folder)
+    tiny_model("wav2vec2", "CTC", **SOUND).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def whisper(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whisper")
+    special = ["<|endoftext|>", "<|startoftranscript|>", "<|notimestamps|>"]
+    tokens = [*LETTERS, *LETTERS.upper(), "Ġ", ".", *special]
+    end, start = len(tokens) - 3, len(tokens) - 2
+    (folder / "vocab.json").write_text(json.dumps({token: number for number, token in enumerate(tokens)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    names = dict.fromkeys(("unk_token", "bos_token", "eos_token", "pad_token"), special[0])
+    files = str(folder / "vocab.json"), str(folder / "merges.txt")
+    tokenizer = WhisperTokenizer(*files, **names, additional_special_tokens=special[1:])
+    extractor = WhisperFeatureExtractor(feature_size=8, chunk_length=1, hop_length=500)
+    WhisperProcessor(extractor, tokenizer).save_pretrained(folder)
+    ids = {"eos_token_id": end, "pad_token_id": end, "bos_token_id": end, "decoder_start_token_id": start}
+    model = tiny_model("whisper", "SpeechSeq2Seq", **{**CONFIGS["whisper"], **ids, "vocab_size": len(tokens)})
+    model.generation_config.begin_suppress_tokens = None
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["ctc", "whisper"])
+def test_speech_is_recognised_by_what_was_pruned(kind, speech, tmp_path, request, caplog):
+    caplog.set_level("INFO")
+    job = {"model": request.getfixturevalue(kind), "dataset": speech, "task": "speech-recognition", **QUICK}
+    main("prune", *flags(**{**job, "batch_size": 1, "sequence_length": 16}, output=tmp_path / "out"))
+    metrics = read(tmp_path / "out")["pruned"]["metrics"]
+    hear = pipeline("automatic-speech-recognition", str(tmp_path / "out"), trust_remote_code=True)
+    said = [hear(heard(speech / "validation" / f"{number}.wav"))["text"].strip() for number in range(6)]
+    assert any(said) and error_rates(said, ["one two", "Yes."] * 3) == pytest.approx(
+        {name: metrics[name] for name in ("wer", "cer")}
+    )
+    if kind == "ctc":
+        assert "in upper case, whose letters the tokenizer knows" in caplog.text
+
+
+@pytest.mark.long
+def test_a_pruned_whisper_learns_again(whisper, speech, tmp_path):
+    job = {"model": whisper, "dataset": speech, "task": "automatic-speech-recognition", **QUICK, "sparsity": 0.2}
+    training = {"dense_epochs": 30, "recovery": "finetune", "epochs": 20, "learning_rate": 1e-2}
+    main("prune", *flags(**job, **training, output=tmp_path / "out"))
+    assert read(tmp_path / "out")["pruned"]["metrics"]["wer"] < 0.5
+
+
+def test_speech_that_is_too_long_is_refused(whisper, speech, tmp_path):
+    save_sound(tmp_path / "long" / "a.wav", 0, 1000)
+    Dataset.from_list([{"file_name": "a.wav", "text": "one"}] * 4).to_csv(str(tmp_path / "long" / "metadata.csv"))
+    job = {"model": whisper, "dataset": tmp_path / "long", "task": "automatic-speech-recognition", **QUICK}
+    with pytest.raises(SystemExit, match="is a recording of 1.4 seconds, and at most 1 are heard"):
+        main("prune", *flags(**job, max_length=1, output=tmp_path / "out"))
+
+
+def test_metrics_of_texts():
+    """Worked out by hand."""
+    assert edit_distance("kitten", "sitting") == 3 and edit_distance("", "abc") == 3
+    found = error_rates(["The cat, sat", "no"], ["the cat sat down", "yes no"])
+    assert found == {"wer": 2 / 6, "cer": (5 + 4) / (16 + 6)}
+    assert error_rates([""], ["a b"]) == {"wer": 1.0, "cer": 1.0}
+    found = rouge(["the cat sat"], ["the sat cat down"])
+    assert found == pytest.approx({"rougeL": 2 * 2 / 7, "rouge1": 2 * 3 / 7, "rouge2": 0})
+    assert rouge(["a b c"], ["x a b"])["rouge2"] == pytest.approx(2 * 1 / 4)
+    # Of "ab" and "ac": one of two characters, none of one pair; no side has more.
+    assert chrf(["a b"], ["ac"]) == {"chrf": pytest.approx(0.25)}
+    assert chrf(["same text"], ["same text"]) == {"chrf": 1.0} and chrf([""], ["a"]) == {"chrf": 0.0}
