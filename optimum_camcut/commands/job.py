@@ -249,7 +249,7 @@ def make_job(
         task.target_length = training.generation_max_length
     task.fit_to(model, processor, arguments.max_length)
     if task_class.generates:
-        training.predict_with_generate = task.generates
+        training.predict_with_generate, training.generation_max_length = task.generates, task.target_length
     logger.info(_told(data, task, evaluates))
     with training.main_process_first(desc="encoding the data"):
         encoded = task.prepare(data.train, arguments.max_train_samples)

@@ -182,8 +182,8 @@ DATA = (
     Option(
         "task",
         "text-classification (one text or two; classes, or numbers to predict), token-classification, "
-        "question-answering, multiple-choice, fill-mask, text-generation, image-classification, "
-        "audio-classification or automatic-speech-recognition (or speech-recognition).",
+        "question-answering, multiple-choice, fill-mask, text-generation, summarization, translation, "
+        "image-classification, audio-classification or automatic-speech-recognition (or speech-recognition).",
         required=True,
     ),
     Option("text_columns", "Columns to read, in order. Default: those of a usual name.", many=True),
@@ -197,8 +197,9 @@ DATA = (
     Option("train_split", "Split to score on, to rebuild on and to train on.", "train"),
     Option(
         "max_length",
-        "Longer inputs are cut to this number of tokens, recordings to this number of seconds. Default: 128; 384 for "
-        "answers; 20 for audio-classification. Of speech to recognise, longer recordings are refused. Default: 30.",
+        "Longer inputs are cut to this number of tokens, recordings to this number of seconds; recordings with a text "
+        "are refused. Default: 128; 384 for answers; 512 for texts to summarize or translate; 20 seconds for "
+        "audio-classification, 30 for automatic-speech-recognition.",
         kind=int,
         least=1,
     ),
@@ -216,8 +217,8 @@ EVALUATION = (
         "metric",
         "What to compare by: a metric of the task, or one of evaluate, by name or path, with its configuration after "
         "a colon (glue:cola); or loss. Less is better of mse, mae, rmse, perplexity and whatever ends with loss or "
-        "error; of any other, more is taken to be better. Default: accuracy, Spearman's correlation or the F1 of "
-        "answers.",
+        "error; of any other, more is taken to be better. Default: the first that the task measures: accuracy, "
+        "Spearman's correlation, the F1 of answers, rougeL, chrf or wer.",
     ),
 )
 REPEATS = Option("repeats", "Timings of every model.", 10, int, least=1)

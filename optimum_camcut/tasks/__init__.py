@@ -20,6 +20,7 @@ from . import (  # noqa: I001 - registers the tasks, in the order in which they 
     multiple_choice,
     question_answering,
     language_modeling,
+    text_to_text,
     media_classification,
     speech_recognition,
 )

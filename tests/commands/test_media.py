@@ -280,6 +280,7 @@ def test_recordings_pruned_are_heard_by_a_pipeline(audio_job, recordings, tmp_pa
     assert "token" not in (tmp_path / "out" / "README.md").read_text()
 
 
+@pytest.mark.long
 def test_recovery_of_recordings_trains(audio_job, tmp_path):
     training = {"dense_epochs": 4, "recovery": "finetune", "epochs": 6, "learning_rate": 1e-2}
     main("prune", *flags(**audio_job, **training, output=tmp_path / "out"))

@@ -1,0 +1,148 @@
+# Copyright 2026 The optimum-camcut authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Summaries and translations: what the model writes is measured, before and after it is pruned."""
+
+import json
+
+import pytest
+from command_line import flags, main
+from datasets import Dataset
+from models import tiny_model
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+from types_of_models import CONFIGS
+
+from optimum_camcut import load_pruned
+from optimum_camcut.tasks.text_metrics import chrf, rouge
+
+
+SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
+WORDS = "one two three four five six eins zwei drei vier sechs summarize : translate".split()
+QUICK = {"num_samples": 8, "repeats": 1, "sparsity": 0.3, "batch_size": 4, "latency_batch_size": 2, "max_length": 16}
+QUICK["sequence_length"] = 8
+
+
+def words(number, count):
+    return " ".join(WORDS[(number * 5 + place * (number % 3 + 1)) % 11] for place in range(count))
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """Folders of a tiny T5 and of a tiny BART, with a tokenizer of whole words."""
+    folders = {}
+    vocabulary = {word: number for number, word in enumerate([*SPECIAL, *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing("$A </s>", "$A $B </s>", [("</s>", 2)])
+    names = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    for name in ("t5", "bart"):
+        folders[name] = tmp_path_factory.mktemp(name)
+        prefixes = {"summarization": {"prefix": "summarize : "}, "translation_en_to_de": {"prefix": "translate : "}}
+        changes = {"task_specific_params": prefixes} if name == "t5" else {}
+        tiny_model(name, "Seq2SeqLM", **CONFIGS[name], **changes).save_pretrained(folders[name])
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folders[name])
+    return folders
+
+
+def write(folder, rows):
+    folder.mkdir()
+    for split in ("train", "validation"):
+        Dataset.from_list(rows).to_json(str(folder / f"{split}.json"))
+    return folder
+
+
+def summarized(number):
+    return {"document": words(number, 6), "summary": words(number, 2)}
+
+
+def translated(number):
+    return {"translation": {"en": words(number, 3), "de": words(number + 1, 3)}}
+
+
+def written(folder, texts, length):
+    """One by one, as a user would."""
+    model, tokenizer = load_pruned(folder), PreTrainedTokenizerFast.from_pretrained(folder)
+    found = []
+    for text in texts:
+        tokens = model.generate(**tokenizer(text, return_tensors="pt"), max_length=length, do_sample=False)
+        found.append(tokenizer.decode(tokens[0], skip_special_tokens=True))
+    return found
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart"])
+def test_summaries_of_what_was_pruned_are_measured(kind, checkpoint, tmp_path, caplog):
+    caplog.set_level("INFO")
+    rows = [summarized(number) for number in range(8)]
+    (tmp_path / "run.yaml").write_text("training:\n  generation_max_length: 6\n")
+    job = {"model": checkpoint[kind], "dataset": write(tmp_path / "data", rows), "task": "summarization", **QUICK}
+    main("prune", *flags(**job, config=tmp_path / "run.yaml", output=tmp_path / "out"))
+    results = json.loads((tmp_path / "out" / "pruning_results.json").read_text())
+    prefix = "summarize : " if kind == "t5" else ""
+    assert ("every text gets 'summarize : ' before it" in caplog.text) == bool(prefix)
+    texts = written(tmp_path / "out", [prefix + row["document"] for row in rows], 6)
+    expected = rouge(texts, [row["summary"] for row in rows])
+    assert {name: results["pruned"]["metrics"][name] for name in expected} == pytest.approx(expected)
+    assert results["pruned"]["parameters"] < results["dense"]["parameters"]
+
+
+def test_translations_are_learned_again(checkpoint, tmp_path, caplog):
+    caplog.set_level("INFO")
+    rows = [translated(number % 4) for number in range(16)]
+    job = {"model": checkpoint["t5"], "dataset": write(tmp_path / "data", rows), "task": "translation", **QUICK}
+    training = {"dense_epochs": 5, "recovery": "finetune", "epochs": 10, "learning_rate": 1e-2}
+    training["config"] = tmp_path / "run.yaml"
+    (tmp_path / "run.yaml").write_text("training:\n  generation_max_length: 6\n")
+    main("prune", *flags(**job, **training, output=tmp_path / "out"))
+    metrics = json.loads((tmp_path / "out" / "pruning_results.json").read_text())["pruned"]["metrics"]
+    assert "translating en into de" in caplog.text and "every text gets 'translate : '" in caplog.text
+    assert list(metrics) == ["chrf", "loss"] and metrics["chrf"] > 0.9
+    texts = written(tmp_path / "out", ["translate : " + row["translation"]["en"] for row in rows[:4]], 16)
+    assert chrf(texts, [row["translation"]["de"] for row in rows[:4]])["chrf"] > 0.9
+
+
+def test_models_that_write_are_compared(checkpoint, tmp_path):
+    rows = [{"source": words(number, 3), "target": words(number + 1, 3)} for number in range(4)]
+    (tmp_path / "run.yaml").write_text("training:\n  generation_max_length: 6\n")
+    data, output = write(tmp_path / "data", rows), tmp_path / "out"
+    job = {"model": checkpoint["bart"], "dataset": data, "task": "translation", **QUICK, "sparsities": 0.5}
+    job |= {"methods": "magnitude", "config": tmp_path / "run.yaml", "output": output}
+    del job["sparsity"]
+    main("compare", *flags(**job))
+    found = json.loads((output / "comparison.json").read_text())
+    assert found["settings"]["metric"] == "chrf" and all(0 <= row["quality"] <= 1 for row in found["rows"])
+
+
+@pytest.mark.parametrize(
+    "task, row, message",
+    [
+        ("translation", {"translation": "one"}, "'translation' should have pairs of texts by language; or name two"),
+        ("translation", {"translation": {"en": "a", "de": "b", "fr": "c"}}, "should have texts in two languages"),
+        ("translation", {"translation": {"en": "one", "de": None}}, "column 'de', should have text"),
+        ("summarization", {"document": "one", "summary": None}, "column 'summary', should have text"),
+    ],
+)
+def test_what_is_no_pair_of_texts_is_refused(task, row, message, checkpoint, tmp_path):
+    whole = {"translation": {"en": "one", "de": "two"}, "document": "one", "summary": "two"}
+    rows = [row, {name: whole[name] for name in row}] if "None" in str(row) else [row]
+    data = write(tmp_path / "data", rows)
+    with pytest.raises(SystemExit, match=message):
+        main("prune", *flags(model=checkpoint["t5"], dataset=data, task=task, output=tmp_path / "out", **QUICK))
+
+
+def test_what_is_generated_cannot_be_left_out(checkpoint, tmp_path):
+    (tmp_path / "run.yaml").write_text("training:\n  predict_with_generate: false\n")
+    data = write(tmp_path / "data", [summarized(number) for number in range(8)])
+    job = {"model": checkpoint["t5"], "dataset": data, "task": "summarization", **QUICK, "output": tmp_path / "out"}
+    with pytest.raises(SystemExit, match="unknown settings predict_with_generate; it takes those of Seq2SeqTraining"):
+        main("prune", *flags(**job, config=tmp_path / "run.yaml"))
