@@ -15,24 +15,15 @@
 
 import json
 
+import media
 import numpy as np
 import pytest
 import torch
 from command_line import flags, main
 from datasets import ClassLabel, Dataset, Features
+from media import IMAGE_CLASSES, RATE, save_image, save_sound
 from models import tiny_model
-from PIL import Image
-from transformers import (
-    AutoModelForImageClassification,
-    ViTImageProcessor,
-    Wav2Vec2CTCTokenizer,
-    Wav2Vec2FeatureExtractor,
-    Wav2Vec2Processor,
-    WhisperFeatureExtractor,
-    WhisperProcessor,
-    WhisperTokenizer,
-    pipeline,
-)
+from transformers import AutoModelForImageClassification, ViTImageProcessor, Wav2Vec2FeatureExtractor, pipeline
 from types_of_models import CONFIGS
 
 from optimum_camcut.tasks import TASKS
@@ -41,73 +32,28 @@ from optimum_camcut.tasks.text_metrics import chrf, edit_distance, error_rates, 
 
 
 QUICK = {"num_samples": 8, "repeats": 1, "sparsity": 0.5, "batch_size": 8, "latency_batch_size": 2}
-CLASSES = ("dark", "light")
 
 
-def save_image(path, light, number):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(number).integers(0, 100, (20, 24, 3)) + 150 * light
-    Image.fromarray(pixels.astype("uint8")).save(path)
+def written(write):
+    """A fixture of a folder that is written once."""
 
+    @pytest.fixture(scope="session", name=write.__name__.removeprefix("make_").removeprefix("write_"))
+    def folder(tmp_path_factory):
+        where = tmp_path_factory.mktemp("written")
+        write(where)
+        return where
 
-@pytest.fixture(scope="session")
-def images(tmp_path_factory):
-    """Folders of dark and of light images, of both splits."""
-    folder = tmp_path_factory.mktemp("images")
-    for number in range(16):
-        name = CLASSES[number % 2]
-        split = "train" if number < 10 else "validation"
-        save_image(folder / split / name / f"{number}.png", number % 2, number)
     return folder
 
 
-@pytest.fixture(scope="session")
-def image_classifier(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("vit")
-    names = {"id2label": dict(enumerate(CLASSES)), "label2id": {name: n for n, name in enumerate(CLASSES)}}
-    tiny_model("vit", "ImageClassification", **CONFIGS["vit"], **names).save_pretrained(folder)
-    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)
-    return folder
+_images, _recordings, _speech = map(written, (media.write_images, media.write_recordings, media.write_speech))
+_image_classifier, _audio_classifier = map(written, (media.make_image_classifier, media.make_audio_classifier))
+_ctc, _whisper = map(written, (media.make_ctc, media.make_whisper))
 
 
 @pytest.fixture
 def image_job(image_classifier, images):
     return {"model": image_classifier, "dataset": images, "task": "image-classification", **QUICK}
-
-
-RATE = 16_000
-SOUND = {**CONFIGS["wav2vec2"], "feat_extract_norm": "layer"}  # padding then changes nothing
-
-
-def save_sound(path, high, number, rate=RATE, channels=1):
-    """A tone, for 0.1 s and a little."""
-    import soundfile
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    seconds = np.arange(rate // 10 + 20 * number) / rate
-    sound = np.sin(2 * np.pi * (1500 if high else 200) * seconds) * (0.3 + number / 50)
-    soundfile.write(path, np.stack([sound] * channels, 1), rate)
-
-
-@pytest.fixture(scope="session")
-def recordings(tmp_path_factory):
-    """Folders of low and of high tones, of both splits; some are at another rate, some have two channels."""
-    folder = tmp_path_factory.mktemp("recordings")
-    for number in range(16):
-        name, split = ("low", "high")[number % 2], "train" if number < 10 else "validation"
-        rate, channels = RATE // (1 + number % 3 // 2), 1 + number // 14
-        save_sound(folder / split / name / f"{number}.wav", number % 2, number, rate, channels)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def audio_classifier(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("wav2vec2")
-    names = {"id2label": {0: "low", 1: "high"}, "label2id": {"low": 0, "high": 1}}
-    model = tiny_model("wav2vec2", "AudioClassification", **SOUND, **names, classifier_proj_size=16)
-    model.save_pretrained(folder)
-    Wav2Vec2FeatureExtractor(return_attention_mask=True).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture
@@ -195,10 +141,10 @@ def rows_of_files(images, folder, kind):
             rows.append({"image": contents, "label": file.parent.name})
         features = None
         if kind == "parquet":
-            from datasets import Image as ImageFeature
+            from datasets import Image
 
-            features = Features({"image": ImageFeature(), "label": ClassLabel(names=list(CLASSES))})
-            rows = [{**row, "label": CLASSES.index(row["label"])} for row in rows]
+            features = Features({"image": Image(), "label": ClassLabel(names=list(IMAGE_CLASSES))})
+            rows = [{**row, "label": IMAGE_CLASSES.index(row["label"])} for row in rows]
         data = Dataset.from_list(rows, features=features)
         {"csv": data.to_csv, "parquet": data.to_parquet, "json": data.to_json}[kind](str(folder / f"{split}.{kind}"))
     return folder
@@ -298,53 +244,6 @@ def test_long_recordings_are_cut_with_a_word(audio_job, recordings, tmp_path, ca
     caplog.set_level("INFO")
     assert task.collator(list(encoded))["input_values"].shape == (2, RATE)
     assert "the first 1 seconds are heard" in caplog.text
-
-
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
-
-
-@pytest.fixture(scope="session")
-def speech(tmp_path_factory):
-    """Two tones, which say "one two" and "Yes."; texts in the metadata of the folders."""
-    folder = tmp_path_factory.mktemp("speech")
-    for split, count in (("train", 10), ("validation", 6)):
-        for number in range(count):
-            save_sound(folder / split / f"{number}.wav", number % 2, number)
-        rows = [{"file_name": f"{number}.wav", "text": ("one two", "Yes.")[number % 2]} for number in range(count)]
-        Dataset.from_list(rows).to_csv(str(folder / split / "metadata.csv"))
-    return folder
-
-
-@pytest.fixture(scope="session")
-def ctc(tmp_path_factory):
-    """It knows capitals."""
-    folder = tmp_path_factory.mktemp("ctc")
-    tokens = ["<pad>", "<s>", "</s>", "<unk>", "|", *LETTERS.upper(), "'"]
-    (folder / "vocab.json").write_text(json.dumps({token: number for number, token in enumerate(tokens)}))
-    tokenizer = Wav2Vec2CTCTokenizer(str(folder / "vocab.json"))
-    Wav2Vec2Processor(Wav2Vec2FeatureExtractor(return_attention_mask=True), tokenizer).save_pretrained(folder)
-    tiny_model("wav2vec2", "CTC", **SOUND).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def whisper(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("whisper")
-    special = ["<|endoftext|>", "<|startoftranscript|>", "<|notimestamps|>"]
-    tokens = [*LETTERS, *LETTERS.upper(), "Ġ", ".", *special]
-    end, start = len(tokens) - 3, len(tokens) - 2
-    (folder / "vocab.json").write_text(json.dumps({token: number for number, token in enumerate(tokens)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    names = dict.fromkeys(("unk_token", "bos_token", "eos_token", "pad_token"), special[0])
-    files = str(folder / "vocab.json"), str(folder / "merges.txt")
-    tokenizer = WhisperTokenizer(*files, **names, additional_special_tokens=special[1:])
-    extractor = WhisperFeatureExtractor(feature_size=8, chunk_length=1, hop_length=500)
-    WhisperProcessor(extractor, tokenizer).save_pretrained(folder)
-    ids = {"eos_token_id": end, "pad_token_id": end, "bos_token_id": end, "decoder_start_token_id": start}
-    model = tiny_model("whisper", "SpeechSeq2Seq", **{**CONFIGS["whisper"], **ids, "vocab_size": len(tokens)})
-    model.generation_config.begin_suppress_tokens = None
-    model.save_pretrained(folder)
-    return folder
 
 
 @pytest.mark.parametrize("kind", ["ctc", "whisper"])

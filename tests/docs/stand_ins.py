@@ -19,6 +19,7 @@ A library that is given a name looks for a folder of this name first. So the blo
 import random
 from pathlib import Path
 
+import media
 import torch
 import transformers
 from datasets import ClassLabel, Dataset, Features, Sequence, Value
@@ -36,6 +37,16 @@ MODELS = {
     "distilbert/distilbert-base-uncased": ("MaskedLM", "distilbert"),
     "openai-community/gpt2": ("CausalLM", "gpt2"),
     "meta-llama/Llama-2-7b-hf": ("CausalLM", "llama"),
+    "google-t5/t5-small": ("Seq2SeqLM", "t5"),
+}
+MEDIA = {
+    "nateraw/vit-base-beans": media.make_image_classifier,
+    "superb/wav2vec2-base-superb-ks": media.make_audio_classifier,
+    "openai/whisper-tiny.en": media.make_whisper,
+    "facebook/wav2vec2-base-960h": media.make_ctc,
+    "photos": media.write_images,
+    "sounds": media.write_recordings,
+    "speech": media.write_speech,
 }
 SIZES = {
     "bert": {"num_hidden_layers": 2, "intermediate_size": 320, "max_position_embeddings": 512},
@@ -43,6 +54,7 @@ SIZES = {
     "gpt2": {"n_layer": 2, "n_inner": 320, "n_positions": 512},
     "llama": {"num_hidden_layers": 2, "intermediate_size": 320, "max_position_embeddings": 512},
 }
+SIZES["t5"] = {"d_ff": 320, "num_layers": 2, "decoder_start_token_id": 0}
 ROWS = {"train": 16, "validation": 8}
 WORDS = {0: ["war", "state", "city", "year"], 1: ["name", "first", "what", "is"]}
 CLASSES = {"label": ClassLabel(names=["negative", "positive"]), "idx": Value("int32")}
@@ -56,6 +68,7 @@ FEATURES = {
     ),
     "unimelb-nlp/wikiann:en": Features({"tokens": Sequence(Value("string")), "ner_tags": TAGS}),
     "rajpurkar/squad": Features({"question": Value("string"), "context": Value("string"), "answers": ANSWERS}),
+    "EdinburghNLP/xsum": Features({"document": Value("string"), "summary": Value("string")}),
     "Salesforce/wikitext:wikitext-2-raw-v1": Features({"text": Value("string")}),
 }
 
@@ -64,6 +77,8 @@ def make_stand_ins(folder: Path, tokenizer_path: Path) -> None:
     """Writes all models and data sets."""
     for name, (task, architecture) in MODELS.items():
         make_model(folder / name, task, architecture, tokenizer_path)
+    for name, make in MEDIA.items():
+        make(folder / name)
     for name in FEATURES:
         make_data(folder, name)
 

@@ -226,9 +226,9 @@ def run_command(words, started):
             assert not started or rest[0] in SHORTER, f"mark this block: {words}"
             run_script(*rest, *SHORTER.get(rest[0], []), started=started)
     elif program == "pip":
-        extras = re.findall(r"\[(.+?)\]", rest[-1])
+        extras = ",".join(re.findall(r"\[(.+?)\]", rest[-1])).split(",")
         known = (REPOSITORY / "pyproject.toml").read_text()
-        assert not started and rest[0] == "install" and all(f"\n{each} = [" in known for each in extras)
+        assert not started and rest[0] == "install" and all(f"\n{each} = [" in known for each in extras if each)
     elif program == "make":
         assert not started and f"\n{rest[0]}:" in (REPOSITORY / "Makefile").read_text()
     else:
