@@ -33,6 +33,7 @@ from .families import (
     gpt_neox,
     llama,
     mixtral,
+    mobilebert,
     modernbert,
     mpnet,
     opt,
@@ -130,7 +131,7 @@ def _check_entry(check: _Check, entry: Architecture) -> None:
     check.need(isinstance(entry.variants, Mapping), "variants", "a dict of condition -> fields", entry.variants)
     known = [each.name for each in dataclasses.fields(Architecture) if each.name != "variants"]
     for condition, changes in entry.variants.items():
-        valid = isinstance(condition, str) and re.fullmatch(r"\w+=\w+(&\w+=\w+)*", condition) is not None
+        valid = isinstance(condition, str) and re.fullmatch(r"\w+=[\w-]+(&\w+=[\w-]+)*", condition) is not None
         check.need(valid, "a key of variants", "a field of the config and its value, 'field=value'", condition)
         check.need(isinstance(changes, Mapping), f"variants[{condition!r}]", "a dict of the fields", changes)
         for name in changes:
@@ -246,7 +247,7 @@ def unsupported_architecture(model_type: str, why: str = "") -> str:
 
 # One entry per `model_type`.
 ARCHITECTURES = Table()
-ENCODERS = (bert, distilbert, albert, mpnet, deberta, modernbert)
+ENCODERS = (bert, distilbert, albert, mpnet, deberta, modernbert, mobilebert)
 DECODERS = (gpt2, gpt_neox, bloom, opt, llama, mixtral)
 for family in (*ENCODERS, *DECODERS, bart, t5, vit, swin, wav2vec2):
     ARCHITECTURES.update(family.ENTRIES)

@@ -97,18 +97,28 @@ def _forward_to_stop(model: PreTrainedModel, batch: Batch) -> None:
 
 def find_stages(model: PreTrainedModel, batch: Batch, groups: Sequence[PrunableGroup]) -> list[list[Stage]]:
     """The order in which blocks run, cut where no block runs both before and after; one list for each stack, up to the
-    last stage that has a group."""
+    last stage that has a group.
+
+    Raises:
+        `ValueError`: something else than a block changes what goes from one to the next."""
     calls: list[str] = []
+    handed_on: dict[str, tuple[Any, ...]] = {}  # stack -> what its last block gave
     lengths: dict[str, int] = {}
     stack_of = {block.path: block.name.partition("layer.")[0] for block in blocks_of(model)}
     with ExitStack() as stack:
         for path in stack_of:
 
-            def record(module: nn.Module, args: Any, output: Any, path: str = path) -> None:
+            def record(module: nn.Module, args: Any, keywords: Any, output: Any, path: str = path) -> None:
                 calls.append(path)
                 lengths[path] = len(output) if isinstance(output, tuple | list) else 0
+                gives = tuple(output) if lengths[path] else (output,)
+                gets = (*args, *keywords.values())
+                _check_handed_on(path, handed_on.get(stack_of[path]), gets)
+                new = [each if not any(each is other for other in gets) else None for each in gives[1:]]
+                later = stack_of[path] in handed_on  # what the first block makes for all is taken note of
+                handed_on[stack_of[path]] = (gives[0], *(new if later else ()))
 
-            stack.callback(_hook(model.get_submodule(path), record).remove)
+            stack.callback(model.get_submodule(path).register_forward_hook(record, with_kwargs=True).remove)
         _forward_to_stop(model, take(batch, 1))
     stages, start = dict[str, list[Stage]](), 0
     for end in range(1, len(calls) + 1):
@@ -121,6 +131,22 @@ def find_stages(model: PreTrainedModel, batch: Batch, groups: Sequence[PrunableG
         while of_stack and not of_stack[-1].groups:
             of_stack.pop()
     return [of_stack for of_stack in stages.values() if of_stack]
+
+
+def _check_handed_on(path: str, gave: tuple[Any, ...] | None, gets: tuple[Any, ...]) -> None:
+    """Raises `ValueError` unless a block gets the hidden states that the last one gave, and nothing else of it."""
+    if gave is None:
+        return
+    same = gets[0] is gave[0] or (isinstance(gave[0], Tensor) and torch.equal(gets[0], gave[0]))
+    streams = [
+        each for each in gave[1:] if isinstance(each, Tensor) and each.dim() == gets[0].dim()
+    ]  # no maps by head
+    more = any(each is other for each in streams for other in gets)
+    if not same or more:
+        what = "a second stream goes from block to block" if more else "hidden states are changed between blocks"
+        raise ValueError(
+            f"{what}, before {path}: reconstruct goes block by block, so it cannot rebuild this model; leave it out"
+        )
 
 
 def start_stream(model: PreTrainedModel, stages: Sequence[Stage], batch: Batch, number: int) -> Stream:

@@ -22,7 +22,7 @@ import transformers
 from marks import few
 from models import mask_units, random_plan
 from transformers import CONFIG_MAPPING
-from types_of_models import OLD, ONLY_5, TYPES, batch_of, config_of, model_of, type_of, with_own_entries
+from types_of_models import OLD, ONLY_5, TYPES, WITHOUT_AUTO, batch_of, config_of, model_of, type_of, with_own_entries
 
 from optimum_camcut import (
     PruningConfig,
@@ -61,7 +61,9 @@ SOME += [
     "t5",
     "mixtral",
 ]
+SOME += ["yolos"]
 SOME = [name for name in SOME if name in TYPES]
+NOT_BLOCK_BY_BLOCK = {"luke": "a second stream", "lilt": "a second stream", "yolos": "hidden states are changed"}
 OF_SOME = few([*SOME, *(name for name in TYPES if name not in SOME)], len(SOME))
 EACH = [pytest.param(name, marks=[] if name in OWN else pytest.mark.long) for name in TYPES]
 
@@ -115,7 +117,7 @@ def test_cut_equals_masked_and_loads(name, seeds, tmp_path):
         cut.save_pretrained(tmp_path / f"{name}-{seed}")
         by_package = load_pruned(tmp_path / f"{name}-{seed}", model_class=type(cut))
         assert torch.equal(result(by_package, batch), result(cut, batch))
-        if seed == 0 and name != "siglip_text_model":  # no class of transformers loads that by its config
+        if seed == 0 and name not in WITHOUT_AUTO:
             targets = {target.rpartition(".")[2]: auto for auto, target in cut.config.auto_map.items()}
             auto = getattr(transformers, targets[type(cut).__name__])
             by_file = auto.from_pretrained(tmp_path / f"{name}-{seed}", trust_remote_code=True).eval()
@@ -127,7 +129,7 @@ def test_cut_equals_masked_and_loads(name, seeds, tmp_path):
 def test_sublayers_go_and_the_rest_loads(name, tmp_path):
     model = model_of(name)
     if "layers" not in possible_kinds(model):
-        assert type_of(name) == "openai-gpt"
+        assert type_of(name) == "openai-gpt" or (OLD and name == "lilt")
         return
     groups = find_groups(model, ("layers",))
     gone = {group.name: [] for group in groups[1::2]}
@@ -206,6 +208,11 @@ def test_rebuilding_comes_closer(name):
         return sum(float((result(cut, batch) - result(dense, batch)).square().mean()) for batch in batches)
 
     before = distance()
+    if name in NOT_BLOCK_BY_BLOCK:
+        with pytest.raises(ValueError, match="cannot rebuild this model"):
+            reconstruct(cut, dense, plan, batches, disable_tqdm=True)
+        assert distance() == before
+        return
     reconstruct(cut, dense, plan, batches, disable_tqdm=True)
     if all(group.observed == "inside" for group in find_groups(dense)):
         assert distance() == before  # of experts, nothing is rebuilt
@@ -236,6 +243,10 @@ def test_block_by_block_gives_what_the_model_gives(name):
         model(**batch)
         for handle in handles:
             handle.remove()
+        if name in NOT_BLOCK_BY_BLOCK:
+            with pytest.raises(ValueError, match=NOT_BLOCK_BY_BLOCK[name] if not OLD else "cannot rebuild this model"):
+                find_stages(model, batch, find_groups(model))
+            return
         for stages in find_stages(model, batch, find_groups(model)):
             stream = start_stream(model, stages, batch, 0)
             for stage in stages:

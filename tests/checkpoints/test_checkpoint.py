@@ -189,10 +189,10 @@ def test_heads_pruned_by_transformers_4_load(tmp_path):
     assert reloaded.pruning_plan.keep == model.pruning_plan.keep
 
 
-def test_an_architecture_of_the_users_own_travels_with_its_checkpoint(without_package, tmp_path):
+def test_an_architecture_of_the_users_own_travels_with_its_checkpoint(without_package, tmp_path, monkeypatch):
     """An entry that was added at run time is written into the stand-alone file, and needs nothing else to load."""
     name = "tapas"
-    assert name not in TABLE
+    monkeypatch.delitem(TABLE, name)
     config = transformers.AutoConfig.for_model(name, **CONFIGS["bert"])
     TABLE[name] = type(TABLE["bert"])(
         layers="encoder.layer.{}",

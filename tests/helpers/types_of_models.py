@@ -46,6 +46,18 @@ _IMAGES = {
     "num_channels": 3,
 }
 _STAGES = {"image_size": 16, "num_channels": 3}
+_WINDOWS = {**_STAGES, "patch_size": 2, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 2}
+_PYRAMID: dict[str, Any] = {
+    "num_encoder_blocks": 2,
+    "depths": [2, 2],
+    "hidden_sizes": [16, 32],
+    "num_attention_heads": [2, 4],
+    "sr_ratios": [2, 1],
+    "patch_sizes": [3, 3],
+    "strides": [2, 2],
+    "mlp_ratios": [2, 2],
+    "decoder_hidden_size": 16,
+}
 _SEQ2SEQ = {
     **_WORDS,
     "d_model": 32,
@@ -91,17 +103,21 @@ _FAMILIES: list[tuple[str, dict[str, Any]]] = [
     ),
     ("starcoder2 phi phi3 stablelm cohere cohere2 glm glm4 helium seed_oss arcee nemotron exaone4", _DECODER),
     ("hunyuan_v1_dense apertus", _DECODER),
-    ("gpt2 openai-gpt gpt_bigcode", _GPT),
+    ("gpt2 openai-gpt gpt_bigcode imagegpt", _GPT),
     ("gptj codegen", {**_GPT, "rotary_dim": 4}),
     ("gpt_neox biogpt eurobert", _ENCODER),
     ("bert roberta xlm-roberta camembert electra ernie rembert roberta-prelayernorm megatron-bert", _ENCODER),
     ("xlm-roberta-xl layoutlm esm data2vec-text deberta deberta-v2 roformer yoso bert-generation", _ENCODER),
     ("markuplm nystromformer visual_bert roc_bert mpnet modernbert nomic_bert", _ENCODER),
+    ("tapas chinese_clip_text_model mra blip_text_model", _ENCODER),
+    ("blip_vision_model chinese_clip_vision_model", _IMAGES),
+    ("swinv2 donut-swin maskformer-swin", _WINDOWS),
+    ("persimmon", _ENCODER),
     ("vit deit beit vit_mae vit_msn data2vec-vision ijepa dpt siglip_vision_model clip_vision_model", _IMAGES),
     ("clip_text_model siglip_text_model", _ENCODER),
     ("clip siglip", _TOWERS),
     ("bart mbart pegasus marian m2m_100 blenderbot blenderbot-small plbart", _SEQ2SEQ),
-    ("t5 mt5 umt5", _T5),
+    ("t5 mt5 umt5 longt5", _T5),
     ("wav2vec2 hubert wavlm data2vec-audio unispeech unispeech-sat sew", _SOUND),
 ]
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -112,6 +128,20 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "olmoe": {**_EXPERTS, "intermediate_size": 24},
     "gpt_oss": {**_DECODER, "num_local_experts": 5, "num_experts_per_tok": 2, "intermediate_size": 24},
     "albert": {**_ENCODER, "embedding_size": 16, "num_hidden_groups": 1, "inner_group_num": 2},
+    "luke": {**_ENCODER, "entity_vocab_size": 20, "entity_emb_size": 16},
+    "bros": {**_ENCODER, "hidden_size": 64, "dim_bbox": 8},
+    "lilt": {**_ENCODER, "hidden_size": 48},
+    "convbert": {**_ENCODER, "embedding_size": 32, "conv_kernel_size": 3},
+    "mobilebert": {**_ENCODER, "embedding_size": 16, "intra_bottleneck_size": 16, "num_feedforward_networks": 3},
+    "canine": {
+        **_ENCODER,
+        "num_hash_buckets": 64,
+        "local_transformer_stride": 4,
+        "downsampling_rate": 2,
+        "upsampling_kernel_size": 2,
+    },
+    "ctrl": {**_WORDS, "n_embd": 32, "dff": 37, "n_layer": 3, "n_head": 4, "n_positions": 64},
+    "yolos": {**_IMAGES, "image_size": (16, 16), "num_detection_tokens": 3},
     "distilbert": {
         **_WORDS,
         "dim": 32,
@@ -170,18 +200,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "max_length": 16,
         "num_mel_bins": 8,
     },
-    "swin": {**_STAGES, "patch_size": 2, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 2},
-    "segformer": {
-        "num_encoder_blocks": 2,
-        "depths": [2, 2],
-        "hidden_sizes": [16, 32],
-        "num_attention_heads": [2, 4],
-        "sr_ratios": [2, 1],
-        "patch_sizes": [3, 3],
-        "strides": [2, 2],
-        "mlp_ratios": [2, 2],
-        "decoder_hidden_size": 16,
-    },
+    "swin": _WINDOWS,
+    **dict.fromkeys(["segformer", "glpn"], _PYRAMID),
     "whisper": {**_SEQ2SEQ, "num_mel_bins": 8, "max_source_positions": 16, "max_target_positions": 16},
     "speech_to_text": {
         **_SEQ2SEQ,
@@ -210,14 +230,24 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "dinov2-swiglu": ("dinov2", {"use_swiglu_ffn": True}),
     "beit-own-bias": ("beit", {"use_relative_position_bias": True}),
     "beit-shared-bias": ("beit", {"use_shared_relative_position_bias": True}),
+    "longt5-global": ("longt5", {"encoder_attention_type": "transient-global", "global_block_size": 2}),
     "t5-gated": ("t5", {"feed_forward_proj": "gated-gelu"}),
     "wav2vec2-stable": ("wav2vec2", {"do_stable_layer_norm": True, "feat_extract_norm": "layer"}),
 }
 # What transformers 4.57 lacks; Apertus it cannot build without storage, which loading begins with.
 ONLY_5 = ("ministral3", "eurobert", "nomic_bert", "siglip_text_model", "apertus", "stablelm-normed")
+# There the configs of the parts are not known by their names.
+ONLY_5 += ("blip_text_model", "blip_vision_model", "chinese_clip_text_model")
 ONLY_5 += ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "gpt_oss")  # there experts are cut
 OLD = transformers.__version__.startswith("4.")
 TYPES = [name for name in (*CONFIGS, *VARIANTS) if not (OLD and name in ONLY_5)]
+# Classes that no class of transformers loads by their configs.
+WITHOUT_AUTO = {
+    "siglip_text_model": "SiglipTextModel",
+    "blip_text_model": "BlipTextModel",
+    "blip_vision_model": "BlipVisionModel",
+    "chinese_clip_text_model": "ChineseCLIPTextModel",
+}
 _FIRST = (
     ("ForSeq2SeqLM", "ForSpeechSeq2Seq"),
     ("ForCausalLM", "ForSequenceClassification", "ForCTC", "ForImageClassification", "ForAudioClassification", ""),
@@ -246,11 +276,11 @@ def model_of(name: str, seed: int = 0) -> PreTrainedModel:
     several, others = _FIRST
     language = getattr(config, "is_decoder", True) is not False  # encoders can be decoders too, in another mode
     tasks = several if getattr(config, "is_encoder_decoder", False) else others[not language :]
-    if name in ("clip", "siglip"):
+    if name in ("clip", "siglip", "canine"):  # of canine, tasks do not read all blocks
         tasks = ()
     autos = [getattr(transformers, f"AutoModel{task}") for task in (*tasks, "")]
     found = [auto for auto in autos if isinstance(auto._model_mapping.get(type(config), None), type)]
-    model = (found[0].from_config(config) if found else transformers.SiglipTextModel(config)).eval()
+    model = (found[0].from_config(config) if found else getattr(transformers, WITHOUT_AUTO[name])(config)).eval()
     with torch.no_grad():
         for path, parameter in model.named_parameters():
             if "embed_positions" not in path:  # some are sines, and not saved
@@ -267,6 +297,16 @@ def batch_of(model: PreTrainedModel, seed: int = 0) -> dict[str, torch.Tensor]:
     image = torch.rand(ROWS, 3, 16, 16, generator=draw)
     if config.model_type in ("clip", "siglip"):
         return {"input_ids": ids, "pixel_values": image}
+    if config.model_type in ("lilt", "bros"):
+        boxes = torch.rand(ROWS, TOKENS, 4, generator=draw).sort(-1).values
+        return {**words, "bbox": (boxes * 50).long() if config.model_type == "lilt" else boxes}
+    if config.model_type == "luke":
+        entities = torch.randint(1, 20, (ROWS, 3), generator=draw)
+        places = torch.randint(0, TOKENS, (ROWS, 3, 2), generator=draw)
+        names = {"entity_ids": entities, "entity_attention_mask": torch.ones_like(entities)}
+        return {**words, **names, "entity_position_ids": places}
+    if config.model_type == "imagegpt":
+        return {"input_ids": ids}
     if config.model_type == "vit_mae":
         return {"pixel_values": image, "noise": torch.rand(ROWS, 16, generator=draw)}
     if config.model_type == "videomae":

@@ -76,13 +76,56 @@ NYSTROMFORMER = replace(
         "attention.self.conv.out_channels": UNIT,
     },
 )
+# Queries of their own between words and entities. Attention stays: it gives the two apart.
+LUKE = replace(
+    BERT,
+    heads=(
+        *BERT.heads[:3],
+        *(Cut(f"attention.self.{pair}_query", "out", HEAD, optional=True) for pair in ("w2e", "e2w", "e2e")),
+        BERT.heads[3],
+    ),
+    residual=(None, "intermediate.dense"),
+    bypass=({}, {"intermediate": "input", "output": "residual"}),
+    native_pruned_heads=False,
+)
+# Half of the heads are convolutions, whose sizes go by the heads.
+CONVBERT = Architecture(
+    layers="encoder.layer.{}",
+    neurons=BERT.neurons,
+    residual=("intermediate.dense",),
+    bypass=({"intermediate": "input", "output": "residual"},),
+    config_fields=BERT.config_fields,
+    refused={"heads": "its convolution of the values is made of the queries and keys of all heads"},
+)
+LILT = replace(
+    CONVBERT,
+    config_fields={},  # the layout has a stream of its own, with a share of them
+    refused={"heads": "each goes with one of the layout, of a size of its own"},
+    variants={"transformers=4": {"residual": (None,), "bypass": None}},  # a block gives a tuple in a tuple
+)
+MRA = replace(
+    CONVBERT, refused={"heads": "its attention gives zeros without a kernel of the Hub, so a cut cannot be proved"}
+)
+# Encoders of characters, before and behind that of what they are joined to.
+PATHS = {"first": "initial_char_encoder", "encoder": "encoder", "last": "final_char_encoder"}
+CANINE = {
+    name: replace(BERT, layers=f"{path}.layer.{{}}", native_pruned_heads=False, config_fields={})
+    for name, path in PATHS.items()
+}
+CANINE["first"] = replace(CANINE["first"], residual=(None, "intermediate.dense"))  # its attention sees a part
 
 ENTRIES = {
     **dict.fromkeys(["bert", "roberta", "xlm-roberta", "camembert", "electra"], BERT),
     **dict.fromkeys(["ernie", "rembert", "data2vec-text", "roformer", "yoso", "bert-generation"], BERT),
-    **dict.fromkeys(["roc_bert", "visual_bert"], BERT),
+    **dict.fromkeys(["roc_bert", "visual_bert", "blip_text_model"], BERT),
+    "tapas": replace(BERT, native_pruned_heads=False),
+    "luke": LUKE,
+    "convbert": CONVBERT,
+    "lilt": LILT,
+    "mra": MRA,
+    "canine": CANINE,
     "layoutlmv3": LAYOUTLMV3,
-    **dict.fromkeys(["layoutlm", "markuplm", "splinter"], LAYOUTLM),
+    **dict.fromkeys(["layoutlm", "markuplm", "splinter", "chinese_clip_text_model", "bros"], LAYOUTLM),
     "xmod": XMOD,
     "roberta-prelayernorm": PRE_NORM,
     "megatron-bert": MEGATRON,

@@ -48,5 +48,23 @@ GPT_BIGCODE = replace(
         }
     },
 )
+CTRL = Architecture(
+    layers="h.{}",
+    heads=(
+        Cut("multi_head_attention.Wq", "out", HEAD),
+        Cut("multi_head_attention.Wk", "out", HEAD),
+        Cut("multi_head_attention.Wv", "out", HEAD),
+        Cut("multi_head_attention.dense", "in", HEAD),
+    ),
+    neurons=(Cut("ffn.0", "out"), Cut("ffn.2", "in")),
+    residual=("layernorm1", "layernorm2"),
+    attributes={"multi_head_attention.num_heads": UNIT, "multi_head_attention.d_model_size": HEAD},
+    bypass=(
+        {"layernorm1": "input", "multi_head_attention": "zeros pair"},
+        {"layernorm2": "input", "ffn": "zeros"},
+    ),
+    config_fields={"neurons": ("dff",)},
+)
+IMAGEGPT = replace(GPT2, native_pruned_heads=False)
 
-ENTRIES = {"gpt2": GPT2, "openai-gpt": OPENAI_GPT, "gpt_bigcode": GPT_BIGCODE}
+ENTRIES = {"ctrl": CTRL, "imagegpt": IMAGEGPT, "gpt2": GPT2, "openai-gpt": OPENAI_GPT, "gpt_bigcode": GPT_BIGCODE}

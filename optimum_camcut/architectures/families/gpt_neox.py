@@ -13,6 +13,8 @@
 # limitations under the License.
 """GPT-NeoX, GPT-J, GPT-Neo and CodeGen."""
 
+from dataclasses import replace
+
 from ..entry import HEAD, UNIT, Architecture, Cut
 
 
@@ -65,5 +67,16 @@ CODEGEN = Architecture(
     config_fields=GPTJ.config_fields,
     refused={"heads": "its fused map holds them in four parts, and its forward splits what comes out in four"},
 )
+PERSIMMON = replace(
+    GPT_NEOX,
+    heads=(Cut("self_attn.query_key_value", "out", "3 * head"), Cut("self_attn.dense", "in", HEAD)),
+    residual=("input_layernorm", "post_attention_layernorm"),
+    attributes={"self_attn.num_heads": UNIT},
+    bypass=(
+        {"input_layernorm": "input", "self_attn": "zeros pair"},
+        {"post_attention_layernorm": "input", "mlp": "zeros"},
+    ),
+    variants={},
+)
 
-ENTRIES = {"gpt_neox": GPT_NEOX, "gptj": GPTJ, "gpt_neo": GPT_NEO, "codegen": CODEGEN}
+ENTRIES = {"persimmon": PERSIMMON, "gpt_neox": GPT_NEOX, "gptj": GPTJ, "gpt_neo": GPT_NEO, "codegen": CODEGEN}

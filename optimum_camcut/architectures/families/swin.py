@@ -13,6 +13,8 @@
 # limitations under the License.
 """Swin and SegFormer, whose blocks come in stages of growing width."""
 
+from dataclasses import replace
+
 from ..entry import HEAD, UNIT, Architecture, Cut
 from .bert import BERT
 from .vit import VIT
@@ -88,5 +90,30 @@ SEGFORMER = Architecture(
         }
     },
 )
+GLPN = replace(SEGFORMER, **SEGFORMER.variants["transformers=4"], variants={})
+# It has the names that transformers 4 has for Swin.
+DONUT = replace(SWIN, **SWIN.variants["transformers=4"], variants={})
+# The norms come behind the sub-layers, and the position bias is made by a small network of its own.
+SWINV2 = replace(
+    DONUT,
+    heads=(
+        *OLD_ATTENTION[:-1],
+        Cut("attention.self.logit_scale", 0),
+        Cut("attention.self.continuous_position_bias_mlp.2", "out"),
+        OLD_ATTENTION[-1],
+    ),
+    residual=(None, None),
+    bypass=(
+        {"attention": "zeros pair", "layernorm_before": "input"},
+        {"intermediate": "input", "output": "zeros", "layernorm_after": "input"},
+    ),
+)
 
-ENTRIES = {"swin": SWIN, "segformer": SEGFORMER}
+ENTRIES = {
+    "swinv2": SWINV2,
+    "donut-swin": DONUT,
+    "maskformer-swin": DONUT,
+    "glpn": GLPN,
+    "swin": SWIN,
+    "segformer": SEGFORMER,
+}

@@ -83,5 +83,32 @@ UMT5 = {
         bypass=(*UMT5_GONE, {"layer.2.layer_norm": "input", "layer.2.DenseReluDense": "zeros"}),
     ),
 }
+# The encoder sees a window, and has other names for that.
+LOCAL = "layer.0.LocalSelfAttention"
+LONGT5 = {
+    "encoder": replace(
+        T5["encoder"],
+        heads=attention(LOCAL, Cut(f"{LOCAL}.relative_attention_bias.weight", 1, optional=True)),
+        attributes={f"{LOCAL}.n_heads": UNIT, f"{LOCAL}.inner_dim": HEAD},
+        bypass=(
+            {"layer.0.layer_norm": "input", LOCAL: "zeros pair"},
+            {"layer.1.layer_norm": "input", "layer.1.DenseReluDense": "zeros"},
+        ),
+        own_bias={LOCAL: "relative_attention_bias"},
+        head_size=f"{LOCAL}.key_value_proj_dim",
+        variants={
+            "encoder_attention_type=transient-global": {
+                "heads": (),
+                "residual": ("layer.1.layer_norm",),
+                "bypass": ({"layer.1.layer_norm": "input", "layer.1.DenseReluDense": "zeros"},),
+                "attributes": {},
+                "own_bias": {},
+                "head_size": "",
+                "refused": {"heads": "its layers share an embedding of what lies far away, besides that of positions"},
+            }
+        },
+    ),
+    "decoder": T5["decoder"],
+}
 
-ENTRIES = {"t5": T5, "mt5": T5, "umt5": UMT5}
+ENTRIES = {"longt5": LONGT5, "t5": T5, "mt5": T5, "umt5": UMT5}

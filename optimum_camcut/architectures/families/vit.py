@@ -154,8 +154,14 @@ SIGLIP = Architecture(
     config_fields={"neurons": ("intermediate_size",)},
     head_size="self_attn.head_dim",
 )
+NARROW = "its forward takes all heads together to be as wide as the hidden state"
+FUSED = replace(
+    SIGLIP,
+    heads=(Cut("self_attn.qkv", "out", HEAD, blocks=3), Cut("self_attn.projection", "in", HEAD)),
+    refused={"heads": NARROW},
+)
 # Transformers 4 has a model of one tower one module deeper, and its attention cannot be narrowed.
-REFUSED = {"heads": "in transformers 4 its forward takes all heads together to be as wide as the hidden state"}
+REFUSED = {"heads": f"in transformers 4 {NARROW}"}
 
 
 def alone(tower: str, **changes: Any) -> Architecture:
@@ -180,13 +186,15 @@ TOWERS = {"text": one_of_two("text"), "vision": one_of_two("vision")}
 ENTRIES = {
     **dict.fromkeys(["vit", "deit", "vit_mae", "vit_msn", "ijepa", "audio-spectrogram-transformer"], VIT),
     "dpt": OLD,
+    "yolos": OLD,
     "videomae": VIDEOMAE,
+    "blip_vision_model": FUSED,
     "data2vec-vision": DATA2VEC,
     "dinov2": DINOV2,
     "dinov2_with_registers": DINOV2,
     "beit": BEIT,
     **dict.fromkeys(["clip_text_model", "siglip_text_model"], alone("text")),
-    "clip_vision_model": alone("vision"),
+    **dict.fromkeys(["clip_vision_model", "chinese_clip_vision_model"], alone("vision")),
     "siglip_vision_model": alone("vision", config_fields={}),  # its pooling head has a layer of the same size
     **dict.fromkeys(["clip", "siglip"], TOWERS),
 }
