@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import subprocess
 import sys
@@ -37,9 +38,12 @@ from ..architectures.structure import Block, blocks_of, check_supported, label_o
 from ..planning.plan import PruningPlan
 from ..surgery.cut import apply_plan
 from ..utils.sharding import check_whole
-from .paths import check_paths, wrong
+from .agreement import check_agreement, first_blocks
+from .paths import check_batch, check_paths, wrong
 from .saving import auto_map
 
+
+logger = logging.getLogger(__name__)
 
 TOLERANCE = 1e-4  # of the largest output, in float32
 NOISE = 0.1  # of the spread of each parameter: what starts at zero would hide what was forgotten
@@ -58,7 +62,8 @@ torch.save(output.logits if hasattr(output, "logits") else output[0], folder + "
 
 def check_architecture(model: PreTrainedModel, batch: Mapping[str, Any], *, reload: bool = True) -> None:
     """Checks the entry of a model's architecture in `ARCHITECTURES`: that all it names is in the model and has the
-    size that it should have; that the model cut by heads, by neurons, by whole sub-layers where the entry has
+    size that it should have; that each output of a linear map changes the unit that the entry gives it to, and no
+    other; that the model cut by heads, by neurons, by whole sub-layers where the entry has
     `bypass`, and by all of these computes what the model computes with the removed units at zero; that the modules of
     `residual` read what the layers' outputs are added to; and that a process with nothing but torch and transformers
     loads what was cut and computes the same.
@@ -76,9 +81,19 @@ def check_architecture(model: PreTrainedModel, batch: Mapping[str, Any], *, relo
         `ValueError`: the architecture has no entry, or it is wrong; names the entry and the field. Or the model was
             cut already.
     """
+    check_entry(model, batch, reload, check_agreement)
+
+
+def check_entry(
+    model: PreTrainedModel,
+    batch: Mapping[str, Any],
+    reload: bool,
+    agreement: Callable[[PreTrainedModel, Mapping[str, Any]], int] | None = None,
+) -> None:
+    """`check_architecture`, where the machine has found the entry without asking it once more whether it agrees."""
     check_bare(model, "check_architecture")
     check_whole(model, "check_architecture")
-    _check_batch(batch)
+    check_batch(batch)
     check_supported(model)
     if getattr(model, "pruning_plan", None) is not None:
         raise ValueError("check_architecture takes a model that was not cut; load or make it anew")
@@ -91,6 +106,7 @@ def check_architecture(model: PreTrainedModel, batch: Mapping[str, Any], *, relo
             for parameter in dense.parameters():
                 spread = parameter.std() if parameter.numel() > 1 else parameter.abs()
                 parameter.add_(torch.randn_like(parameter) * (NOISE * spread.nan_to_num() + 0.02))
+        maps = agreement(dense, batch) if agreement else 0
         cut = _check_units(dense, batch)
         check_residual(dense, batch)
         if "layers" in possible_kinds(dense):
@@ -102,6 +118,14 @@ def check_architecture(model: PreTrainedModel, batch: Mapping[str, Any], *, relo
                 cut = _cut(dense, {**(cut.pruning_plan.keep if cut else {}), **emptied}, "bypass")
         if reload and cut is not None:
             _check_reload(cut, batch)
+    logger.info(
+        "the entry %r is right: %s cut against masked%s, %d linear maps changed output by output%s",
+        model.config.model_type,
+        ", ".join(possible_kinds(model)),
+        " alone and together" if len(possible_kinds(model)) > 1 else "",
+        maps,
+        ", loaded in a new process" if reload and cut is not None else "; not loaded in a new process",
+    )
 
 
 def _check_units(dense: PreTrainedModel, batch: Mapping[str, Any]) -> PreTrainedModel | None:
@@ -133,17 +157,6 @@ def _without_pairs(batch: dict[str, Any]) -> dict[str, Any]:
     if max(rows.values(), default=0) != 2:
         return batch
     return {name: torch.cat([value, value[:1]]) if rows.get(name) == 2 else value for name, value in batch.items()}
-
-
-def _check_batch(batch: Any) -> None:
-    expected = "check_architecture takes a batch of tensors by name, such as tokenizer(texts, return_tensors='pt')"
-    if not isinstance(batch, Mapping):
-        raise TypeError(f"{expected}; got a {type(batch).__name__}")
-    for name, value in batch.items():
-        if not isinstance(value, Tensor | bool | int | float | str | None):
-            raise TypeError(f"{expected}; {name!r} is a {type(value).__name__}")
-    if not any(isinstance(value, Tensor) for value in batch.values()):
-        raise TypeError(f"{expected}; it has none")
 
 
 def _some(group: PrunableGroup) -> list[int]:
@@ -232,18 +245,10 @@ def _without(model: PreTrainedModel, group: PrunableGroup, gone: Sequence[int]) 
         handle.remove()
 
 
-def _firsts(model: PreTrainedModel) -> list[Block]:
-    """The first block of each stack."""
-    firsts: dict[str, Block] = {}
-    for block in blocks_of(model):
-        firsts.setdefault(block.name.partition("layer.")[0], block)
-    return list(firsts.values())
-
-
 def check_residual(dense: PreTrainedModel, batch: Mapping[str, Any]) -> None:
     """A projection's output is added to what the module of `residual` reads: where it is what that lacks of the first
     token's, all tokens leave the block alike, whatever norms come behind."""
-    for block in _firsts(dense):
+    for block in first_blocks(dense):
         for number, part in enumerate(block.entry.sublayers):
             if part.residual is not None and part in block.sublayers(dense):
                 _check_reads(dense, block, part, f"residual[{number}]", batch)
@@ -289,7 +294,7 @@ def _check_reads(dense: PreTrainedModel, block: Block, part: Sublayer, field: st
 def _check_layers(dense: PreTrainedModel, batch: Mapping[str, Any]) -> None:
     """Without a sub-layer the residual stream passes unchanged, from where that reads it to where the next one does;
     without all of them, through the block."""
-    for block in _firsts(dense):
+    for block in first_blocks(dense):
         parts = _removable(dense, block)
         if [part.name for part in parts] != list(dict.fromkeys(part.name for part in block.entry.sublayers)):
             continue

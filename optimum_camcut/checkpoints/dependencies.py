@@ -21,8 +21,8 @@ all that lies in its fused maps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -288,3 +288,48 @@ def layout(labels: Tensor) -> tuple[list[int], int]:
     if any(len(each) > 1 for each in widths):
         raise NotDerived("its units are not of one size")
     return [each.pop() for each in widths], rest
+
+
+def reached_inputs(
+    model: PreTrainedModel,
+    block: nn.Module,
+    parameter: nn.Parameter,
+    place: int,
+    index: int,
+    output: str,
+    batch: Mapping[str, Any],
+) -> Tensor:
+    """Which inputs of a projection change with one slice of a parameter: bool of shape `(inputs,)`."""
+    values = []
+    for step in (0.0, STEP):
+        with _moved(parameter, place, index, step):
+            values.append(_input_of(model, block, output, batch))
+    return differs(values[1], values[0]).flatten(0, -2).any(0)
+
+
+@contextmanager
+def _moved(parameter: nn.Parameter, place: int, index: int, step: float) -> Iterator[None]:
+    before = parameter.detach().clone()
+    part = parameter.select(place, index)
+    part.add_(step * torch.rand(part.shape, generator=torch.Generator().manual_seed(0)).to(part))  # not all alike
+    try:
+        yield
+    finally:
+        parameter.copy_(before)
+
+
+def _input_of(model: PreTrainedModel, block: nn.Module, output: str, batch: Mapping[str, Any]) -> Tensor:
+    seen: list[Tensor] = []
+
+    def see(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        seen.append(args[0])
+        raise Stop
+
+    handle = block.get_submodule(output).register_forward_pre_hook(see)
+    try:
+        model(**batch)
+    except Stop:
+        pass
+    finally:
+        handle.remove()
+    return seen[0]

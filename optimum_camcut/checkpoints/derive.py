@@ -19,7 +19,6 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -32,8 +31,8 @@ from ..architectures.entry import HEAD, SUBLAYERS, UNIT, Architecture, Cut, feat
 from ..architectures.structure import blocks_of, features_of, linear_map, structure_of
 from ..architectures.table import ARCHITECTURES, unsupported_architecture
 from ..planning.measure import random_inputs
-from .check import check_architecture, check_residual
-from .dependencies import STEP, NotDerived, Stop, Units, differs, find_stacks, find_units, layout, linear_maps
+from .check import check_entry, check_residual
+from .dependencies import NotDerived, Units, find_stacks, find_units, layout, linear_maps, reached_inputs
 
 
 logger = logging.getLogger(__name__)
@@ -128,7 +127,7 @@ def _proved(twin: PreTrainedModel, batch: Mapping[str, Tensor], stack: str, entr
 
 def _check(twin: PreTrainedModel, batch: Mapping[str, Tensor], stack: str, entry: Architecture) -> None:
     ARCHITECTURES[twin.config.model_type] = {stack: entry} if stack else entry
-    check_architecture(twin, batch, reload=False)
+    check_entry(twin, batch, reload=False)
 
 
 CONFIG_FIELDS = ("num_attention_heads", "num_key_value_heads")
@@ -293,53 +292,9 @@ def _parameters(
                 continue
             width = size // count
             reached = [
-                _reached(model, block, parameter, place, k, units.output, batch) for k in (0, size // 2, size - 1)
+                reached_inputs(model, block, parameter, place, k, units.output, batch)
+                for k in (0, size // 2, size - 1)
             ]
             wanted = [units.labels == k // width for k in (0, size // 2, size - 1)]
             if all(r.any() and not (r & ~w).any() for r, w in zip(reached, wanted)):
                 yield Cut(path, place, said(width) if width > 1 else UNIT)
-
-
-def _reached(
-    model: PreTrainedModel,
-    block: nn.Module,
-    parameter: nn.Parameter,
-    place: int,
-    index: int,
-    output: str,
-    batch: Mapping[str, Any],
-) -> Tensor:
-    """Which inputs of a projection change with one slice of a parameter: bool of shape `(inputs,)`."""
-    values = []
-    for step in (0.0, STEP):
-        with _moved(parameter, place, index, step):
-            values.append(_input_of(model, block, output, batch))
-    return differs(values[1], values[0]).flatten(0, -2).any(0)
-
-
-@contextmanager
-def _moved(parameter: nn.Parameter, place: int, index: int, step: float) -> Iterator[None]:
-    before = parameter.detach().clone()
-    part = parameter.select(place, index)
-    part.add_(step * torch.rand(part.shape, generator=torch.Generator().manual_seed(0)).to(part))  # not all alike
-    try:
-        yield
-    finally:
-        parameter.copy_(before)
-
-
-def _input_of(model: PreTrainedModel, block: nn.Module, output: str, batch: Mapping[str, Any]) -> Tensor:
-    seen: list[Tensor] = []
-
-    def see(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-        seen.append(args[0])
-        raise Stop
-
-    handle = block.get_submodule(output).register_forward_pre_hook(see)
-    try:
-        model(**batch)
-    except Stop:
-        pass
-    finally:
-        handle.remove()
-    return seen[0]

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -29,6 +30,18 @@ from ..architectures.structure import Block, blocks_of, check_blocks, config_fie
 def wrong(model: PreTrainedModel, field: str, what: str) -> ValueError:
     """The error to raise: what is wrong with a field of the entry."""
     return ValueError(f"the entry {model.config.model_type!r} of ARCHITECTURES: {field} {what}")
+
+
+def check_batch(batch: Any) -> None:
+    """Raises `TypeError` unless a batch is of tensors by name."""
+    expected = "check_architecture takes a batch of tensors by name, such as tokenizer(texts, return_tensors='pt')"
+    if not isinstance(batch, Mapping):
+        raise TypeError(f"{expected}; got a {type(batch).__name__}")
+    for name, value in batch.items():
+        if not isinstance(value, Tensor | bool | int | float | str | None):
+            raise TypeError(f"{expected}; {name!r} is a {type(value).__name__}")
+    if not any(isinstance(value, Tensor) for value in batch.values()):
+        raise TypeError(f"{expected}; it has none")
 
 
 def check_paths(model: PreTrainedModel) -> None:

@@ -19,6 +19,7 @@ import re
 import pytest
 import torch
 from models import ARCHITECTURES, TOKENS, tiny_batch, tiny_model
+from types_of_models import batch_of, model_of
 
 from optimum_camcut import PruningPlan, apply_plan, check_architecture, find_groups
 from optimum_camcut.architectures.modeling_camcut import ARCHITECTURES as TABLE
@@ -77,10 +78,20 @@ def changed(cuts: tuple[Cut, ...], number: int, **changes) -> tuple[Cut, ...]:
 @pytest.mark.parametrize(
     ("architecture", "changes", "message"),
     [
-        ("bert", {"heads": without(BERT.heads, 1)}, "heads misses something"),
-        ("bert", {"heads": without(BERT.heads, 2)}, "heads misses something"),
-        ("llama", {"neurons": without(LLAMA.neurons, 1)}, "neurons misses something"),
-        ("llama", {"heads": without(LLAMA.heads, 2)}, "heads misses something"),
+        ("bert", {"heads": without(BERT.heads, 1)}, "heads misses 'attention.self.key': output 0 of it changes 0"),
+        ("bert", {"heads": without(BERT.heads, 2)}, "heads misses 'attention.self.value'"),
+        ("llama", {"neurons": without(LLAMA.neurons, 1)}, "neurons misses 'mlp.up_proj': output 0 of it changes 0"),
+        ("llama", {"heads": without(LLAMA.heads, 2)}, "heads misses 'self_attn.v_proj'"),
+        (
+            "gpt2",
+            {"heads": changed(TABLE["gpt2"].heads, 0, width="3 * head", blocks=1)},
+            "heads gives output 8 of 'attn.c_attn' to number 0, but it changes 1",
+        ),
+        (
+            "bert",
+            {"heads": (*BERT.heads[:3], Cut("output.dense", "out", HEAD), BERT.heads[3])},
+            "heads names 'output.dense', but no output of it changes",
+        ),
         (
             "bert",
             {"heads": changed(BERT.heads, 1, module="attention.self.keys")},
@@ -117,6 +128,22 @@ def test_what_is_wrong_for_the_model_is_named(architecture, changes, message, mo
     monkeypatch.setitem(TABLE, architecture, dataclasses.replace(TABLE[architecture], **changes))
     with pytest.raises(ValueError, match=f"the entry '{architecture}' of ARCHITECTURES: .*{message}"):
         check_architecture(tiny_model(architecture), tiny_batch(), reload=False)
+
+
+@pytest.mark.once
+def test_a_bias_that_was_forgotten_is_named(monkeypatch):
+    entry = TABLE["beit"]
+    monkeypatch.setitem(TABLE, "beit", dataclasses.replace(entry, heads=without(entry.heads, 3)))
+    model = model_of("beit-own-bias")
+    with pytest.raises(ValueError, match="heads misses '.*relative_position_bias_table': number 3 of its dimension 1"):
+        check_architecture(model, batch_of(model), reload=False)
+
+
+def test_what_was_checked_is_told(caplog):
+    with caplog.at_level("INFO", "optimum_camcut"):
+        check_architecture(tiny_model("bert"), tiny_batch(), reload=False)
+    assert "the entry 'bert' is right: heads, neurons, layers cut against masked alone and together" in caplog.text
+    assert "6 linear maps changed output by output; not loaded in a new process" in caplog.text
 
 
 @pytest.mark.once

@@ -65,7 +65,8 @@ SOME += ["yolos"]
 SOME = [name for name in SOME if name in TYPES]
 NOT_BLOCK_BY_BLOCK = {"luke": "a second stream", "lilt": "a second stream", "yolos": "hidden states are changed"}
 OF_SOME = few([*SOME, *(name for name in TYPES if name not in SOME)], len(SOME))
-EACH = [pytest.param(name, marks=[] if name in OWN else pytest.mark.long) for name in TYPES]
+SLOW = ("longt5-global", "canine", "chinese_clip_vision_model")  # the same code as others, or large
+EACH = [pytest.param(name, marks=[] if name in OWN and name not in SLOW else pytest.mark.long) for name in TYPES]
 
 
 def result(model, batch):
