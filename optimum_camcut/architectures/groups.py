@@ -51,7 +51,7 @@ KINDS = ("heads", "neurons", "experts", "layers")
 WEIGHTS = "weights"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PrunableGroup(Group):
     """A group with what is needed to score it and to plan: what its units cost, and where they come from.
 

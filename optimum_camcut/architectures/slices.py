@@ -116,6 +116,9 @@ class Group:
     bypass: Mapping[str, str] = field(default_factory=dict)
     observed: Observed = "inputs"
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, {self.kind!r}, size={self.size})"
+
     @property
     def output(self) -> Slice:
         """The output projection."""

@@ -136,7 +136,7 @@ def check_blocks(model: PreTrainedModel) -> None:
 
 
 def check_supported(model: PreTrainedModel) -> None:
-    """Raises `ValueError`, listing the known architectures, if the model's has no entry and none can be derived."""
+    """Raises `ValueError`, naming the nearest ones that are, if the model's has no entry and none can be derived."""
     derived_of = ARCHITECTURES.derived.get(model.config.model_type)
     real = derived_of is not None and not has_record(model.config) and not next(model.parameters()).is_meta
     if real and derived_of != structure_of(model):

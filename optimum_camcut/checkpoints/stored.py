@@ -19,6 +19,7 @@ import copy
 import dataclasses
 import logging
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,13 @@ def load_config(name_or_path: str | Path, hub: Mapping[str, Any]) -> PretrainedC
             if path in str(error):
                 raise
             raise OSError(f"{path} is no folder, and cannot be fetched from the Hub: {error}") from error
+        unknown = re.search("model type `(.+?)` but Transformers does not recognize", str(error))
+        if unknown:
+            raise ValueError(
+                f"{name_or_path} is a model of the type {unknown[1]!r}, which this transformers does not know: if its "
+                f"classes are your own, import them and call `AutoConfig.register({unknown[1]!r}, YourConfig)` and "
+                "`AutoModel.register(YourConfig, YourModel)` before; else take a newer transformers"
+            ) from error
         raise ValueError(
             f"transformers cannot read config.json of {name_or_path}: {type(error).__name__}: {error!s:.500}; restore "
             "the file from where the model was saved"

@@ -191,6 +191,15 @@ def test_a_model_of_the_users_own_needs_no_entry():
 
 
 @pytest.mark.usefixtures("unlisted")
+def test_groups_print_short_and_loading_tells_to_register(tmp_path):
+    model = OwnModel(OwnConfig()).eval()
+    assert str(find_groups(model)[:1]) == "[PrunableGroup('layer.0.heads', 'heads', size=3)]"
+    apply_plan(model, PruningPlan({"layer.0.heads": [0]})).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"call `AutoConfig.register\('of-our-own', YourConfig\)`"):
+        load_pruned(tmp_path)
+
+
+@pytest.mark.usefixtures("unlisted")
 def test_a_norm_over_all_heads_is_seen_through(caplog):
     """Each head's queries are normed with those of all others: no head is independent. Neurons are."""
     groups = find_groups(NormedModel(OwnConfig()).eval())
@@ -202,7 +211,10 @@ def test_a_norm_over_all_heads_is_seen_through(caplog):
 
 def test_models_without_blocks_are_refused_with_the_reason():
     model = transformers.ResNetModel(transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1]))
-    with pytest.raises(ValueError, match="'resnet' is not supported: .* none could be derived .*Supported are"):
+    message = (
+        "'resnet' is not supported: .* none could be derived .*types have one .docs/models.md.*; of names like this"
+    )
+    with pytest.raises(ValueError, match=f"{message}: .*shows how to add one"):
         find_groups(model.eval())
     assert "resnet" not in ARCHITECTURES
     with pytest.raises(ValueError, match="the plan names the group"):
