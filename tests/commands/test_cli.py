@@ -746,7 +746,10 @@ def test_a_config_file(kind, job, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"task": "object-detection"}, "unknown task 'object-detection'; known tasks: text-classification, token-class"),
+        (
+            {"task": "object-detection"},
+            "unknown task 'object-detection'; known tasks: text-classification, token-class",
+        ),
         (
             {"label_column": "mood"},
             "there is no column mood; the columns are sentence, label, idx; choose by --label_",
