@@ -246,6 +246,7 @@ def test_long_recordings_are_cut_with_a_word(audio_job, recordings, tmp_path, ca
     assert "the first 1 seconds are heard" in caplog.text
 
 
+@pytest.mark.once  # the pipeline of transformers 4.57 asks Whisper for more tokens than the tiny one has places for
 @pytest.mark.parametrize("kind", ["ctc", "whisper"])
 def test_speech_is_recognised_by_what_was_pruned(kind, speech, tmp_path, request, caplog):
     caplog.set_level("INFO")

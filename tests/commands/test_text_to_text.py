@@ -46,6 +46,7 @@ def checkpoint(tmp_path_factory):
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing("$A </s>", "$A $B </s>", [("</s>", 2)])
     names = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    names["model_input_names"] = ["input_ids", "attention_mask"]
     for name in ("t5", "bart"):
         folders[name] = tmp_path_factory.mktemp(name)
         prefixes = {"summarization": {"prefix": "summarize : "}, "translation_en_to_de": {"prefix": "translate : "}}
