@@ -238,9 +238,8 @@ def find_units(model: PreTrainedModel, block: nn.Module, batch: Mapping[str, Any
         found.append(Units(output, labels, maps, mixes, tuple(whole)))
     # What one projection gives and another map reads feature by feature is the residual stream, without a norm.
     kept: list[Units] = []
-    for each in sorted(
-        found, key=lambda units: sum(b == units.output for _, b in reaches)
-    ):  # as the stream meets them
+    # As the stream meets them, attention first: a narrow map inside of it is no stream.
+    for each in sorted(found, key=lambda units: (not units.mixes, sum(b == units.output for _, b in reaches))):
         if not {other.output for other in kept} & set(each.maps):
             kept.append(each)
     return [each for each in found if any(each is other for other in kept)]

@@ -37,7 +37,7 @@ from .dependencies import NotDerived, Units, find_stacks, find_units, layout, li
 
 logger = logging.getLogger(__name__)
 
-EXAMPLES, TOKENS, SAMPLES = 3, 8, 4000
+EXAMPLES, TOKENS, SAMPLES = 3, 32, 4000  # many tokens: a gate that is shut at all of them hides a neuron
 ATTRIBUTES = {"heads": "attributes", "cross_heads": "cross_attributes", "neurons": "neuron_attributes"}
 
 

@@ -165,6 +165,42 @@ class NormedModel(OwnModel):
     norm_all = True
 
 
+class NarrowBlock(nn.Module):
+    """Queries go through a narrow map, each head has a gate, and neurons a gate that is shut half of the time."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.heads, width = config.heads, config.width
+        self.narrow, self.query = nn.Linear(width, 10), nn.Linear(10, width)
+        self.kv, self.gate, self.out = (
+            nn.Linear(width, 2 * width),
+            nn.Linear(width, self.heads),
+            nn.Linear(width, width),
+        )
+        self.shut, self.up, self.down = (
+            nn.Linear(width, config.inner),
+            nn.Linear(width, config.inner),
+            nn.Linear(config.inner, width),
+        )
+
+    def forward(self, hidden_states):
+        batch, tokens, _ = hidden_states.shape
+        q = self.query(self.narrow(hidden_states)).view(batch, tokens, -1, 8)
+        k, v = self.kv(hidden_states).view(batch, tokens, 2, -1, 8).unbind(2)
+        maps = torch.einsum("bqhd,bkhd->bhqk", q, k).softmax(-1)
+        read = torch.einsum("bhqk,bkhd->bqhd", maps, v) * self.gate(hidden_states).sigmoid()[..., None]
+        hidden_states = hidden_states + self.out(read.flatten(2))
+        normed = nn.functional.layer_norm(hidden_states, hidden_states.shape[-1:])
+        return hidden_states + self.down(self.shut(normed).relu() * self.up(normed))
+
+
+class NarrowModel(OwnModel):
+    def __init__(self, config):
+        super().__init__(config)
+        self.blocks = nn.ModuleList([NarrowBlock(config) for _ in range(config.depth)])
+        nn.init.normal_(self.table.weight)  # so that words are unlike each other
+
+
 @pytest.fixture
 def unlisted():
     yield
@@ -188,6 +224,18 @@ def test_a_model_of_the_users_own_needs_no_entry():
     cuts = {cut.module: cut for cut in ARCHITECTURES["of-our-own"].heads}
     assert (cuts["qkv"].width, cuts["scale"].axis, cuts["out"].axis) == ("24 * unit", 0, "in")
     check_cut(make, batch, range(6))
+
+
+@pytest.mark.usefixtures("unlisted")
+@pytest.mark.parametrize("seed", range(3))
+def test_narrow_queries_and_shut_gates_hide_nothing(seed):
+    def make():
+        torch.manual_seed(seed)
+        return NarrowModel(OwnConfig()).eval()
+
+    assert [group.size for group in find_groups(make())] == [3, 20, 3, 20]
+    assert {cut.module for cut in ARCHITECTURES["of-our-own"].heads} == {"query", "kv", "gate", "out"}
+    check_cut(make, {"input_ids": torch.randint(0, 50, (3, 7))})
 
 
 @pytest.mark.usefixtures("unlisted")
