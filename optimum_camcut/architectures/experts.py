@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from accelerate.utils import align_module_device
 from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
@@ -43,7 +44,8 @@ def by_expert(values: Tensor, index: Tensor, experts: int) -> Tensor:
 def output_norms(module: nn.Module, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
     """The norm of what each expert gives for a token, times the router's weight of it: `(tokens, sent)`."""
     forward, ones = type(module).forward, torch.ones_like(weights[:, :1])
-    norms = [forward(module, hidden, index[:, n : n + 1], ones).norm(dim=-1) for n in range(index.shape[1])]
+    with align_module_device(module):  # it may be offloaded
+        norms = [forward(module, hidden, index[:, n : n + 1], ones).norm(dim=-1) for n in range(index.shape[1])]
     return torch.stack(norms, dim=1) * weights
 
 
@@ -75,11 +77,15 @@ def watched_inside(module: Any, watch: Callable[[Tensor, Tensor], None]) -> Iter
 
     if not hasattr(module, "_apply_gate"):
         raise ValueError(f"{type(module).__name__} does not say how its experts are gated; transformers 5 does")
-    module.forward = forward
+    name = "_old_forward" if hasattr(module, "_hf_hook") else "forward"  # accelerate's calls it where the weights are
+    before = vars(module).get(name)
+    setattr(module, name, forward)
     try:
         yield
     finally:
-        del module.forward
+        delattr(module, name)
+        if before is not None:
+            setattr(module, name, before)
 
 
 class WithoutExperts(TorchFunctionMode):

@@ -221,7 +221,13 @@ def find_groups(model: nn.Module, kinds: Sequence[str] | None = None) -> list[Pr
         else group
         for group in groups
     ]
-    groups = _one_way_inside([group for group in groups if group.kind in kinds], keep, sizes)
+    listed = [group for group in groups if group.kind in kinds]
+    groups = _one_way_inside(listed, keep, sizes)
+    if listed and not groups:
+        raise ValueError(
+            f"no more {' or '.join(kinds)} can go: a layer loses experts or neurons inside of them, not both, and all "
+            "have lost the other"
+        )
     return groups + _weight_groups(inner, plan) if WEIGHTS in kinds else groups
 
 
@@ -263,6 +269,8 @@ def _check_kinds(model: PreTrainedModel, kinds: Sequence[str]) -> None:
         reasons = {"layers": "its entry of ARCHITECTURES has no `bypass`, which says what stands in for them"}
         for entry in stacks_of(model.config).values():
             reasons |= {kind_of(part): reason for part, reason in entry.refused.items()}
+            if {part.kind for part in entry.sublayers} <= set(entry.refused):
+                reasons["layers"] = next(iter(entry.refused.values()))
         what = "whole sub-layers" if kind == "layers" else kind
         because = reasons.get(kind, "its entry of ARCHITECTURES names none")
         raise ValueError(
@@ -310,8 +318,11 @@ def _costs(model: PreTrainedModel, group: Group) -> tuple[int, int, int]:
             tensor = getattr(module, name)
             if isinstance(tensor, nn.Parameter):
                 all_of = tensor.numel() // (piece.experts or 1)
+                known = id(tensor) in owned
                 owned[id(tensor)] = all_of // max(tensor.shape[place], 1) * sum(piece.maps)
-                if isinstance(piece.axis, str):
+                if isinstance(piece.axis, str) and group.bypass:  # all that a map has, also what stays of it elsewhere
+                    weights += tensor.numel() * (name == "weight" and not known)
+                elif isinstance(piece.axis, str):
                     weights += owned[id(tensor)] * (name == "weight")
                 elif tensor.dim() == 3 and group.observed != "routing":  # of stacked experts
                     weights += owned[id(tensor)] * min(sent / tensor.shape[0], 1.0)

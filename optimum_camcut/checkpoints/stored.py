@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
@@ -39,6 +40,7 @@ from ..architectures.modeling_camcut import (
     parts_of,
     recorded_sizes,
 )
+from ..architectures.recipes import stacks_of
 from ..architectures.structure import kept_heads, list_blocks, list_groups, sublayer_of
 from ..architectures.table import ARCHITECTURES
 from ..methods import scorers_of
@@ -192,6 +194,7 @@ class StoredWeights:
         """
         uncut = skeleton(plain_class(model_class), config)
         groups = list_groups(uncut)
+        _check_any(self.name_or_path, config)
         sizes = recorded_sizes(config, {group.name: group.size for group in groups})
         for group in groups:
             first, output = (self._short(f"{group.slices[i].module}.weight") for i in (0, -1))
@@ -310,6 +313,8 @@ def read_plan(name_or_path: str | Path, model: PreTrainedModel, values: dict[str
     # A quantizer replaces linear maps; the groups are then those of the model as it was before.
     listed = skeleton(type(model), model.config) if is_quantized(model) else model
     groups = {g.name: g for g in list_groups(listed)} if units_of or has_record(model.config) else {}
+    if units_of:
+        _check_any(name_or_path, model.config)
     cut = {name for name, units in units_of.items() if len(units) < plan.sizes.get(name, -1)}
     recorded = (
         set(recorded_sizes(model.config, {name: group.size for name, group in groups.items()}))
@@ -336,6 +341,19 @@ def read_plan(name_or_path: str | Path, model: PreTrainedModel, values: dict[str
                 f"config.json records {kept}; the two files do not belong together"
             )
     return plan
+
+
+def _check_any(name_or_path: str | Path, config: PretrainedConfig) -> None:
+    """Raises `ValueError` if of such a model nothing can be cut in this version of transformers."""
+    entries = stacks_of(config).values()
+    if all(
+        entry.bypass is None and {part.kind for part in entry.sublayers} <= set(entry.refused) for entry in entries
+    ):
+        reason = next(reason for entry in entries for reason in entry.refused.values())
+        raise ValueError(
+            f"{name_or_path} is of a {config.model_type!r} model that was cut, and this is transformers "
+            f"{transformers.__version__}: {reason}"
+        )
 
 
 def _rename_masks(plan: PruningPlan, model: PreTrainedModel) -> PruningPlan:

@@ -139,7 +139,8 @@ class Costs:
     def least(self, group: PrunableGroup) -> int:
         """The fewest units the group may keep."""
         multiple = self.multiple(group)
-        least = self.config.least_units(group.kind) * (group.experts or 1)
+        least = self.config.least_units(group.kind)
+        least = max(least, 1) * group.experts if group.experts else least  # stacked experts cannot be empty
         least = max(least, self.always[group.name], group.fewest)
         return min(-(-least // multiple) * multiple, group.size)
 

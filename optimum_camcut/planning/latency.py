@@ -157,6 +157,12 @@ def _conditions(model: PreTrainedModel, config: PruningConfig) -> dict[str, Any]
     }
 
 
+def check_measurable(model: PreTrainedModel) -> None:
+    """Raises `ValueError` if the time of a model's layers is no function of their sizes."""
+    if any(group.observed != "inputs" for group in list_groups(model)):
+        raise ValueError("the time of layers with experts depends on where each token is sent: no latency table of it")
+
+
 def _float32_matmul() -> str:
     """How exactly the device multiplies float32: TF32 is several times as fast."""
     try:
@@ -184,9 +190,8 @@ def device_name(device: torch.device) -> str:
 def _measure(
     model: PreTrainedModel, config: PruningConfig, conditions: Mapping[str, Any], disable_tqdm: bool
 ) -> LatencyTable:
+    check_measurable(model)
     groups = [group for group in list_groups(model) if group.size]
-    if any(group.observed != "inputs" for group in groups):
-        raise ValueError("the time of layers with experts depends on where each token is sent: no latency table of it")
     kinds: dict[str, list[Group]] = {}  # by label
     for group in groups:
         if group.kind != "layers":

@@ -71,10 +71,24 @@ def count_flops(model: PreTrainedModel, batch_size: int = 1, sequence_length: in
     Returns:
         `int`: of the whole batch.
     """
-    plain = sdpa_kernel(SDPBackend.MATH)  # the counter knows no fused attention on the CPU
-    with plain, scoring_mode(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+    plain = sdpa_kernel(SDPBackend.MATH)  # the counter knows no fused attention on the CPU, nor a grouped product
+    with plain, _one_by_one(model), scoring_mode(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(**random_inputs(model, batch_size, sequence_length))
     return counter.get_total_flops()
+
+
+@contextmanager
+def _one_by_one(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, experts compute one after another."""
+    before = getattr(model.config, "_experts_implementation", None)
+    if before in (None, "eager"):
+        yield
+        return
+    model.set_experts_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_experts_implementation(before)
 
 
 def count_bytes(model: PreTrainedModel) -> int:

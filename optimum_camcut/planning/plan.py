@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from ..architectures.entry import SUBLAYERS
 from ..architectures.groups import WEIGHTS, find_groups, inner_model
@@ -303,11 +303,13 @@ def plain_shape(model: PreTrainedModel, plan: PruningPlan) -> dict[str, int] | N
         plan: with sizes.
     """
     config, shape = model.config, dict[str, int]()
-    fields, blocks = config_fields(config), [block.name for block in blocks_of(model)]
+    fields, blocks = config_fields(config), blocks_of(model)
     cut = {n: len(units) for n, units in plan.keep.items() if not is_weight(n) and len(units) < plan.sizes[n]}
     for label in {label_of(name) for name in cut}:
         start, _, kind = label.rpartition(".")
-        sizes = {cut.get(f"{block}.{kind}") for block in blocks if block.startswith(f"{start}.layer.".lstrip("."))}
+        stack = [block for block in blocks if block.name.startswith(f"{start}.layer.".lstrip("."))]
+        having = [block.name for block in stack if any(part.kind == kind for part in block.sublayers(model))]
+        sizes = {cut.get(f"{name}.{kind}") for name in having}
         size = sizes.pop() if len(sizes) == 1 and label in fields else None
         if not size:
             return None
@@ -317,6 +319,13 @@ def plain_shape(model: PreTrainedModel, plan: PruningPlan) -> dict[str, int] | N
         if not getattr(config, "head_dim", None) or config.hidden_size % heads:
             return None
     return shape
+
+
+def as_in_config(config: PretrainedConfig, label: str, units: int) -> int:
+    """Units of a group as the field of the config counts them: of neurons inside of experts, those of one expert. A
+    layer that has lost some of these has all of its experts."""
+    before, found, after = label.partition("expert_neurons")
+    return units // getattr(config, config_fields(config)[f"{before}experts{after}"][0]) if found else units
 
 
 def plan_of(model: PreTrainedModel) -> PruningPlan | None:

@@ -24,6 +24,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from ..architectures.modeling_camcut import RECORD
 from ..architectures.structure import config_fields, label_of
+from .plan import as_in_config
 
 
 def dense_config(model: PreTrainedModel) -> PretrainedConfig:
@@ -34,6 +35,7 @@ def dense_config(model: PreTrainedModel) -> PretrainedConfig:
     for label, (field, *others) in config_fields(config).items():
         sizes = plan.sizes if plan is not None else {}
         before, size = next((sizes[n] for n in sizes if label_of(n) == label), None), getattr(config, field)
+        before = None if before is None else as_in_config(config, label, before)
         if before is not None and size is not None and before != size:  # a plain checkpoint has its own size there
             for other in others:
                 setattr(config, other, getattr(config, other) * before // size)

@@ -21,7 +21,7 @@ from typing import NamedTuple
 from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from ..architectures.groups import find_groups
+from ..architectures.groups import find_groups, possible_kinds
 from ..architectures.modeling_camcut import RECORD
 from ..planning.measure import longest_input
 from ..planning.plan import is_weight, layer_of
@@ -88,7 +88,8 @@ def compare_costs(model: PreTrainedModel, dense: PreTrainedModel | None = None) 
 def _flops(model: PreTrainedModel, tokens: int) -> int:
     """Of the matrix products in attention and feed-forward layers, for one sequence; a multiplication and an addition
     are two."""
-    groups = find_groups(model)
+    kinds = possible_kinds(model)  # whole sub-layers hold all that units inside of them do
+    groups = find_groups(model, ("layers",) if "layers" in kinds else kinds)
     return sum(g.size * (g.unit_flops + g.unit_flops_per_position * tokens) for g in groups) * tokens
 
 

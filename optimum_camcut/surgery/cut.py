@@ -41,7 +41,7 @@ from ..architectures.structure import (
     list_groups,
     sub_configs,
 )
-from ..planning.plan import PruningPlan, is_weight, plain_shape, plan_of, without_removed
+from ..planning.plan import PruningPlan, as_in_config, is_weight, plain_shape, plan_of, without_removed
 from ..utils.handed_in import handed_in
 from ..utils.sharding import check_whole
 from .masking import list_masks, zero_weights
@@ -92,7 +92,7 @@ def apply_plan(model: ModelOrModule, plan: PruningPlan) -> ModelOrModule:
     masks = {name for name in plan.keep if is_weight(name)}
     cuts_units = len(masks) < len(plan.keep) or not masks
     kinds = [*(possible_kinds(inner) if cuts_units else ()), *([WEIGHTS] if masks else ())]
-    groups = {group.name: group for group in find_groups(inner, kinds)}
+    groups = {group.name: group for group in find_groups(inner, kinds or None)}
     removed = {group.name for group in list_groups(inner)} - set(groups) if cuts_units else set()
     blocks = [block.name for block in blocks_of(inner)] if cuts_units else []
     layers = len(blocks) if cuts_units else next(iter(groups.values())).num_layers
@@ -136,6 +136,9 @@ def _joined(
         order: names that groups may have, in the order of the layers.
     """
     sizes = {**(before.sizes if before else {}), **{name: group.original_size for name, group in groups.items()}}
+    fewer = [name for name in keep if name.endswith(".experts") and len(keep[name]) < sizes[name]]
+    inside = {f"{name.removesuffix('s')}_neurons" for name in fewer}  # which are numbered by all experts of a layer
+    keep = {name: units for name, units in keep.items() if name not in inside}
     return PruningPlan(
         {name: keep[name] for name in dict.fromkeys([*order, *keep]) if name in keep},
         {name: sizes.get(name, 1) for name in keep},
@@ -169,12 +172,13 @@ def record(model: PreTrainedModel) -> None:
     for label, (field, *others) in config_fields(new).items():
         uncut = next((plan.sizes[name] for name in plan.keep if label_of(name) == label), None)
         before, size = getattr(new, field) or uncut, (shape or {}).get(label, uncut)
-        if label == "expert_neurons" and size is not None:  # the field is of one expert, and all are there
-            size //= getattr(new, config_fields(new)["experts"][0])
+        size = None if size is None else as_in_config(new, label, size)
         if size != before and size is not None:
             for other in others:
                 setattr(new, other, getattr(new, other) * size // before)
             setattr(new, field, size)
+            if label == "experts" and hasattr(model, "num_experts"):  # of the loss that balances the router
+                model.num_experts = size
     if shape is None:
         setattr(new, RECORD, entry)
     elif getattr(new, RECORD, None) is not None:

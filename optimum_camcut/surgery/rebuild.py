@@ -130,9 +130,11 @@ def reconstruct_all(
     check_whole(dense_model, "reconstruct")
     dense_groups = {group.name: group for group in find_groups(dense_model, possible_kinds(dense_model))}
     jobs = [_Job(model, _to_solve(model, plan, dense_model, dense_groups)) for model, plan in zip(models, plans)]
-    cuts, jobs = len(jobs), [job for job in jobs if job.groups]
-    if len(jobs) < cuts and any(group.observed != "inputs" for group in dense_groups.values()):
+    experts = [group for group in dense_groups.values() if group.observed != "inputs"]
+    idle = [plan for job, plan in zip(jobs, plans) if not job.groups]
+    if any(len(plan.keep.get(group.name, group.units)) < group.size for plan in idle for group in experts):
         logger.warning("the output projections of experts are not rebuilt, and behind the first cut there is no other")
+    jobs = [job for job in jobs if job.groups]
     if not jobs:
         return
 

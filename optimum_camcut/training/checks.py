@@ -21,9 +21,10 @@ from types import CodeType
 import torch
 from transformers import PreTrainedModel, Trainer
 
-from ..architectures.groups import WEIGHTS, check_bare, find_groups
+from ..architectures.groups import WEIGHTS, check_bare, find_groups, inner_model
 from ..config import PruningConfig
 from ..methods import get_scorer
+from ..planning.latency import check_measurable
 from ..surgery.masking import list_masks
 from ..utils.sharding import check_can_gather, check_fsdp, check_whole
 from .wrapping import shard_by_block
@@ -119,6 +120,14 @@ def check_model(trainer: Trainer, model: PreTrainedModel, config: PruningConfig)
     ):
         if asked:
             check_bare(model, setting)
+    if config.budget == "latency":
+        check_measurable(inner_model(model))
+    even = config.allocation == "uniform" and not config.exclude
+    if "experts" in config.granularity and getattr(model.config, "output_router_logits", False) and not even:
+        raise ValueError(
+            "the loss that balances the router takes as many experts in every layer: set "
+            "model.config.output_router_logits = False, or allocation='uniform' and no exclude"
+        )
     if WEIGHTS not in config.granularity and list_masks(model):
         raise ValueError("this model has masked weights, so nothing more can be cut in it: cut first, then mask")
     if not trainer.is_fsdp_enabled:

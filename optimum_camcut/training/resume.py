@@ -22,6 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..config import CONFIG_NAME, PruningConfig
@@ -70,6 +71,38 @@ def marked_unfinished(checkpoint: Path, is_main_process: bool, wait: Callable[[]
     wait()
     if is_main_process:
         mark.unlink()
+
+
+@contextmanager
+def names_in_memory(model: nn.Module) -> Iterator[None]:
+    """Inside, a model saves its weights by the names that they have in it, since `Trainer` reads what a run has saved
+    straight into it. Else transformers 5 writes some in the layout that they were loaded from: each expert apart."""
+    saved: Any = model
+    before = vars(saved).get("_weight_conversions")
+    saved._weight_conversions = []
+    try:
+        yield
+    finally:
+        del saved._weight_conversions
+        if before is not None:
+            saved._weight_conversions = before
+
+
+def check_all_read(model: nn.Module, missing: Sequence[str]) -> None:
+    """Raises `ValueError` if a checkpoint that was just read into a model lacks weights of it.
+
+    Args:
+        missing: names that it lacks; those of weights that are tied to others are passed over.
+    """
+    weights = model.state_dict(keep_vars=True)
+    there = {id(value) for name, value in weights.items() if name not in missing}
+    there |= {id(weights.get(name)) for name in getattr(model, "_keys_to_ignore_on_save", None) or ()}
+    lacking = [name for name in missing if name in weights and id(weights[name]) not in there]
+    if lacking:
+        raise ValueError(
+            f"the checkpoint lacks {len(lacking)} weights of the model, {', '.join(lacking[:3])}"
+            f"{', ...' if lacking[3:] else ''}, which would stay as they are: it is of another model, or not whole"
+        )
 
 
 def checkpoints(folder: Path) -> list[Path]:

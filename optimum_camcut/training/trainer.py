@@ -48,7 +48,7 @@ from .keywords import TrainerKeywords, with_pruning_config
 from .logs import AtEpochBegin, place_tensorboard, timed
 from .losses import count_loss, distilling, items_of, scoring_loss
 from .records import forget_weights, note_saved, plan_in_memory, record, write_card_and_report
-from .resume import UNFINISHED, marked_unfinished, remove_old_checkpoints
+from .resume import UNFINISHED, check_all_read, marked_unfinished, names_in_memory, remove_old_checkpoints
 from .run import Run, of_run
 from .sampling import scoring_dataloader
 from .steps import (
@@ -303,6 +303,11 @@ class CamCutTrainer(Trainer):
         note_saved(self, self.state.best_model_checkpoint)
         self.run.evaluations.record_best(self.state, plan_in_memory(self))
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Where that of `Trainer` warns that weights are missing in a checkpoint, an error."""
+        check_all_read(self.accelerator.unwrap_model(self.model, keep_torch_compile=False), load_result.missing_keys)
+        super()._issue_warnings_after_load(load_result)
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """That of `Trainer`; under FSDP, the whole model whatever `state_dict_type` says."""
         whole = self.pruning_config is not None and self.is_fsdp_enabled
@@ -328,7 +333,8 @@ class CamCutTrainer(Trainer):
         ):
             self.args.save_total_limit = None
             try:
-                super()._save_checkpoint(model, trial)
+                with names_in_memory(self.accelerator.unwrap_model(self.model, keep_torch_compile=False)):
+                    super()._save_checkpoint(model, trial)
             finally:
                 self.args.save_total_limit = limit
             note_saved(self, checkpoint)  # also if `save_model` is the user's own
