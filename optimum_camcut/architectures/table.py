@@ -238,10 +238,11 @@ def _check_config_fields(check: _Check, config_fields: Any) -> None:
 
 def unsupported_architecture(model_type: str, why: str = "") -> str:
     """What to tell of an architecture that has no entry."""
+    listed = len(ARCHITECTURES) - len(ARCHITECTURES.derived)
     near = ", ".join(map(repr, difflib.get_close_matches(model_type, ARCHITECTURES, n=3, cutoff=0.6)))
     return (
         f"the architecture {model_type!r} is not supported: it has no entry in ARCHITECTURES"
-        f"{f', and {why}' if why else ''}. {len(ARCHITECTURES)} types have one (docs/models.md)"
+        f"{f', and {why}' if why else ''}. {listed} types have one (docs/models.md)"
         f"{f'; of names like this: {near}' if near else ''}. "
         "The page 'Adding an architecture or a method' of optimum-camcut (docs/adding.md) shows how to add one."
     )

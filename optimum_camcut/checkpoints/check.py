@@ -29,7 +29,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import ModelOutput
 
 from ..architectures.entry import STACKED, Sublayer
 from ..architectures.experts import WithoutExperts
@@ -134,8 +133,11 @@ def _check_units(dense: PreTrainedModel, batch: Mapping[str, Any]) -> PreTrained
     if not kinds:
         return None
     groups = find_groups(dense, kinds)
-    keep = {group.name: _some(group) for group in groups if group.size > 1}
-    labels = {label_of(group.name): group.kind for group in groups}
+    keep: dict[str, list[int]] = {}
+    labels = {label_of(group.name): 0 for group in groups}
+    for group in [group for group in groups if group.size > 1]:  # not alike in the layers, which may share something
+        labels[label_of(group.name)] += 1
+        keep[group.name] = _some(group, more=labels[label_of(group.name)] % 2 == 1)
     for label in labels:
         of_label = {name: units for name, units in keep.items() if label_of(name) == label}
         if not of_label:
@@ -159,14 +161,14 @@ def _without_pairs(batch: dict[str, Any]) -> dict[str, Any]:
     return {name: torch.cat([value, value[:1]]) if rows.get(name) == 2 else value for name, value in batch.items()}
 
 
-def _some(group: PrunableGroup) -> list[int]:
+def _some(group: PrunableGroup, more: bool) -> list[int]:
     """Some units of a group, neither the first alone nor the last, so that an order that is wrong shows."""
     if group.experts:
         each = group.size // group.experts
         first = min(1, each - STACKED)
         return [unit for unit in range(group.size) if first <= unit % each < first + STACKED]
     order = sorted(range(group.size), key=lambda unit: (unit % 3 != 1, -unit))
-    return sorted(order[: max(len([unit for unit in order if unit % 3 == 1]), group.fewest, 1)])
+    return sorted(order[: max(len([unit for unit in order if unit % 3 == 1]), group.fewest, 1) + more])
 
 
 def _cut(dense: PreTrainedModel, keep: Mapping[str, Sequence[int]], field: str) -> PreTrainedModel:
@@ -382,9 +384,8 @@ def _on_cpu(value: Any) -> Any:
 @torch.no_grad()
 def _output(model: PreTrainedModel, batch: Mapping[str, Any]) -> Tensor:
     output = model(**batch)
-    if isinstance(output, ModelOutput):
-        return output.logits if hasattr(output, "logits") else output[0]
-    return output["logits"] if isinstance(output, Mapping) else output[0]
+    output = output["logits"] if isinstance(output, Mapping) and "logits" in output else output[0]
+    return output if isinstance(output, Tensor) else output[-1]  # of several feature maps the last
 
 
 def _same(got: Tensor, expected: Tensor) -> bool:

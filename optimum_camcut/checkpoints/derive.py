@@ -55,10 +55,10 @@ def derive_for(model: PreTrainedModel) -> None:
         found = _derived(twin, {name: value[:1] for name, value in batch.items()})
         proved = {stack: _proved(twin, batch, stack, entry) for stack, entry in found.items()}
     except Exception as error:  # in a model of any kind, anything may go wrong
-        why = f"none could be derived ({str(error)[:300]})"
-        raise ValueError(unsupported_architecture(model_type, why)) from error
-    finally:
         ARCHITECTURES.pop(model_type, None)
+        why = f"none could be derived ({str(error)[:300] or type(error).__name__})"
+        raise ValueError(unsupported_architecture(model_type, why)) from error
+    ARCHITECTURES.pop(model_type, None)
     reasons = {kind: why for entry in proved.values() for kind, why in entry.refused.items()}
     proved = {stack: entry for stack, entry in proved.items() if entry.sublayers}
     if not proved:
@@ -84,19 +84,39 @@ def _derived(twin: PreTrainedModel, batch: Mapping[str, Tensor]) -> dict[str, Ar
 
 
 def _inputs(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Tokens, images or sound, whatever the model takes; else its `dummy_inputs`."""
-    name, draw = model.main_input_name, torch.Generator().manual_seed(0)
-    try:
-        given = random_inputs(model, EXAMPLES, TOKENS)
-    except (NotImplementedError, ValueError):
-        if name == "pixel_values":
-            given = {name: torch.rand(EXAMPLES, getattr(model.config, "num_channels", 3), 32, 32, generator=draw)}
-        elif name == "input_values":
-            given = {name: torch.rand(EXAMPLES, SAMPLES, generator=draw)}
+    """Tokens, images or sound, whatever the model takes; else its `dummy_inputs`: the first that it runs on."""
+    errors = []
+    for make in (_as_told, _guessed, _dummies):
+        try:
+            given = make(model)
+            with torch.no_grad():
+                model(**given)
+        except Exception as error:  # in a model of any kind, anything may go wrong
+            errors.append(str(error))
         else:
-            one = {key: value[:1] for key, value in model.dummy_inputs.items() if isinstance(value, Tensor)}
-            given = {key: value.repeat_interleave(EXAMPLES, 0) for key, value in one.items()}
-    return given
+            return given
+    first = errors[0].partition(": its latency")[0][:150]
+    raise NotDerived(
+        f"it does not run on inputs made for it: {first}; give its class `dummy_inputs`, a property with a dict of "
+        "tensors"
+    )
+
+
+def _as_told(model: PreTrainedModel) -> dict[str, Tensor]:
+    return random_inputs(model, EXAMPLES, TOKENS)
+
+
+def _guessed(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Where the config does not say how large images are, or how long recordings."""
+    name, draw = model.main_input_name, torch.Generator().manual_seed(0)
+    channels = getattr(model.config, "num_channels", 3)
+    shape = (channels, 32, 32) if name == "pixel_values" else (SAMPLES,)
+    return {name: torch.rand(EXAMPLES, *shape, generator=draw)}
+
+
+def _dummies(model: PreTrainedModel) -> dict[str, Tensor]:
+    one = {key: value[:1] for key, value in model.dummy_inputs.items() if isinstance(value, Tensor)}
+    return {key: value.repeat_interleave(EXAMPLES, 0) for key, value in one.items()}
 
 
 def _proved(twin: PreTrainedModel, batch: Mapping[str, Tensor], stack: str, entry: Architecture) -> Architecture:
@@ -205,11 +225,13 @@ def derive_entry(model: PreTrainedModel, batch: Mapping[str, Any]) -> dict[str, 
 
 
 def _stack_names(paths: Sequence[str]) -> dict[str, str]:
-    """The first word of each path in which it differs from the others."""
+    """The first word of each path in which it differs from all others; all of its words where there is none."""
     if len(paths) == 1:
         return {paths[0]: ""}
     words = [path.split(".") for path in paths]
-    place = next(i for i in range(min(map(len, words))) if len({w[i] for w in words}) == len(words))
+    place = next((i for i in range(min(map(len, words))) if len({w[i] for w in words}) == len(words)), None)
+    if place is None:
+        return {path: path.replace(".", "_") for path in paths}
     return {path: f"part{w[place]}" if w[place].isdigit() else w[place] for path, w in zip(paths, words)}
 
 

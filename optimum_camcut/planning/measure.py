@@ -247,7 +247,8 @@ def random_inputs(model: PreTrainedModel, batch_size: int, sequence_length: int)
     Returns:
         `dict[str, Tensor]`: `input_ids` and a mask of ones, `attention_mask`, each of shape
             `(batch_size, sequence_length)`; of models for multiple choice, `(batch_size, 1, sequence_length)`. Or
-            `pixel_values` of shape `(batch_size, channels, height, width)`, or `input_features` of shape
+            `pixel_values` of shape `(batch_size, channels, height, width)`, of videos with the frames before the
+            channels, or `input_features` of shape
             `(batch_size, bins, frames)`, or `input_values` of shape `(batch_size, samples)` or
             `(batch_size, frames, bins)`.
 
@@ -311,18 +312,19 @@ def input_size(model: PreTrainedModel, sequence_length: int) -> str:
         return f"{sequence_length} tokens"
     shape = _input_shape(model, name, sequence_length)
     if name == "pixel_values":
-        return f"{shape[1]} x {shape[2]} pixels"
+        return f"{f'{shape[0]} frames of ' if len(shape) == 4 else ''}{shape[-2]} x {shape[-1]} pixels"
     return f"{shape[0]} samples" if len(shape) == 1 else f"{max(shape)} frames"
 
 
 def _input_shape(model: PreTrainedModel, name: str, frames: int) -> tuple[int, ...]:
-    """Of one image, or of one recording, as the config tells; of sound as such, as many samples as make so many
+    """Of one image, video or recording, as the config tells; of sound as such, as many samples as make so many
     frames."""
     config = model.config
     images = getattr(config, "vision_config", config)  # of a model with two towers
     if name == "pixel_values" and getattr(images, "image_size", None):
-        size = images.image_size
-        return (getattr(images, "num_channels", 3), *(size if isinstance(size, list | tuple) else (size, size)))
+        size, frames = images.image_size, getattr(images, "num_frames", None)
+        shape = (getattr(images, "num_channels", 3), *(size if isinstance(size, list | tuple) else (size, size)))
+        return (frames, *shape) if frames else shape
     if name == "input_values" and getattr(config, "conv_stride", None):
         for stride, kernel in zip(config.conv_stride[::-1], config.conv_kernel[::-1]):
             frames = (frames - 1) * stride + kernel

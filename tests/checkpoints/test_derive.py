@@ -24,11 +24,12 @@ from types_of_models import batch_of, model_of, type_of, with_own_entries
 
 from optimum_camcut import PruningPlan, apply_plan, find_groups, load_pruned
 from optimum_camcut.architectures.table import ARCHITECTURES
+from optimum_camcut.planning.measure import measure_latency
 
 
 # Whose heads have something to do with what the whole model shares.
 NOT_DERIVED = {"gpt_bigcode", "mpnet", "t5", "mt5", "layoutlmv3", "bloom", "mpt", "falcon", "beit", "whisper"}
-NOT_DERIVED |= {"olmo2", "olmo3"}
+NOT_DERIVED |= {"olmo2", "olmo3", "longt5"}
 SOME = [
     "bert",
     "llama",
@@ -42,8 +43,10 @@ SOME = [
     "bart",
     "olmo2",
 ]
-# clip is told of its parts; how many images a video has is not known; in swinv2 the network of the bias is the widest.
-OWN = [name for name in with_own_entries() if name not in (*SOME, "clip", "videomae", "swinv2")]
+# clip is told of its parts; in swinv2 the network of the bias is the widest; of canine the parts that read characters
+# are derived, too; in mobilebert the several feed-forward layers of a block are taken for blocks.
+ALONE = ("clip", "swinv2", "canine", "mobilebert")
+OWN = [name for name in with_own_entries() if name not in (*SOME, *ALONE)]
 
 
 def result(model, batch):
@@ -267,6 +270,46 @@ def test_models_without_blocks_are_refused_with_the_reason():
     assert "resnet" not in ARCHITECTURES
     with pytest.raises(ValueError, match="the plan names the group"):
         apply_plan(model_of("bert"), PruningPlan({"layer.9.heads": [0]}))
+
+
+class OddModel(OwnModel):
+    def forward(self, input_ids, times, **keywords):
+        return super().forward(input_ids + times, **keywords)
+
+
+@pytest.mark.usefixtures("unlisted")
+def test_a_class_may_say_what_it_takes():
+    model = OddModel(OwnConfig()).eval()
+    with pytest.raises(
+        ValueError, match="does not run on inputs made for it: .*'times'; give its class `dummy_inputs`"
+    ):
+        find_groups(model)
+    assert "of-our-own" not in ARCHITECTURES
+    given = {"input_ids": torch.randint(0, 40, (1, 7)), "times": torch.arange(7)[None]}
+    OddModel.dummy_inputs = property(lambda self: given)
+    assert {group.kind for group in find_groups(model)} == {"heads", "neurons"}
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "kinds"),
+    few(
+        [
+            ("vivit", {"image_size": 16, "num_frames": 4, "tubelet_size": [2, 4, 4]}, {"heads", "neurons"}),
+            ("timesformer", {"image_size": 16, "patch_size": 4, "num_frames": 2}, {"neurons"}),
+            ("vitpose_backbone", {"image_size": [256, 192], "patch_size": [16, 16]}, {"heads", "neurons"}),
+        ],
+        rows=True,
+    ),
+)
+def test_videos_and_feature_maps(name, sizes, kinds):
+    sizes |= {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = transformers.AutoBackbone if "backbone" in name else transformers.AutoModel
+    model = model.from_config(AutoConfig.for_model(name, **sizes)).eval()
+    try:
+        assert {group.kind for group in find_groups(model)} == kinds
+        assert measure_latency({"it": model}, 1, repeats=1)["it"].median > 0
+    finally:
+        ARCHITECTURES.pop(name, None)
 
 
 @pytest.mark.usefixtures("unlisted")
