@@ -46,7 +46,10 @@ def run(task: RealTask, method: str, seed: int, keep: list[float]) -> dict:
     """Scores the dense model once; then cuts to each fraction, rebuilds and measures."""
     start = time.perf_counter()
     batches, groups = task.batches(seed), find_groups(task.model)
-    configs = [PruningConfig(method=method, sparsity=1 - fraction, seed=seed) for fraction in keep]
+    # A model may share one key-value head among all queries.
+    kinds = tuple(dict.fromkeys(group.kind for group in groups if group.size > 1))
+    groups = [group for group in groups if group.kind in kinds]
+    configs = [PruningConfig(method=method, granularity=kinds, sparsity=1 - f, seed=seed) for f in keep]
     scores = score_groups(task.model, groups, task.to_score(batches), configs[0], loss_function=task.loss)
     scored = time.perf_counter()
     models = [copy.deepcopy(task.model) for _ in keep]

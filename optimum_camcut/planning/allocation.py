@@ -319,6 +319,11 @@ def _unreachable(
     limits = f"granularity {list(config.granularity)}"
     limits += "" if WEIGHTS in config.granularity else f", min_units={config.min_units}"
     limits += f", exclude={list(config.exclude)}" if config.exclude else ""
+    for kind in dict.fromkeys(g.kind for g in groups):
+        if kind not in ("layers", WEIGHTS) and all(
+            g.size <= config.least_units(kind) for g in groups if g.kind == kind
+        ):
+            limits += f"; every layer has as few {kind} as it may keep: leave {kind!r} out of granularity"
     for kind in dict.fromkeys(g.kind for g in groups if always[g.name]):
         of = [g for g in groups if g.kind == kind]
         kept, size = sum(always[g.name] for g in of), sum(g.size for g in of)

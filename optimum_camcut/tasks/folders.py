@@ -27,6 +27,7 @@ MEDIA = {
 TABLES = {"metadata.csv": "csv", "metadata.jsonl": "json", "metadata.parquet": "parquet"}
 BESIDE = ("md", "txt")  # files that may stand there, and are not read
 SPLITS = ("train", "validation", "validation_matched", "dev", "valid", "val", "eval", "test")
+ALSO = {"training": "train", "validate": "validation", "evaluation": "eval", "testing": "test"}
 
 
 def kind_of(path: Path) -> str | None:
@@ -42,7 +43,13 @@ def media_in(folder: Path) -> str | None:
         beside = each.name.startswith(".") or each.name in TABLES or each.suffix.lstrip(".").lower() in BESIDE
         if each.is_file() and not beside and kind_of(each) is None:
             return None
-    return next((kind for each in folder.rglob("*") if (kind := kind_of(each))), None)
+    return next((kind for each in _files(folder) if (kind := kind_of(each))), None)
+
+
+def _files(folder: Path) -> list[Path]:
+    """All files below a folder, but those that are hidden, or in a hidden folder."""
+    found = (each for each in sorted(folder.rglob("*")) if each.is_file())
+    return [each for each in found if not any(part.startswith(".") for part in each.relative_to(folder).parts)]
 
 
 def read_media(folder: Path, kind: str) -> Any:
@@ -54,14 +61,28 @@ def read_media(folder: Path, kind: str) -> Any:
         `datasets.DatasetDict`.
 
     Raises:
-        `ValueError`: the metadata do not name files.
+        `ValueError`: the metadata do not name files, or lie where they are not read; or only some of the folders are
+            named like splits.
     """
     from datasets import DatasetDict
 
     folders = [each for each in sorted(folder.iterdir()) if each.is_dir() and not each.name.startswith(".")]
-    splits = {each.name: each for each in folders}
-    if not splits or not set(splits) <= set(SPLITS):
-        splits = {"train": folder}
+    names = {each: ALSO.get(each.name.lower(), each.name.lower()) for each in folders}
+    splits = {names[each]: each for each in folders if names[each] in SPLITS}
+    others = [each.name for each in folders if names[each] not in SPLITS and any(map(kind_of, _files(each)))]
+    if splits and (others or len(splits) < sum(name in SPLITS for name in names.values())):
+        found = ", ".join(each.name for each in folders if names[each] in SPLITS)
+        raise ValueError(
+            f"of the folders in {folder}, {found} say a split, {', '.join(others) or 'some the same'}"
+            f"{' do not' if others else ''}: name each by another split ({', '.join(SPLITS)}), or put it elsewhere"
+        )
+    splits = splits or {"train": folder}
+    read = {each / name for each in splits.values() for name in TABLES}
+    if tables := [each for each in _files(folder) if each.stem == "metadata" and each not in read]:
+        places = " or ".join(sorted({str(each) for each in splits.values()}))
+        raise ValueError(
+            f"{tables[0]} would not be read: put it in {places}, as {' or '.join(TABLES)}, with paths from there"
+        )
     return DatasetDict({split: _read_split(each, kind, split) for split, each in splits.items()})
 
 
@@ -73,9 +94,14 @@ def _read_split(folder: Path, kind: str, split: str) -> Any:
         rows = load_dataset(TABLES[table.name], data_files={split: [str(table)]})[split]
         if "file_name" not in rows.column_names:
             raise ValueError(f"{table} should have a column file_name; it has {', '.join(rows.column_names)}")
+        if kind in rows.column_names:
+            raise ValueError(f"{table} has a column {kind!r}, as that of the files is named: rename it")
+        for number, name in enumerate(rows["file_name"]):
+            if not isinstance(name, str) or not name:
+                raise ValueError(f"row {number} (from 0) of {table} should name a file in file_name; it has {name!r}")
         paths = [str(folder / name) for name in rows["file_name"]]
         return rows.remove_columns("file_name").add_column(kind, paths)
-    files = sorted(each for each in folder.rglob("*") if kind_of(each) == kind)
+    files = [each for each in _files(folder) if kind_of(each) == kind]
     columns: dict[str, Any] = {kind: [str(each) for each in files]}
     if all(each.parent != folder for each in files):
         columns["label"] = [each.parent.name for each in files]

@@ -75,7 +75,10 @@ class ImageClassification(MediaClassification):
         from PIL import Image
         from transformers.image_utils import load_image
 
-        return load_image(Image.open(file))
+        image = Image.open(file)
+        if image.mode.startswith("I") and image.getextrema()[1] > 255:
+            raise OSError("it has more than 8 bits a pixel, of which all above 255 would be white: convert it first")
+        return load_image(image)
 
     def inputs(self, contents: list[Any]) -> dict[str, Tensor]:
         return dict(self.own_processor(contents, return_tensors="pt"))

@@ -278,12 +278,41 @@ class RowReader(ABC):
         if limit is not None:
             rows = rows.select(range(min(limit, len(rows))))
         self.read(rows)
+        rows = self._by_own_numbers(rows)
         encoded = rows.map(
             self.encode, batched=True, with_indices=True, remove_columns=rows.column_names, desc="Encoding"
         )
         if not len(encoded):
             raise ValueError(f"the rows hold no {self.reads} in {', '.join(self.text_columns)}")
         return encoded
+
+    def _by_own_numbers(self, rows: Any) -> Any:
+        """Rows whose classes have the numbers that they have in the training rows: a `ClassLabel` of another split may
+        number them in another way.
+
+        Raises:
+            `ValueError`: a class that is not among those of the training rows.
+        """
+        ours, theirs = (_class_names(each.features.get(self.label_column)) for each in (self.rows, rows))
+        if not ours or not theirs or ours == theirs:
+            return rows
+        numbers = {number: ours.index(name) for number, name in enumerate(theirs) if name in ours}
+
+        def translate(value: Any, row: int) -> Any:
+            if isinstance(value, list):
+                return [translate(each, row) for each in value]
+            if value in range(len(theirs)) and value not in numbers:
+                raise ValueError(
+                    f"{self.place(row, self.label_column)} has the label {theirs[value]!r}; the classes of the "
+                    f"training rows are {', '.join(ours)}"
+                )
+            return numbers.get(value, value)
+
+        labels = [translate(value, row) for row, value in enumerate(rows[self.label_column])]
+        split, feature = rows.split, self.rows.features[self.label_column]
+        rows = rows.remove_columns(self.label_column).add_column(self.label_column, labels, feature=feature)
+        rows._split = split
+        return rows
 
     def digest(self, examples: Sequence[Any]) -> int:
         """A number for encoded examples, which others do not have."""
@@ -295,6 +324,11 @@ class RowReader(ABC):
         from transformers import DataCollatorWithPadding
 
         return DataCollatorWithPadding(self.tokenizer)
+
+
+def _class_names(feature: Any) -> list[str] | None:
+    """Of a `ClassLabel`, or of a list of such."""
+    return getattr(getattr(feature, "feature", feature), "names", None)
 
 
 def _name_classes(config: PretrainedConfig, names: Sequence[str]) -> None:

@@ -44,8 +44,9 @@ SOME = [
     "olmo2",
 ]
 # clip is told of its parts; in swinv2 the network of the bias is the widest; of canine the parts that read characters
-# are derived, too; in mobilebert the several feed-forward layers of a block are taken for blocks.
-ALONE = ("clip", "swinv2", "canine", "mobilebert")
+# are derived, too; in mobilebert the several feed-forward layers of a block are taken for blocks; luke's maps of
+# entities run with these alone; experts are not looked for.
+ALONE = ("clip", "swinv2", "canine", "mobilebert", "luke", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "gpt_oss")
 OWN = [name for name in with_own_entries() if name not in (*SOME, *ALONE)]
 
 
