@@ -322,9 +322,9 @@ def _input_shape(model: PreTrainedModel, name: str, frames: int) -> tuple[int, .
     config = model.config
     images = getattr(config, "vision_config", config)  # of a model with two towers
     if name == "pixel_values" and getattr(images, "image_size", None):
-        size, frames = images.image_size, getattr(images, "num_frames", None)
+        size, times = images.image_size, getattr(images, "num_frames", None)
         shape = (getattr(images, "num_channels", 3), *(size if isinstance(size, list | tuple) else (size, size)))
-        return (frames, *shape) if frames else shape
+        return (times, *shape) if times else shape
     if name == "input_values" and getattr(config, "conv_stride", None):
         for stride, kernel in zip(config.conv_stride[::-1], config.conv_kernel[::-1]):
             frames = (frames - 1) * stride + kernel

@@ -76,7 +76,8 @@ class ImageClassification(MediaClassification):
         from transformers.image_utils import load_image
 
         image = Image.open(file)
-        if image.mode.startswith("I") and image.getextrema()[1] > 255:
+        extrema: Any = image.getextrema() if image.mode.startswith("I") else (0, 0)
+        if extrema[1] > 255:
             raise OSError("it has more than 8 bits a pixel, of which all above 255 would be white: convert it first")
         return load_image(image)
 

@@ -286,6 +286,14 @@ def highest(name, groups, **changes):
     return float(re.search(r"here is (\d+(\.\d+)?)", str(error.value))[1])
 
 
+def test_a_kind_of_which_none_can_go_is_named():
+    """A model may share one key-value head among all queries."""
+    groups = find_groups(tiny_model("llama", num_key_value_heads=1))
+    with pytest.raises(ValueError, match="every layer has as few heads as it may keep: leave 'heads' out of granul"):
+        make_plan(random_scores(groups), groups, PruningConfig(sparsity=0.3))
+    make_plan(random_scores(groups), groups, PruningConfig(sparsity=0.3, granularity=("neurons",)))
+
+
 @pytest.mark.parametrize("allocation", ["per_kind", "uniform", "global"])
 @pytest.mark.parametrize("name", ["sparsity", "compression"])
 def test_the_highest_possible_value_works(name, allocation):
