@@ -115,8 +115,15 @@ def load_embedder(name: str, model: PreTrainedModel, revision: str | None = None
         revision: on the Hub.
 
     Raises:
-        `ValueError`: the modules are classes of the folder's own, or do not begin with a transformers model of text.
+        `ValueError`: the modules are classes of the folder's own, or do not begin with a transformers model of text;
+            or that has an encoder and a decoder.
     """
+    kind = type(model).__name__
+    if model.config.is_encoder_decoder or kind.endswith("EncoderModel"):
+        raise ValueError(
+            f"feature-extraction takes encoders and decoders, and {name} is a {kind}: of a model with both, "
+            "sentence-transformers loads the encoder by a class of its own, which no smaller one fits"
+        )
     with _without_loading(model):
         whole = SentenceTransformer(name, device=str(model.device), revision=revision)
     if find(name, MODULES_NAME, {"revision": revision} if revision else {}) is None:

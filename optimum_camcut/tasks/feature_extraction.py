@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
 
 OLDEST = 6  # sentence-transformers that asks before it runs code of a folder
+LONGEST = 2**20  # tokens: tokenizers without a limit have one that is no number of tokens
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +113,7 @@ class FeatureExtraction(Task):
     def fit_to(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> None:
         from ..planning.measure import longest_input
 
-        own = tokenizer.model_max_length
+        own = min(tokenizer.model_max_length, LONGEST)
         super().fit_to(model, tokenizer, max_length or own)
         if max_length is not None:
             self.length = longest_input(model, max_length)
