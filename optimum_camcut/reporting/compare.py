@@ -109,8 +109,9 @@ def compare(
     config = config or PruningConfig(sparsity=0.5)
     configs = _configs(config, methods, sparsities, recovery, repeats)
     quality = _evaluator(evaluate, eval_dataloader, metric)
-    kinds = config.granularity
-    reads = recovery == "reconstruct" or any(get_scorer(method, kinds).source != "weights" for method in methods)
+    reads = recovery == "reconstruct" or any(
+        get_scorer(each, config.granularity).source != "weights" for each in methods
+    )
     if not reads:
         dataloader = None
     elif dataloader is None:
@@ -118,7 +119,7 @@ def compare(
     if config.budget == "latency" and latency is None:
         latency = latency_table(model, config, disable_tqdm=disable_tqdm)
     check_bare(model, "compare")
-    groups = find_groups(model, kinds)
+    groups = find_groups(model, config.granularity)
     for each in configs[0][1]:
         check_budget(groups, each, latency)  # before hours of scoring
     batches = None
