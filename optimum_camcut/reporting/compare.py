@@ -20,7 +20,7 @@ import logging
 import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -109,9 +109,8 @@ def compare(
     config = config or PruningConfig(sparsity=0.5)
     configs = _configs(config, methods, sparsities, recovery, repeats)
     quality = _evaluator(evaluate, eval_dataloader, metric)
-    reads = recovery == "reconstruct" or any(
-        get_scorer(each, config.granularity).source != "weights" for each in methods
-    )
+    kinds = config.granularity
+    reads = recovery == "reconstruct" or any(get_scorer(method, kinds).source != "weights" for method in methods)
     if not reads:
         dataloader = None
     elif dataloader is None:
@@ -119,7 +118,7 @@ def compare(
     if config.budget == "latency" and latency is None:
         latency = latency_table(model, config, disable_tqdm=disable_tqdm)
     check_bare(model, "compare")
-    groups = find_groups(model, config.granularity)
+    groups = find_groups(model, kinds)
     for each in configs[0][1]:
         check_budget(groups, each, latency)  # before hours of scoring
     batches = None
@@ -140,7 +139,13 @@ def compare(
                 found.append(_measure(pruned, model, plan, each, quality, repeats))
                 del pruned
                 bar.update()
-    settings = {
+    settings = _settings(model, config, recovery, repeats)
+    return Comparison(_rows(whole, count_parameters(model), flops, found), settings, larger_is_better)
+
+
+def _settings(model: PreTrainedModel, config: PruningConfig, recovery: str, repeats: int) -> dict[str, Any]:
+    """What the figures depend on."""
+    return {
         "model": type(model).__name__,
         "recovery": recovery,
         "device": str(model.device),
@@ -150,7 +155,6 @@ def compare(
         "input_size": input_size(model, config.sequence_length),
         "config": {name: v for name, v in config.to_dict().items() if name not in ("method", "sparsity", "recovery")},
     }
-    return Comparison(_rows(whole, count_parameters(model), flops, found), settings, larger_is_better)
 
 
 class _Trial(NamedTuple):
