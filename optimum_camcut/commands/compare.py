@@ -111,6 +111,7 @@ gets comparison.json, comparison.md and, with matplotlib, comparison.png.
 
         from ..reporting.compare import compare
         from ..reporting.comparison import Comparison
+        from ..training.losses import scoring_loss
 
         comparisons = []
         with tempfile.TemporaryDirectory() as folder:
@@ -125,6 +126,7 @@ gets comparison.json, comparison.md and, with matplotlib, comparison.png.
                     methods=arguments.methods,
                     sparsities=arguments.sparsities,
                     recovery=recovery,
+                    loss_function=functools.partial(scoring_loss, job.trainer) if job.task.embeds else None,
                     repeats=arguments.repeats,
                     disable_tqdm=job.trainer.args.disable_tqdm,
                 )
@@ -146,10 +148,10 @@ gets comparison.json, comparison.md and, with matplotlib, comparison.png.
     @staticmethod
     def _quality(job: Job, model: PreTrainedModel) -> float:
         """The task's metric of a model."""
-        from transformers import PrinterCallback, Seq2SeqTrainer, Trainer
+        from transformers import PrinterCallback
 
         own = job.trainer
-        trainer = (Seq2SeqTrainer if isinstance(own, Seq2SeqTrainer) else Trainer)(
+        trainer = job.make_trainer(
             model,
             own.args,
             data_collator=own.data_collator,
@@ -159,7 +161,7 @@ gets comparison.json, comparison.md and, with matplotlib, comparison.png.
             preprocess_logits_for_metrics=own.preprocess_logits_for_metrics,
         )
         trainer.remove_callback(PrinterCallback)
-        return next(iter(Job(trainer, job.task).evaluate().values()))
+        return next(iter(Job(trainer, job.task, job.make_trainer).evaluate().values()))
 
     @staticmethod
     def _write(result: Any, output: Path) -> None:

@@ -20,7 +20,8 @@ import dataclasses
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -83,10 +84,15 @@ def training_arguments(
 
 @dataclasses.dataclass
 class Job:
-    """A model and its data, in a trainer that has done nothing yet."""
+    """A model and its data, in a trainer that has done nothing yet.
+
+    Args:
+        make_trainer (`Callable[..., Trainer]`): makes others of its kind.
+    """
 
     trainer: Trainer
     task: Task
+    make_trainer: Callable[..., Trainer]
 
     @property
     def model(self) -> PreTrainedModel:
@@ -146,11 +152,13 @@ def check_job(arguments: argparse.Namespace, *, evaluates: bool) -> None:
 
     Raises:
         `ValueError`, `OSError`: see `make_job`.
+        `ImportError`: a library that the task needs is missing.
     """
     from ..tasks import get_task
     from ..tasks.data import choose_split, evaluation_split, splits_and_columns
 
     task = get_task(arguments.task)
+    task.check_libraries()
     if arguments.dataset is not None and arguments.train_file is not None:
         raise ValueError("give the data by --dataset, or by --train_file (and --validation_file), not by both")
     if arguments.validation_file is not None and arguments.train_file is None:
@@ -206,6 +214,27 @@ def _told(data: Data, task: Task, evaluates: bool) -> str:
     return told
 
 
+def _load_rest(
+    arguments: argparse.Namespace, task: Task, model: PreTrainedModel
+) -> tuple[Callable[..., Trainer], Any]:
+    """What makes a trainer of the kind that the task takes, and what makes inputs for the model."""
+    from ..tasks.models import checked_tokenizer, load_processor
+    from ..training.seq2seq import CamCutSeq2SeqTrainer
+    from ..training.trainer import CamCutTrainer
+
+    make_trainer: Callable[..., Trainer] = CamCutSeq2SeqTrainer if type(task).generates else CamCutTrainer
+    if task.embeds:
+        from ..tasks.embedder import load_embedder
+        from ..training.embeddings import CamCutEmbeddingTrainer
+
+        embedder = load_embedder(arguments.model, model, arguments.revision)
+        make_trainer, task.prompt = partial(CamCutEmbeddingTrainer, embedder=embedder), embedder.prompt
+        if not arguments.tokenizer:
+            return make_trainer, checked_tokenizer(embedder.tokenizer, arguments.model, model)
+    revision = None if arguments.tokenizer else arguments.revision
+    return make_trainer, load_processor(arguments.tokenizer or arguments.model, task, model, revision)
+
+
 def make_job(
     arguments: argparse.Namespace,
     config: PruningConfig,
@@ -227,9 +256,7 @@ def make_job(
 
     from ..tasks import get_task
     from ..tasks.data import folder_of
-    from ..tasks.models import load_model, load_processor
-    from ..training.seq2seq import CamCutSeq2SeqTrainer
-    from ..training.trainer import CamCutTrainer
+    from ..tasks.models import load_model
 
     task_class = get_task(arguments.task)
     training = training_arguments(arguments, folder, config, task_class)
@@ -242,8 +269,7 @@ def make_job(
     if evaluates and arguments.metric:
         task.use_metric(arguments.metric)
     model = load_model(arguments.model, task, dtype=dtype, revision=arguments.revision)
-    revision = None if arguments.tokenizer else arguments.revision
-    processor = load_processor(arguments.tokenizer or arguments.model, task, model, revision)
+    make_trainer, processor = _load_rest(arguments, task, model)
     task.folder = folder_of(arguments.dataset, arguments.train_file)
     if task.generates:
         task.target_length = training.generation_max_length
@@ -254,7 +280,7 @@ def make_job(
     with training.main_process_first(desc="encoding the data"):
         encoded = task.prepare(data.train, arguments.max_train_samples)
         eval_encoded = task.prepare(data.held_out, arguments.max_eval_samples) if evaluates else None
-    trainer = (CamCutSeq2SeqTrainer if task_class.generates else CamCutTrainer)(
+    trainer = make_trainer(
         model=model,
         args=training,
         train_dataset=encoded,
@@ -267,4 +293,4 @@ def make_job(
         callbacks=list(callbacks),
     )
     trainer.remove_callback(PrinterCallback)  # the standard output is for the table
-    return Job(trainer, task)
+    return Job(trainer, task, make_trainer)

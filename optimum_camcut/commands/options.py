@@ -183,6 +183,7 @@ DATA = (
         "task",
         "text-classification (one text or two; classes, or numbers to predict), token-classification, "
         "question-answering, multiple-choice, fill-mask, text-generation, summarization, translation, "
+        "feature-extraction (two texts and how alike they are, for sentence embeddings), "
         "image-classification, audio-classification or automatic-speech-recognition (or speech-recognition).",
         required=True,
     ),
@@ -198,8 +199,8 @@ DATA = (
     Option(
         "max_length",
         "Longer inputs are cut to this number of tokens, recordings to this number of seconds; recordings with a text "
-        "are refused. Default: 128; 384 for answers; 512 for texts to summarize or translate; 20 seconds for "
-        "audio-classification, 30 for automatic-speech-recognition.",
+        "are refused. Default: 128; 384 for answers; 512 for texts to summarize or translate; what the model says for "
+        "feature-extraction; 20 seconds for audio-classification, 30 for automatic-speech-recognition.",
         kind=int,
         least=1,
     ),

@@ -56,6 +56,7 @@ LICENSE = ("license", "license_name", "license_link")
 WIDEST = 32  # characters of a figure
 PICTURES = {HEADS_NAME: "The heads that every layer kept", KEPT_NAME: "The units that every layer kept"}
 
+SENTENCES_NAME = "modules.json"  # in the folder of a `SentenceTransformer`
 PROCESSOR = "Pruning leaves the {} as it was: if none is saved here, take that of the base model."
 
 
@@ -79,6 +80,7 @@ def write_card(
             was measured.
     """
     path, metrics = Path(folder) / CARD_NAME, metrics or {}
+    sentences = (Path(folder) / SENTENCES_NAME).exists()
     if path.exists():
         card = ModelCard.load(path)
     else:
@@ -86,6 +88,8 @@ def write_card(
             ModelCardData(library_name="transformers"), template_str="---\n{{ card_data }}\n---\n"
         )
         card.text = f"\n# Pruned {name_of(model)}\n"
+    if sentences and card.data.library_name == "transformers":
+        card.data.library_name = "sentence-transformers"
     location = location or Path(folder).resolve().name
     _complete(card.data, model, location, metrics.get("pruned", {}))
     place = on_hub(location, revision) if "/" in location else in_folder(location)
@@ -94,7 +98,7 @@ def write_card(
         beside = path.with_name(name)
         if not beside.exists() or beside.read_bytes() != picture:  # a plan is drawn alike every time
             write_bytes(beside, picture)
-    section = f"{BEGIN}\n{pruning_section(model, place, metrics, pictures)}\n{END}"
+    section = f"{BEGIN}\n{pruning_section(model, place, metrics, pictures, sentences)}\n{END}"
     pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
     if pattern.search(card.text):
         card.text = pattern.sub(lambda _: section, card.text)
@@ -178,8 +182,14 @@ def _png(figure: Any) -> bytes:
     return stream.getvalue()
 
 
-def pruning_section(model: PreTrainedModel, place: Place, metrics: Metrics, pictures: Collection[str] = ()) -> str:
-    """Markdown: method and size, dense against pruned, how to load it, and what is kept, with these pictures."""
+def pruning_section(
+    model: PreTrainedModel, place: Place, metrics: Metrics, pictures: Collection[str] = (), sentences: bool = False
+) -> str:
+    """Markdown: method and size, dense against pruned, how to load it, and what is kept, with these pictures.
+
+    Args:
+        sentences: the model is that of a `SentenceTransformer`.
+    """
     plan, lines = model.pruning_plan, ["## Pruning", ""]
     if plan is not None and plan.config is not None:
         lines += [recipe(plan, model), ""]
@@ -192,7 +202,8 @@ def pruning_section(model: PreTrainedModel, place: Place, metrics: Metrics, pict
     if zeros:
         lines += _masks(model, zeros)
     processor = "tokenizer" if getattr(model, "main_input_name", "input_ids") == "input_ids" else "processor"
-    lines += [*_loading(model, place), "", PROCESSOR.format(processor)]
+    lines += [*_loading(model, place), "", *(_sentences(model, place) if sentences else ())]
+    lines.append(PROCESSOR.format(processor))
     lines += [line for name in pictures for line in ("", f"![{PICTURES[name]}]({name})")]
     return "\n".join([*lines, *_kept(model)])
 
@@ -254,6 +265,19 @@ def _loading(model: PreTrainedModel, place: Place) -> list[str]:
         *lines,
         "",
         f"The second runs `modeling_camcut.py` of this repository. {only}; never pass `ignore_mismatched_sizes`.",
+    ]
+
+
+def _sentences(model: PreTrainedModel, place: Place) -> list[str]:
+    option = ", trust_remote_code=True" if is_cut(model.config) else ""
+    return [
+        "It is the model inside of a `SentenceTransformer`, which loads with what comes behind it:",
+        "",
+        "```python",
+        "from sentence_transformers import SentenceTransformer",
+        f"model = SentenceTransformer({place.arguments}{option})",
+        "```",
+        "",
     ]
 
 

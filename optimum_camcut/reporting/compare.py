@@ -20,7 +20,7 @@ import logging
 import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -40,6 +40,7 @@ from ..planning.plan import PruningPlan
 from ..planning.times import LatencyTable
 from ..scoring.batches import Batch, limit
 from ..scoring.loop import score_groups
+from ..scoring.loss import LossFunction
 from ..surgery.cut import apply_plan
 from ..surgery.rebuild import reconstruct_all
 from ..utils.files import shown
@@ -64,6 +65,7 @@ def compare(
     eval_dataloader: Iterable[Batch] | None = None,
     metric: Callable[[np.ndarray, np.ndarray], float] | None = None,
     larger_is_better: bool = True,
+    loss_function: LossFunction | None = None,
     latency: LatencyTable | None = None,
     repeats: int = 10,
     disable_tqdm: bool = False,
@@ -89,6 +91,8 @@ def compare(
         metric (`Callable`, *optional*): of the logits `(examples, ...)` and the labels `(examples, ...)` of all its
             batches, the quality. Where batches differ in length, both are padded with -100, as `Trainer` does.
         larger_is_better (`bool`): False for a loss, an error or a perplexity.
+        loss_function (`Callable`, *optional*): to score by, `(model, batch) -> scalar mean loss`. Default: the model's
+            own.
         latency (`LatencyTable`, *optional*): for `budget="latency"`; measured if it is not given.
         repeats (`int`): timings of every model.
         disable_tqdm (`bool`): no progress bar.
@@ -131,11 +135,17 @@ def compare(
         bar.update()
         for method, of_method in configs:
             bar.set_postfix_str(method)
-            for each, plan, pruned in _pruned(model, groups, batches, of_method, latency):
+            for each, plan, pruned in _pruned(model, groups, batches, of_method, latency, loss_function):
                 found.append(_measure(pruned, model, plan, each, quality, repeats))
                 del pruned
                 bar.update()
-    settings = {
+    settings = _settings(model, config, recovery, repeats)
+    return Comparison(_rows(whole, count_parameters(model), flops, found), settings, larger_is_better)
+
+
+def _settings(model: PreTrainedModel, config: PruningConfig, recovery: str, repeats: int) -> dict[str, Any]:
+    """What the figures depend on."""
+    return {
         "model": type(model).__name__,
         "recovery": recovery,
         "device": str(model.device),
@@ -145,7 +155,6 @@ def compare(
         "input_size": input_size(model, config.sequence_length),
         "config": {name: v for name, v in config.to_dict().items() if name not in ("method", "sparsity", "recovery")},
     }
-    return Comparison(_rows(whole, count_parameters(model), flops, found), settings, larger_is_better)
 
 
 class _Trial(NamedTuple):
@@ -166,9 +175,10 @@ def _pruned(
     batches: list[Batch] | None,
     configs: Sequence[PruningConfig],
     latency: LatencyTable | None,
+    loss_function: LossFunction | None,
 ) -> Iterator[tuple[PruningConfig, PruningPlan, PreTrainedModel]]:
     """Copies of a model that are pruned by one method to every budget."""
-    scores = score_groups(model, groups, batches, configs[0], disable_tqdm=True)
+    scores = score_groups(model, groups, batches, configs[0], loss_function=loss_function, disable_tqdm=True)
     plans = [make_plan(scores, groups, each, latency=latency) for each in configs]
     copies = (apply_plan(copy.deepcopy(model), plan) for plan in plans)
     if configs[0].recovery == "reconstruct":

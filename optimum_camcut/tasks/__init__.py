@@ -21,6 +21,7 @@ from . import (  # noqa: I001 - registers the tasks, in the order in which they 
     question_answering,
     language_modeling,
     text_to_text,
+    feature_extraction,
     media_classification,
     speech_recognition,
 )

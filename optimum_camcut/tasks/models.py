@@ -59,7 +59,7 @@ def load_model(
         if model_class is None:
             raise ValueError(f"the config of {name} names no class of transformers to load it as, but {saved!r}")
     else:
-        names = [f"AutoModelFor{head}" for head in (task.head, *task.other_heads)]
+        names = [f"AutoModelFor{head}" if head else "AutoModel" for head in (task.head, *task.other_heads)]
         fitting = [each for each in (getattr(transformers, n) for n in names) if type(config) in each._model_mapping]
         if not fitting:
             raise ValueError(f"{config.model_type!r} models have no head for {task.name} ({', '.join(names)})")
@@ -67,7 +67,7 @@ def load_model(
         model_class = auto_class._model_mapping[type(config)]
         if model_class.__name__ == saved:
             task.check_head(config)
-        else:
+        elif not task.embeds:  # what does has no head
             task.set_head(config)
             logger.warning(
                 "%s was saved as %s: its head for %s starts at random, so train it (dense_epochs) before it is scored",
@@ -103,11 +103,28 @@ def load_tokenizer(name: str, model: PreTrainedModel, revision: str | None = Non
     Raises:
         `ValueError`: there is none. transformers 5 would make an empty one.
     """
-    tokenizer = AutoTokenizer.from_pretrained(name, **({"revision": revision} if revision else {}))
+    return checked_tokenizer(
+        AutoTokenizer.from_pretrained(name, **({"revision": revision} if revision else {})), name, model
+    )
+
+
+def checked_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, name: str, model: PreTrainedModel
+) -> PreTrainedTokenizerBase:
+    """A tokenizer that was loaded, with a token to pad with.
+
+    Raises:
+        `ValueError`: it is empty, or has no token to pad with.
+    """
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise ValueError(f"there is no tokenizer in {name}; name that of the model it was made from by --tokenizer")
     if tokenizer.pad_token is None:  # decoders are trained without one
         tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise ValueError(
+            f"the tokenizer of {name} has no token to pad with, nor one for the end of a text to take for it: set its "
+            "pad_token, and save it"
+        )
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     return tokenizer

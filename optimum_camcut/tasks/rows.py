@@ -64,6 +64,7 @@ class RowReader(ABC):
     processor: ClassVar[str] = "AutoTokenizer"  # the class of transformers that makes inputs of it
     folder: Path = Path()  # where paths in the cells start, if they do not at the working directory
     by_place: ClassVar[bool] = False  # it asks the tokenizer where a token is in the text
+    joins_texts: ClassVar[bool] = True  # several columns are one input
     max_length: ClassVar[int] = 128
     # A loss that is a mean over examples. Trainer takes what accepts keywords for a sum over tokens, and would
     # multiply it by the numbers of processes and of accumulation steps.
@@ -229,7 +230,7 @@ class RowReader(ABC):
         model.accepts_loss_kwargs = self.sums_tokens
         self.tokenizer = tokenizer
         self.length = longest_input(model, min(max_length or self.max_length, tokenizer.model_max_length))
-        special = tokenizer.num_special_tokens_to_add(pair=len(self.text_columns) > 1)
+        special = tokenizer.num_special_tokens_to_add(pair=self.joins_texts and len(self.text_columns) > 1)
         if self.length <= special:
             raise ValueError(
                 f"an input of {self.length} tokens (--max_length) has no room beside {special} special ones"

@@ -77,10 +77,14 @@ class Task(RowReader):
     head: ClassVar[str]  # AutoModelFor...
     other_heads: ClassVar[tuple[str, ...]] = ()  # of models that have no such
     generates: bool = False  # the metrics are of text that the model writes; of a class, that they may be
+    prompt: str = ""  # before every text, as the model has it
+    embeds: ClassVar[bool] = False  # the metrics are of sentence embeddings, which an `Embedder` makes
     max_target: ClassVar[int] = 128  # tokens to write at most
     target_length: int = 128  # the same, as it was asked for
     measured: ClassVar[tuple[str, ...]] = ("accuracy",)  # names of the metrics
     takes_metrics: ClassVar[bool] = False  # those of `evaluate`, too
+    # Why a model may be no better than a constant prediction.
+    doubt: ClassVar[str] = "its head may be untrained (--dense_epochs), or have been trained on other columns"
 
     def __init__(
         self,
@@ -94,6 +98,10 @@ class Task(RowReader):
         self.chosen_metric: Measure | None = None  # in place of the task's own
         self.constant: dict[str, float] = {}  # what predicting the same for every row would give, once it was measured
         self.warned = False  # a first model has been compared with that
+
+    @classmethod
+    def check_libraries(cls) -> None:
+        """Raises `ImportError` if a library is missing that the task needs beside those that are always there."""
 
     @classmethod
     def preprocess_logits(cls, logits: Any, labels: Tensor) -> Any:
@@ -205,7 +213,7 @@ class Task(RowReader):
                 worse.append(f"{name} {model:.4g}, and it gets {constant:.4g}")
         if not worse:
             return
-        reasons = "its head may be untrained (--dense_epochs), or have been trained on other columns"
+        reasons = self.doubt
         if self.names:
             reasons = (
                 "the classes may have other numbers in the model than in the data (--label_names), or its head is "

@@ -299,6 +299,7 @@ def answered(number):
 
 ELSEWHERE = {"image-classification", "audio-classification", "automatic-speech-recognition"}  # in test_media.py
 ELSEWHERE |= {"summarization", "translation"}  # in test_text_to_text.py
+ELSEWHERE |= {"feature-extraction"}  # in test_embeddings.py
 ROWS = {
     "text-classification": classified,
     "token-classification": lambda n: {"tokens": sentence(n).split(), "ner_tags": [(n + i) % 3 for i in range(6)]},
