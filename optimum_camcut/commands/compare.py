@@ -146,10 +146,12 @@ gets comparison.json, comparison.md and, with matplotlib, comparison.png.
     @staticmethod
     def _quality(job: Job, model: PreTrainedModel) -> float:
         """The task's metric of a model."""
-        from transformers import PrinterCallback, Seq2SeqTrainer, Trainer
+        from transformers import PrinterCallback, Trainer
+
+        from ..training.seq2seq import WholeSeq2SeqTrainer
 
         own = job.trainer
-        trainer = (Seq2SeqTrainer if isinstance(own, Seq2SeqTrainer) else Trainer)(
+        trainer = (WholeSeq2SeqTrainer if isinstance(own, WholeSeq2SeqTrainer) else Trainer)(
             model,
             own.args,
             data_collator=own.data_collator,
