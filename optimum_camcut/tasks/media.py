@@ -50,6 +50,7 @@ class MediaTask(Task):
         """
         model.accepts_loss_kwargs = self.sums_tokens
         self.own_processor, self.input_name = processor, model.main_input_name
+        self.dtype = model.dtype
 
     def prepare(self, rows: Any, limit: int | None = None) -> Any:
         """Encodes a split, or its first rows. The column of the model's inputs has the cells, undecoded: a dict of a
@@ -118,6 +119,7 @@ class MediaTask(Task):
         return self.collate
 
     def collate(self, examples: list[Any]) -> dict[str, Tensor]:
-        """A batch of encoded examples."""
+        """A batch of encoded examples, in the precision of the model."""
         inputs = self.inputs([self.open(example[self.input_name]) for example in examples])
+        inputs = {name: each.to(self.dtype) if each.is_floating_point() else each for name, each in inputs.items()}
         return {**inputs, "labels": self.collate_labels([example["labels"] for example in examples])}

@@ -15,7 +15,7 @@
 
 from __future__ import annotations
 
-import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
@@ -24,8 +24,18 @@ CHRF_LENGTH, CHRF_BETA = 6, 2
 
 
 def words_of(text: str) -> list[str]:
-    """In lower case, without punctuation."""
-    return re.findall(r"[\w']+", text.lower())
+    """In lower case, without punctuation but apostrophes inside a word. A letter is the same however it is written
+    (composed or not, of whatever width), and marks of vowels count."""
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).lower()).replace("\u2019", "'")
+    kept = (
+        letter if letter == "'" or unicodedata.category(letter)[0] in "LMN" else _instead(letter) for letter in text
+    )
+    return [word for word in (each.strip("'") for each in "".join(kept).split()) if word]
+
+
+def _instead(letter: str) -> str:
+    """Nothing for what is not seen (joiners, soft hyphens), a space for other punctuation."""
+    return "" if unicodedata.category(letter) == "Cf" else " "
 
 
 def edit_distance(one: Sequence[str], other: Sequence[str]) -> int:

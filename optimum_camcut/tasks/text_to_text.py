@@ -19,7 +19,8 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .generation import decoded, padded
+from .generation import CUT, decoded, padded, references, tell_cut
+from .languages import code_of, language_codes, set_languages, unknown_language
 from .task import Task, first_output, register
 from .text_metrics import chrf, rouge
 
@@ -56,6 +57,13 @@ class TextToText(Task):
         self.prefix = self._prefix(getattr(model.config, "task_specific_params", None) or {})
         if self.prefix:
             logger.info("every text gets %r before it, as the model's config says", self.prefix)
+        codes = language_codes(tokenizer)
+        if codes:
+            set_languages(model, tokenizer, *self._languages(codes))
+
+    def _languages(self, codes: dict[str, str]) -> tuple[str, str]:
+        """The tokenizer's codes for the languages of the texts to read and of those to write."""
+        return self.tokenizer.src_lang, self.tokenizer.tgt_lang or self.tokenizer.src_lang
 
     def _prefix(self, parameters: Mapping[str, Any]) -> str:
         return (parameters.get(self.name) or {}).get("prefix", "")
@@ -72,8 +80,17 @@ class TextToText(Task):
         features = dict(
             self.tokenizer([self.prefix + text for text in texts], truncation=True, max_length=self.length)
         )
-        labels = self.tokenizer(text_target=targets, truncation=True, max_length=self.target_length)
-        return {**features, "labels": labels["input_ids"]}
+        labels = self._labels(targets, self.target_length + 1)
+        cut = [len(ids) > self.target_length for ids in labels]
+        return {**features, "labels": self._labels(targets, self.target_length) if any(cut) else labels, CUT: cut}
+
+    def _labels(self, targets: list[str], length: int) -> list[list[int]]:
+        return self.tokenizer(text_target=targets, truncation=True, max_length=length)["input_ids"]
+
+    def prepare(self, rows: Any, limit: int | None = None) -> Any:
+        encoded = super().prepare(rows, limit)
+        tell_cut(sum(encoded[CUT]), len(encoded), self.target_length)
+        return encoded.remove_columns(CUT)
 
     @property
     def collator(self) -> Callable[[list[Any]], dict[str, Tensor]]:
@@ -87,12 +104,17 @@ class TextToText(Task):
 
     def metrics(self, prediction: EvalPrediction, features: Any, rows: Any) -> dict[str, float]:
         predicted = decoded(self.tokenizer, first_output(prediction.predictions))
-        return self.measure(predicted, decoded(self.tokenizer, prediction.label_ids))
+        return self.measure(predicted, self._true(prediction, features, rows))
 
     def measure_constants(self, prediction: EvalPrediction, features: Any, rows: Any) -> Iterator[dict[str, float]]:
         """The first of the references for every row."""
-        true = decoded(self.tokenizer, prediction.label_ids)
+        true = self._true(prediction, features, rows)
         yield self.measure(true[:1] * len(true), true)
+
+    def _true(self, prediction: EvalPrediction, features: Any, rows: Any) -> list[str]:
+        numbers = list(range(len(features)))
+        columns = list(dict.fromkeys((*self.text_columns, self.label_column)))
+        return references(self.pairs(rows.select_columns(columns).select(numbers)[:], numbers)[1], prediction)
 
 
 @register("summarization")
@@ -133,6 +155,16 @@ class Translation(TextToText):
     def _prefix(self, parameters: Mapping[str, Any]) -> str:
         direction = "_to_".join(self.languages)  # T5 has translation_en_to_fr, say
         return super()._prefix({self.name: parameters.get(f"{self.name}_{direction}")})
+
+    def _languages(self, codes: dict[str, str]) -> tuple[str, str]:
+        source, target = self.languages or (self.text_columns[0], self.label_column)
+        found = code_of(source, codes), code_of(target, codes)
+        if not self.languages and None in found and self.tokenizer.tgt_lang:  # two columns of whatever name
+            return self.tokenizer.src_lang, self.tokenizer.tgt_lang
+        for name, code in zip((source, target), found):
+            if code is None:
+                raise unknown_language(name, codes)
+        return found  # type: ignore[return-value]
 
     def pairs(self, rows: Mapping[str, list[Any]], numbers: list[int]) -> tuple[list[str], list[str]]:
         if not self.languages:

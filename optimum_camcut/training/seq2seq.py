@@ -11,15 +11,35 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""`CamCutSeq2SeqTrainer`."""
+"""`CamCutSeq2SeqTrainer`, and one that does not prune."""
 
 from __future__ import annotations
 
+import functools
+import inspect
+from typing import Any
+
 from transformers import Seq2SeqTrainer
+from transformers.trainer_utils import EvalLoopOutput
 
 from .trainer import CamCutTrainer
 
 
-class CamCutSeq2SeqTrainer(CamCutTrainer, Seq2SeqTrainer):
+class WholeSeq2SeqTrainer(Seq2SeqTrainer):
+    """`Seq2SeqTrainer` that measures each row once, in the order of the rows. The one of transformers gathers, too, what
+    several processes repeat to fill their last batch, and sorts by length if training does."""
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> None:
+        """That of `torch.utils.data.DataLoader`."""
+
+    def evaluation_loop(self, *positional: Any, **keywords: Any) -> EvalLoopOutput:
+        gather = self.accelerator.gather_for_metrics
+        if "use_gather_object" in inspect.signature(gather).parameters:
+            gather = functools.partial(gather, use_gather_object=self.args.eval_use_gather_object)
+        self.gather_function = gather
+        return super().evaluation_loop(*positional, **keywords)
+
+
+class CamCutSeq2SeqTrainer(CamCutTrainer, WholeSeq2SeqTrainer):
     """`CamCutTrainer` that evaluates what the model generates, as `Seq2SeqTrainer` does: its `args` are
     `Seq2SeqTrainingArguments` with `predict_with_generate`."""

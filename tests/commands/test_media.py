@@ -28,7 +28,7 @@ from types_of_models import CONFIGS
 
 from optimum_camcut.tasks import TASKS
 from optimum_camcut.tasks.data import folder_of, load_data, splits_and_columns
-from optimum_camcut.tasks.text_metrics import chrf, edit_distance, error_rates, rouge
+from optimum_camcut.tasks.text_metrics import chrf, edit_distance, error_rates, rouge, words_of
 
 
 QUICK = {"num_samples": 8, "repeats": 1, "sparsity": 0.5, "batch_size": 8, "latency_batch_size": 2}
@@ -290,3 +290,19 @@ def test_metrics_of_texts():
     # Of "ab" and "ac": one of two characters, none of one pair; no side has more.
     assert chrf(["a b"], ["ac"]) == {"chrf": pytest.approx(0.25)}
     assert chrf(["same text"], ["same text"]) == {"chrf": 1.0} and chrf([""], ["a"]) == {"chrf": 0.0}
+
+
+def test_words_keep_marks_of_vowels():
+    """Worked out by hand; codes of letters tell what an editor may change."""
+    assert error_rates(["नमस्ता दुनिया"], ["नमस्ते दुनिया"]) == {"wer": 0.5, "cer": 1 / 13}
+    assert error_rates(["कि"], ["की"]) == {"wer": 1.0, "cer": 0.5}
+    assert error_rates(["தமிழ்"], ["தமழ்"])["wer"] == 1
+    assert error_rates(["\u0643\u064e\u062a\u064e"], ["\u0643\u062a"]) == {"wer": 1.0, "cer": 1.0}  # vowels of Arabic
+    assert words_of("cafe\u0301 \uff21") == words_of("caf\u00e9 a") == ["caf\u00e9", "a"]
+    assert words_of("don\u2019t") == words_of("Don't!") == ["don't"]
+    assert words_of("\u2018one\u2019, two-three_4") == ["one", "two", "three", "4"]
+    assert words_of("\u0645\u06cc\u200c\u0631\u0648\u0645 soft\u00adly") == [
+        "\u0645\u06cc\u0631\u0648\u0645",
+        "softly",
+    ]
+    assert rouge(["நன்றி"], ["நன்றி"])["rougeL"] == 1 and rouge(["कि"], ["की"])["rougeL"] == 0

@@ -14,14 +14,19 @@
 """Summaries and translations: what the model writes is measured, before and after it is pruned."""
 
 import json
+import sys
+import textwrap
 
 import pytest
+import torch
+from accelerate import Accelerator
 from command_line import flags, main
 from datasets import Dataset
 from models import tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 from types_of_models import CONFIGS
+from workers import run_together
 
 from optimum_camcut import load_pruned
 from optimum_camcut.tasks.text_metrics import chrf, rouge
@@ -147,3 +152,51 @@ def test_what_is_generated_cannot_be_left_out(checkpoint, tmp_path):
     job = {"model": checkpoint["t5"], "dataset": data, "task": "summarization", **QUICK, "output": tmp_path / "out"}
     with pytest.raises(SystemExit, match="unknown settings predict_with_generate; it takes those of Seq2SeqTraining"):
         main("prune", *flags(**job, config=tmp_path / "run.yaml"))
+
+
+MEASURED = """
+    import os, sys
+    import torch
+    from datasets import Dataset
+    from transformers import AutoModelForSeq2SeqLM, Seq2SeqTrainingArguments
+    from optimum_camcut import PruningConfig
+    from optimum_camcut.tasks.generation import padded
+    from optimum_camcut.training.seq2seq import CamCutSeq2SeqTrainer, WholeSeq2SeqTrainer
+
+    output, folder = sys.argv[1:]
+    measured, rows = [], [{"input_ids": [number, 2], "labels": [number, 2]} for number in range(4, 9)]
+    options = {"predict_with_generate": True, "generation_max_length": 3, "per_device_eval_batch_size": 2}
+    pieces = {
+        "model": AutoModelForSeq2SeqLM.from_pretrained(folder),
+        "args": Seq2SeqTrainingArguments(output, report_to="none", disable_tqdm=True, **options),
+        "data_collator": lambda rows: {name: padded([row[name] for row in rows]) for name in rows[0]},
+        "eval_dataset": Dataset.from_list(rows),
+        "compute_metrics": lambda each: measured.append(each.label_ids[:, 0].tolist()) or {},
+    }
+    for trainer in (WholeSeq2SeqTrainer(**pieces),
+                    CamCutSeq2SeqTrainer(**pieces, pruning_config=PruningConfig(sparsity=0.5))):
+        trainer.evaluate()
+        predicted = trainer.predict(pieces["eval_dataset"])
+        measured.append([len(predicted.label_ids), len(predicted.predictions)])
+    torch.save(measured, f"{output}/{os.environ.get('RANK', 0)}.pt")
+"""
+ONCE = 2 * [[4, 5, 6, 7, 8], [4, 5, 6, 7, 8], [5, 5]]  # predict measures, too
+
+
+@pytest.mark.long
+def test_several_processes_measure_every_row_once(checkpoint, tmp_path):
+    """And not what fills the last batch."""
+    for measured in run_together(2, MEASURED, tmp_path, str(checkpoint["bart"])):
+        assert measured == ONCE
+
+
+def test_rows_that_fill_a_batch_are_not_gathered(checkpoint, tmp_path, monkeypatch):
+    """The same where it does not take two processes."""
+    gathered, gather = [], Accelerator.gather_for_metrics
+    monkeypatch.setattr(
+        Accelerator, "gather_for_metrics", lambda *args, **options: gathered.append(1) or gather(*args, **options)
+    )
+    monkeypatch.setattr(sys, "argv", ["", str(tmp_path), str(checkpoint["bart"])])
+    exec(textwrap.dedent(MEASURED), {})
+    assert torch.load(tmp_path / "0.pt") == ONCE
+    assert len(gathered) == 2 * 2 * 3 * 3  # trainers, evaluations, batches; losses, what was written and labels
