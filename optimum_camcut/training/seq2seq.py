@@ -26,8 +26,8 @@ from .trainer import CamCutTrainer
 
 
 class WholeSeq2SeqTrainer(Seq2SeqTrainer):
-    """`Seq2SeqTrainer` that measures each row once, in the order of the rows. The one of transformers gathers, too, what
-    several processes repeat to fill their last batch, and sorts by length if training does."""
+    """`Seq2SeqTrainer` that measures every row once, in the order of the rows. The one of transformers also gathers
+    what several processes repeat to fill their last batch, and sorts by length if training does."""
 
     def _get_eval_sampler(self, eval_dataset: Any) -> None:
         """That of `torch.utils.data.DataLoader`."""

@@ -21,13 +21,23 @@ import pytest
 import torch
 from command_line import flags, main
 from datasets import ClassLabel, Dataset, Features
+from marks import few
 from media import IMAGE_CLASSES, RATE, save_image, save_sound
 from models import tiny_model
-from transformers import AutoModelForImageClassification, ViTImageProcessor, Wav2Vec2FeatureExtractor, pipeline
+from transformers import (
+    AutoModelForImageClassification,
+    EvalPrediction,
+    ViTImageProcessor,
+    Wav2Vec2FeatureExtractor,
+    WhisperProcessor,
+    pipeline,
+)
 from types_of_models import CONFIGS
 
 from optimum_camcut.tasks import TASKS
 from optimum_camcut.tasks.data import folder_of, load_data, splits_and_columns
+from optimum_camcut.tasks.generation import decoded
+from optimum_camcut.tasks.models import load_model, load_processor
 from optimum_camcut.tasks.text_metrics import chrf, edit_distance, error_rates, rouge, words_of
 
 
@@ -276,6 +286,109 @@ def test_speech_that_is_too_long_is_refused(whisper, speech, tmp_path):
     job = {"model": whisper, "dataset": tmp_path / "long", "task": "automatic-speech-recognition", **QUICK}
     with pytest.raises(SystemExit, match="is a recording of 1.4 seconds, and at most 1 are heard"):
         main("prune", *flags(**job, max_length=1, output=tmp_path / "out"))
+
+
+def fitted(name, folder, model, rows, max_length=None, dtype=torch.float32):
+    """A task and a model that know each other."""
+    task = TASKS[name](rows)
+    task.folder = folder
+    loaded = load_model(str(model), task, dtype=dtype)
+    task.fit_to(loaded, load_processor(str(model), task, loaded), max_length)
+    return task, loaded
+
+
+def said(folder, *texts, seconds=()):
+    """Rows of recordings and what is said in them."""
+    rows = []
+    for number, text in enumerate(texts):
+        save_sound(folder / f"{number}.wav", number % 2, ([*seconds] or [0] * len(texts))[number])
+        rows.append({"audio": f"{number}.wav", "text": text})
+    return Dataset.from_list(rows)
+
+
+@pytest.mark.parametrize(
+    "task, model, data",
+    few(
+        [
+            ("automatic-speech-recognition", "ctc", "speech"),
+            ("image-classification", "image_classifier", "images"),
+            ("audio-classification", "audio_classifier", "recordings"),
+            ("automatic-speech-recognition", "whisper", "speech"),
+        ],
+        first=2,
+        rows=True,
+    ),
+)
+def test_inputs_have_the_precision_of_the_model(task, model, data, request):
+    folder = request.getfixturevalue(data)
+    rows = load_data(str(folder))["validation"]
+    task, loaded = fitted(task, folder, request.getfixturevalue(model), rows, dtype=torch.bfloat16)
+    encoded = task.prepare(rows, 2)
+    with torch.no_grad():
+        assert loaded(**task.collate(list(encoded))).loss.isfinite()
+
+
+def test_what_fills_a_batch_is_no_text(ctc, tmp_path):
+    """A recording alone, and beside a longer one."""
+    rows = said(tmp_path, "one", "two three", seconds=(0, 300))
+    task, model = fitted("automatic-speech-recognition", tmp_path, ctc, rows)
+    encoded, found = task.prepare(rows), []
+    for numbers in ([0], [0, 1]):
+        batch = task.collate([encoded[number] for number in numbers])
+        with torch.no_grad():
+            ids = task.preprocess_logits(model(**batch).logits, batch["labels"]).numpy()
+        features = encoded.select(numbers)
+        prediction = EvalPrediction(ids, batch["labels"].numpy())
+        found.append(decoded(task.tokenizer, task._heard(ids, features["samples"]))[0])
+        measured = task.metrics(prediction, features, rows.select(numbers))
+        assert numbers != [0] or measured == error_rates(found, ["one"])
+    assert found[0] == found[1] != "" and len(decoded(task.tokenizer, ids)[0]) > len(found[0])
+
+
+def test_what_is_said_is_measured_with_letters_that_no_tokenizer_knows(ctc, tmp_path, caplog):
+    caplog.set_level("INFO")
+    rows = said(tmp_path, "grö, äins", "two")
+    task, _ = fitted("automatic-speech-recognition", tmp_path, ctc, rows)
+    encoded = task.prepare(rows)
+    assert encoded.column_names == ["input_values", "labels", "samples"] and encoded["samples"][0] == RATE // 10
+    assert "2 letters in 1 of 2 texts are unknown to the tokenizer, and count as errors: ÄÖ" in caplog.text
+    assert caplog.text.count("in upper case") == 1
+    ids = np.array([[*task.tokenizer("GRE")["input_ids"]], [*task.tokenizer("TWO")["input_ids"]]])
+    task._frames = lambda samples: 3
+    found = task.metrics(EvalPrediction(ids, ids), encoded, rows)
+    assert found == error_rates(["gre", "two"], ["grö äins", "two"]) and found["wer"] == 2 / 3
+    with pytest.raises(ValueError, match="2 rows were predicted of 1"):
+        task.metrics(EvalPrediction(ids, ids), encoded.select([0]), rows)
+    strange = said(tmp_path, "one", "один два")
+    with pytest.raises(ValueError, match="row 1 .*, column 'text', has no letter that the tokenizer knows: 'ОДИН"):
+        task.prepare(strange)
+
+
+def test_a_model_hears_no_more_than_its_window(whisper, tmp_path):
+    rows = said(tmp_path, "one", seconds=(1000,))
+    with pytest.raises(ValueError, match="the model hears 1 seconds of a recording; --max_length 30 is more"):
+        fitted("automatic-speech-recognition", tmp_path, whisper, rows, 30)
+    task, _ = fitted("automatic-speech-recognition", tmp_path, whisper, rows)
+    with pytest.raises(ValueError, match="is a recording of 1.4 seconds, and at most 1 are heard"):
+        task.prepare(rows)
+
+
+def test_labels_of_a_model_of_many_languages_start_as_what_it_writes(tmp_path):
+    media.make_whisper(tmp_path / "model", ["en", "de"])
+    rows = said(tmp_path, "one")
+    with pytest.raises(ValueError, match="neither its generation config nor its tokenizer says which is spoken"):
+        fitted("automatic-speech-recognition", tmp_path, tmp_path / "model", rows)
+    processor = WhisperProcessor.from_pretrained(tmp_path / "model", language="en")
+    processor.save_pretrained(tmp_path / "model")
+    task, model = fitted("automatic-speech-recognition", tmp_path, tmp_path / "model", rows)
+    start = ["<|en|>", "<|transcribe|>", "<|notimestamps|>"]
+    encoded = task.prepare(rows)
+    named = task.tokenizer.convert_ids_to_tokens
+    assert named(encoded[0]["labels"]) == [*start, "o", "n", "e", "<|endoftext|>"]
+    forward, given = model.forward, []
+    model.forward = lambda *args, **inputs: given.append(inputs) or forward(*args, **inputs)
+    model.generate(task.collate(list(encoded))["input_features"], max_length=6)
+    assert named(given[0]["decoder_input_ids"][0].tolist()) == ["<|startoftranscript|>", *start]
 
 
 def test_metrics_of_texts():

@@ -24,11 +24,18 @@ from command_line import flags, main
 from datasets import Dataset
 from models import tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    EvalPrediction,
+    MBartTokenizer,
+    NllbTokenizer,
+    PreTrainedTokenizerFast,
+)
 from types_of_models import CONFIGS
 from workers import run_together
 
 from optimum_camcut import load_pruned
+from optimum_camcut.tasks import TASKS
 from optimum_camcut.tasks.text_metrics import chrf, rouge
 
 
@@ -152,6 +159,61 @@ def test_what_is_generated_cannot_be_left_out(checkpoint, tmp_path):
     job = {"model": checkpoint["t5"], "dataset": data, "task": "summarization", **QUICK, "output": tmp_path / "out"}
     with pytest.raises(SystemExit, match="unknown settings predict_with_generate; it takes those of Seq2SeqTraining"):
         main("prune", *flags(**job, config=tmp_path / "run.yaml"))
+
+
+def test_what_is_written_is_measured_against_the_texts_of_the_data(checkpoint, caplog):
+    """Not against what a tokenizer leaves of them."""
+    rows = Dataset.from_list([summarized(0), {"document": "one", "summary": "one strange two three four"}])
+    task, tokenizer = TASKS["summarization"](rows), PreTrainedTokenizerFast.from_pretrained(checkpoint["bart"])
+    task.target_length = 4
+    task.fit_to(AutoModelForSeq2SeqLM.from_pretrained(checkpoint["bart"]), tokenizer, None)
+    encoded = task.prepare(rows)
+    assert "1 of 2 texts to write are cut to 4 tokens" in caplog.text and "cut" not in encoded.column_names
+    assert tokenizer.convert_ids_to_tokens(encoded[1]["labels"]) == ["one", "<unk>", "two", "</s>"]
+    texts = [rows[0]["summary"], "one two"]
+    ids = tokenizer(texts, padding=True, return_tensors="np")["input_ids"]
+    found = task.metrics(EvalPrediction(ids, ids), encoded, rows)
+    assert found == rouge(texts, rows["summary"]) and found["rougeL"] < 1
+    assert list(task.measure_constants(EvalPrediction(ids, ids), encoded, rows)) == [found]  # the first for both
+    assert task.metrics(EvalPrediction(ids[:1], ids[:1]), encoded.select([0]), rows)["rougeL"] == 1
+    with pytest.raises(ValueError, match="2 rows were predicted of 1"):
+        task.metrics(EvalPrediction(ids, ids), encoded.select([0]), rows)
+
+
+def told_languages(kind, names):
+    """The tokens of a text to read and of one to write, and how a model then starts to write."""
+    rows = Dataset.from_list([{"translation": {names[0]: "one", names[1]: "eins"}}])
+    if kind == "mbart":
+        vocabulary = [*((token, 0.0) for token in ("<s>", "<pad>", "</s>", "<unk>")), ("▁one", -1.0), ("▁eins", -1.0)]
+        tokenizer = MBartTokenizer(vocab=vocabulary)
+    else:
+        tokens = ["<s>", "<pad>", "</s>", "<unk>", "▁", "one", "eins"]
+        tokenizer = NllbTokenizer(vocab={token: number for number, token in enumerate(tokens)}, merges=[])
+    changes = {"vocab_size": len(tokenizer), "pad_token_id": 1, "eos_token_id": 2, "bos_token_id": 0}
+    name = "mbart" if kind == "mbart" else "m2m_100"
+    model = tiny_model(name, "Seq2SeqLM", **{**CONFIGS[name], **changes, "decoder_start_token_id": 2})
+    task = TASKS["translation"](rows)
+    task.fit_to(model, tokenizer, None)
+    encoded = task.prepare(rows)[0]
+    tokens = [tokenizer.convert_ids_to_tokens(encoded[each]) for each in ("input_ids", "labels")]
+    wrote = model.generate(torch.tensor([encoded["input_ids"]]), max_length=4, do_sample=False)[0]
+    return *tokens, tokenizer.convert_ids_to_tokens(wrote.tolist())
+
+
+def test_texts_and_what_is_written_are_marked_by_their_languages(caplog):
+    caplog.set_level("INFO")
+    read, labels, wrote = told_languages("mbart", ("en", "de"))
+    assert read == ["▁one", "</s>", "en_XX"] and labels == ["▁eins", "</s>", "de_DE"]
+    assert wrote[0] == "de_DE"  # the last token of labels comes first where the decoder reads them
+    assert caplog.text.count("texts to read are marked as en_XX, those to write as de_DE") == 1
+    for names in (("eng", "deu"), ("eng_Latn", "deu_Latn")):
+        read, labels, wrote = told_languages("nllb", names)
+        assert (read[0], labels[0], labels[-1]) == ("eng_Latn", "deu_Latn", "</s>")
+        assert wrote[:2] == ["</s>", "deu_Latn"]
+    with pytest.raises(ValueError, match="and has none for 'de'; call the texts in the data as it calls"):
+        told_languages("nllb", ("eng", "de"))
+    with pytest.raises(ValueError, match="has several codes for 'zho': zho_Hans, zho_Hant"):
+        told_languages("nllb", ("eng", "zho"))
 
 
 MEASURED = """

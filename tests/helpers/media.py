@@ -108,12 +108,14 @@ def make_ctc(folder):
     tiny_model("wav2vec2", "CTC", **SOUND).save_pretrained(folder)
 
 
-def make_whisper(folder):
-    """Its recordings take up to a second."""
+def make_whisper(folder, languages=()):
+    """Its recordings take up to a second. With languages it does not say which of them is spoken."""
     folder.mkdir(parents=True, exist_ok=True)
-    special = ["<|endoftext|>", "<|startoftranscript|>", "<|notimestamps|>"]
+    tasks = ["<|translate|>", "<|transcribe|>"] if languages else []
+    marks = [f"<|{language}|>" for language in languages]
+    special = ["<|endoftext|>", "<|startoftranscript|>", *marks, *tasks, "<|notimestamps|>"]
     tokens = [*LETTERS, *LETTERS.upper(), "Ġ", ".", *special]
-    end, start = len(tokens) - 3, len(tokens) - 2
+    end, start = map(tokens.index, special[:2])
     (folder / "vocab.json").write_text(json.dumps({token: number for number, token in enumerate(tokens)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
     names = dict.fromkeys(("unk_token", "bos_token", "eos_token", "pad_token"), special[0])
@@ -123,5 +125,11 @@ def make_whisper(folder):
     WhisperProcessor(extractor, tokenizer).save_pretrained(folder)
     ids = {"eos_token_id": end, "pad_token_id": end, "bos_token_id": end, "decoder_start_token_id": start}
     model = tiny_model("whisper", "SpeechSeq2Seq", **{**CONFIGS["whisper"], **ids, "vocab_size": len(tokens)})
-    model.generation_config.begin_suppress_tokens = None
+    generation = model.generation_config
+    generation.begin_suppress_tokens = None
+    if languages:
+        generation._from_model_config, generation.is_multilingual = False, True
+        generation.no_timestamps_token_id = tokens.index(special[-1])
+        generation.lang_to_id = {mark: tokens.index(mark) for mark in marks}
+        generation.task_to_id = {name.strip("<|>"): tokens.index(name) for name in tasks}
     model.save_pretrained(folder)
