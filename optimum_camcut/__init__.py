@@ -43,10 +43,12 @@ if TYPE_CHECKING:
     from .surgery.masking import hold_masks
     from .surgery.rebuild import reconstruct, reconstruct_all
     from .training.distillation import distillation_loss
+    from .training.seq2seq import CamCutSeq2SeqTrainer
     from .training.trainer import CamCutTrainer
 
 # Public name -> the module that defines it, imported at first use (PEP 562): importing the package costs nothing.
 _MODULES = {
+    "CamCutSeq2SeqTrainer": "training.seq2seq",
     "CamCutTrainer": "training.trainer",
     "Comparison": "reporting.comparison",
     "LatencyTable": "planning.times",
@@ -87,6 +89,7 @@ hand_in("write_card", f"{__name__}.reporting.card")
 
 __all__ = [
     "__version__",
+    "CamCutSeq2SeqTrainer",
     "CamCutTrainer",
     "Comparison",
     "LatencyTable",

@@ -47,6 +47,7 @@ ROOMS = (
     "",  # the package itself
 )
 PUBLIC = (
+    "CamCutSeq2SeqTrainer",
     "CamCutTrainer",
     "Comparison",
     "LatencyTable",

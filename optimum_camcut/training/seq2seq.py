@@ -41,5 +41,9 @@ class WholeSeq2SeqTrainer(Seq2SeqTrainer):
 
 
 class CamCutSeq2SeqTrainer(CamCutTrainer, WholeSeq2SeqTrainer):
-    """`CamCutTrainer` that evaluates what the model generates, as `Seq2SeqTrainer` does: its `args` are
-    `Seq2SeqTrainingArguments` with `predict_with_generate`."""
+    """`CamCutTrainer` that evaluates what the model generates, as `Seq2SeqTrainer` does.
+
+    Args:
+        args (`Seq2SeqTrainingArguments`): with `predict_with_generate`.
+        positional, kwargs: those of `CamCutTrainer`.
+    """

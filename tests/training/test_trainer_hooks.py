@@ -18,14 +18,16 @@ import re
 
 import pytest
 import torch
+from datasets import Dataset
 from models import TOKENS, VOCABULARY, tiny_batch, tiny_model
 from torch.nn import functional
 from torch.utils.data import DataLoader
 from trainers import Minimal, arguments, examples, make_trainer, pruning, same, weights
-from transformers import Trainer, TrainerCallback
+from transformers import Seq2SeqTrainingArguments, Trainer, TrainerCallback
+from types_of_models import CONFIGS
 from workers import together
 
-from optimum_camcut import CamCutTrainer, distillation_loss, load_pruned
+from optimum_camcut import CamCutSeq2SeqTrainer, CamCutTrainer, distillation_loss, load_pruned
 from optimum_camcut.training.distillation import meanings_of
 from optimum_camcut.training.losses import distilling
 from optimum_camcut.training.trainer import TrainerKeywords
@@ -477,6 +479,32 @@ def test_train_again_after_an_interruption_of_the_dense_epochs_says_so(tmp_path,
 
 
 # --- what editors show ----------------------------------------------------------------------------------------------
+
+
+def test_a_model_that_writes_is_measured_by_what_it_writes(tmp_path):
+    """Also in the evaluations while it trains."""
+    rows = [{"input_ids": [3 + n, 4 + n, 5], "labels": [5 + n, 1]} for n in range(5)]
+    seen = []
+
+    def measure(prediction):
+        seen.append(prediction.predictions)
+        return {"written": float(prediction.predictions.shape[1])}
+
+    trainer = CamCutSeq2SeqTrainer(
+        model=tiny_model("t5", "Seq2SeqLM", **CONFIGS["t5"]),
+        args=Seq2SeqTrainingArguments(
+            **{**arguments(tmp_path).to_dict(), "eval_strategy": "epoch", "per_device_eval_batch_size": 2},
+            predict_with_generate=True,
+            generation_max_length=7,
+        ),
+        train_dataset=Dataset.from_list(rows),
+        eval_dataset=Dataset.from_list(rows),
+        compute_metrics=measure,
+        pruning_config=pruning(num_samples=5),
+    )
+    trainer.train()
+    assert trainer.pruning_plan is not None and len(seen[0]) == 5 and not seen[0][:, 7:].any()  # but padding
+    assert set(seen[0].flatten()) <= {-100, *range(VOCABULARY)}, seen
 
 
 def test_the_signature_has_the_arguments_of_trainer():
