@@ -102,8 +102,7 @@ class SpeechRecognition(RecordingTask):
         if not isinstance(language, str):
             raise ValueError(
                 "the model knows many languages, and neither its generation config nor its tokenizer says which is "
-                'spoken: save a processor that does, WhisperProcessor.from_pretrained(MODEL, language="en")'
-                ".save_pretrained(FOLDER), and name it by --tokenizer FOLDER"
+                'spoken: write "language": "en", say, into the generation_config.json of a folder with the model'
             )
         language = language.strip("<|>")
         self.tokenizer.set_prefix_tokens(language=language, task="transcribe", predict_timestamps=False)

@@ -29,7 +29,6 @@ from transformers import (
     EvalPrediction,
     ViTImageProcessor,
     Wav2Vec2FeatureExtractor,
-    WhisperProcessor,
     pipeline,
 )
 from types_of_models import CONFIGS
@@ -378,8 +377,8 @@ def test_labels_of_a_model_of_many_languages_start_as_what_it_writes(tmp_path):
     rows = said(tmp_path, "one")
     with pytest.raises(ValueError, match="neither its generation config nor its tokenizer says which is spoken"):
         fitted("automatic-speech-recognition", tmp_path, tmp_path / "model", rows)
-    processor = WhisperProcessor.from_pretrained(tmp_path / "model", language="en")
-    processor.save_pretrained(tmp_path / "model")
+    generation = tmp_path / "model" / "generation_config.json"
+    generation.write_text(json.dumps({**json.loads(generation.read_text()), "language": "en"}))
     task, model = fitted("automatic-speech-recognition", tmp_path, tmp_path / "model", rows)
     start = ["<|en|>", "<|transcribe|>", "<|notimestamps|>"]
     encoded = task.prepare(rows)
