@@ -159,6 +159,8 @@ def check_job(arguments: argparse.Namespace, *, evaluates: bool) -> None:
 
     task = get_task(arguments.task)
     task.check_libraries()
+    if arguments.language and not task.takes_language:
+        raise ValueError(f"--language is for automatic-speech-recognition; {task.name} takes none")
     if arguments.dataset is not None and arguments.train_file is not None:
         raise ValueError("give the data by --dataset, or by --train_file (and --validation_file), not by both")
     if arguments.validation_file is not None and arguments.train_file is None:
@@ -270,7 +272,7 @@ def make_job(
         task.use_metric(arguments.metric)
     model = load_model(arguments.model, task, dtype=dtype, revision=arguments.revision)
     make_trainer, processor = _load_rest(arguments, task, model)
-    task.folder = folder_of(arguments.dataset, arguments.train_file)
+    task.folder, task.language = folder_of(arguments.dataset, arguments.train_file), arguments.language
     if task.generates:
         task.target_length = training.generation_max_length
     task.fit_to(model, processor, arguments.max_length)

@@ -209,6 +209,11 @@ DATA = (
         "tokenizer",
         "Tokenizer, or what else makes inputs (an image processor, say), if it is not in the model's folder.",
     ),
+    Option(
+        "language",
+        "The language that is spoken (en, say), for models of automatic-speech-recognition that know many. Default: "
+        "what the model's folder says.",
+    ),
     Option("batch_size", "Examples at once, on each device.", 32, int, least=1),
 )
 EVALUATION = (

@@ -48,6 +48,7 @@ class SpeechRecognition(RecordingTask):
     takes_metrics = True
     generates = True
     max_length, max_target = 30, 225
+    takes_language = True
     looks_at = 1000  # texts, to find out whose letters the tokenizer knows
 
     def set_head(self, config: PretrainedConfig) -> None:
@@ -76,6 +77,9 @@ class SpeechRecognition(RecordingTask):
                 f"the tokenizer has {len(self.tokenizer)} tokens and the model tells {model.config.vocab_size} apart: "
                 "name the tokenizer that it was trained with by --tokenizer"
             )
+        told = self.generates and getattr(model.generation_config, "is_multilingual", False)
+        if self.language and not told:
+            raise ValueError(f"--language is for models that know many; {type(model).__name__} is not told one")
         if self.generates:
             self._set_language(model)
         else:
@@ -98,11 +102,11 @@ class SpeechRecognition(RecordingTask):
         config = model.generation_config
         if not getattr(config, "is_multilingual", False):
             return
-        language = getattr(config, "language", None) or getattr(self.tokenizer, "language", None)
+        language = self.language or getattr(config, "language", None) or getattr(self.tokenizer, "language", None)
         if not isinstance(language, str):
             raise ValueError(
                 "the model knows many languages, and neither its generation config nor its tokenizer says which is "
-                'spoken: write "language": "en", say, into the generation_config.json of a folder with the model'
+                "spoken: give --language en, say"
             )
         language = language.strip("<|>")
         self.tokenizer.set_prefix_tokens(language=language, task="transcribe", predict_timestamps=False)

@@ -77,6 +77,8 @@ class Task(RowReader):
     head: ClassVar[str]  # AutoModelFor...
     other_heads: ClassVar[tuple[str, ...]] = ()  # of models that have no such
     generates: bool = False  # the metrics are of text that the model writes; of a class, that they may be
+    takes_language: ClassVar[bool] = False
+    language: str | None = None  # that is spoken, where the model is told it
     prompt: str = ""  # before every text, as the model has it
     embeds: ClassVar[bool] = False  # the metrics are of sentence embeddings, which an `Embedder` makes
     max_target: ClassVar[int] = 128  # tokens to write at most

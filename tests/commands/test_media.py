@@ -287,10 +287,10 @@ def test_speech_that_is_too_long_is_refused(whisper, speech, tmp_path):
         main("prune", *flags(**job, max_length=1, output=tmp_path / "out"))
 
 
-def fitted(name, folder, model, rows, max_length=None, dtype=torch.float32):
+def fitted(name, folder, model, rows, max_length=None, dtype=torch.float32, language=None):
     """A task and a model that know each other."""
     task = TASKS[name](rows)
-    task.folder = folder
+    task.folder, task.language = folder, language
     loaded = load_model(str(model), task, dtype=dtype)
     task.fit_to(loaded, load_processor(str(model), task, loaded), max_length)
     return task, loaded
@@ -373,21 +373,32 @@ def test_a_model_hears_no_more_than_its_window(whisper, tmp_path):
 
 
 def test_labels_of_a_model_of_many_languages_start_as_what_it_writes(tmp_path):
-    media.make_whisper(tmp_path / "model", ["en", "de"])
+    media.make_whisper(tmp_path / "model", ["en", "zh"])  # numbered as in the real ones
     rows = said(tmp_path, "one")
     with pytest.raises(ValueError, match="neither its generation config nor its tokenizer says which is spoken"):
         fitted("automatic-speech-recognition", tmp_path, tmp_path / "model", rows)
     generation = tmp_path / "model" / "generation_config.json"
     generation.write_text(json.dumps({**json.loads(generation.read_text()), "language": "en"}))
     task, model = fitted("automatic-speech-recognition", tmp_path, tmp_path / "model", rows)
+    given, _ = fitted("automatic-speech-recognition", tmp_path, tmp_path / "model", rows, language="zh")
+    assert given.tokenizer.convert_ids_to_tokens(given.prepare(rows)[0]["labels"])[0] == "<|zh|>"
+    named = task.tokenizer.convert_ids_to_tokens
     start = ["<|en|>", "<|transcribe|>", "<|notimestamps|>"]
     encoded = task.prepare(rows)
-    named = task.tokenizer.convert_ids_to_tokens
     assert named(encoded[0]["labels"]) == [*start, "o", "n", "e", "<|endoftext|>"]
     forward, given = model.forward, []
     model.forward = lambda *args, **inputs: given.append(inputs) or forward(*args, **inputs)
     model.generate(task.collate(list(encoded))["input_features"], max_length=6)
     assert named(given[0]["decoder_input_ids"][0].tolist()) == ["<|startoftranscript|>", *start]
+
+
+def test_a_language_without_effect_is_refused(whisper, ctc, image_job, speech, tmp_path):
+    rows = said(tmp_path, "one")
+    for model in (whisper, ctc):
+        with pytest.raises(ValueError, match="--language is for models that know many; .* is not told one"):
+            fitted("automatic-speech-recognition", tmp_path, model, rows, language="zh")
+    with pytest.raises(SystemExit, match="--language is for automatic-speech-recognition; image-classification takes"):
+        main("prune", *flags(**image_job, language="de", output=tmp_path / "out"))
 
 
 def test_metrics_of_texts():
