@@ -354,3 +354,29 @@ def test_scoring_methods_need_no_torch_at_import():
     print(len(SCORERS) > 5, "torch" in sys.modules)
     """
     assert run_python(code) == "True False"
+
+
+@pytest.mark.parametrize("name", ["Bert", "Llama", "ViT"])
+def test_a_cut_model_still_gives_hidden_states_and_attentions(name):
+    """In a fresh process: transformers notes which classes give them when the first model of a class is built, and a
+    model that is cut in memory changes its class."""
+    code = f"""
+    import copy, torch, transformers
+    from optimum_camcut import PruningPlan, apply_plan, find_groups
+    torch.manual_seed(0)
+    config = transformers.{name}Config(
+        vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=20,
+        image_size=8, patch_size=4, attn_implementation="eager",
+    )
+    model = transformers.{name}Model(config).eval()
+    given = {{"pixel_values": torch.rand(1, 3, 8, 8)}} if "{name}" == "ViT" else {{"input_ids": torch.tensor([[1, 2]])}}
+    asked = {{"output_hidden_states": True, "output_attentions": True}}
+    dense = model(**given, **asked)
+    keep = {{group.name: group.units[1:] for group in find_groups(model)}}
+    apply_plan(model, PruningPlan(keep=keep))
+    cut = model(**given, **asked)
+    assert dense.keys() == cut.keys() and "hidden_states" in cut, (dense.keys(), cut.keys())
+    heads = dense.attentions[0].shape[1] - cut.attentions[0].shape[1]
+    print(len(cut.hidden_states), len(cut.attentions), heads > 0)
+    """
+    assert run_python(code) == "3 2 True"

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import torch
 import transformers
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel, modeling_utils
 
 from ..architectures import modeling_camcut
 from ..architectures.modeling_camcut import RECORD, cut_configs, has_record, pruned_class
@@ -122,7 +122,16 @@ def checkpoint_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
             plain = base.__mro__[2]  # loaded with trust_remote_code: the class below its copy of `PrunedModel`
         members = {"__module__": __name__, "__doc__": plain.__doc__}
         _made[base] = type(plain.__name__, (PrunedCheckpoint, pruned_class(plain)), members)
+        _let_record(_made[base])
     return _made[base]
+
+
+def _let_record(made: Any) -> None:
+    """Lets models of a class give hidden states and attentions. transformers 5 notes which classes do when a model is
+    built; one that was cut has got its class later."""
+    registry = getattr(modeling_utils, "_CAN_RECORD_REGISTRY", None)
+    if registry is not None:
+        dict.__setitem__(registry, str(made), made._can_record_outputs)
 
 
 _made: dict[type[PreTrainedModel], type[PreTrainedModel]] = {}  # one for each class
