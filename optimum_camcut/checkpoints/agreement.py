@@ -97,13 +97,10 @@ def _check_parameters(model: PreTrainedModel, block: Block, group: Group, batch:
             continue
         for place, size in enumerate(parameter.shape):
             if size % group.size == 0 and group.size > 1:
-                reached = [
-                    set(unit_of[reached_inputs(model, body, parameter, place, index, output, batch)].tolist())
-                    for index in (0, size - 1)
-                ]
-                units = reached[1]
+                changed = reached_inputs(model, body, parameter, place, (0, size - 1), output, batch)
+                others, units = (set(unit_of[each].tolist()) for each in changed)
                 # What is one's own, the other does not change; what all share may be too little for some to see.
-                if all(0 < len(each) < group.size for each in reached) and not reached[0] & units:
+                if others and units and not others & units:
                     what = f"misses {path!r}: number {size - 1} of its dimension {place} changes {_few(units)}"
                     raise wrong(model, group.name.rpartition(".")[2], f"{what} and no others")
 

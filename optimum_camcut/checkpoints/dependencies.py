@@ -31,6 +31,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from ..surgery.streams import Stop, forward_to_stop
+
 
 ROWS = 256  # changed features at once
 PRIME = 7  # rows by which to tell what has a row for each example
@@ -41,10 +43,6 @@ TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 class NotDerived(ValueError):
     """What cannot be cut by what was found, and why."""
-
-
-class Stop(Exception):
-    """Ends a forward pass behind a block."""
 
 
 @dataclass(frozen=True)
@@ -103,9 +101,7 @@ def _keeps_shape(model: PreTrainedModel, block: nn.Module, batch: Mapping[str, A
 
     handle = block.register_forward_hook(see, with_kwargs=True)
     try:
-        model(**batch)
-    except Stop:
-        pass
+        forward_to_stop(model, batch)
     finally:
         handle.remove()
     return bool(shapes) and bool(shapes[0])
@@ -167,10 +163,7 @@ def _seen(
         for path, module in linear_maps(block).items():
             stack.callback(module.register_forward_hook(watch(path)).remove)
         stack.callback(block.register_forward_hook(stop).remove)
-        try:
-            model(**batch)
-        except Stop:
-            pass
+        forward_to_stop(model, batch)
     return inputs, shapes
 
 
@@ -207,10 +200,7 @@ def _change(
             stack.callback(module.register_forward_pre_hook(see).remove)
         stack.callback(block.get_submodule(source).register_forward_hook(change).remove)
         stack.callback(block.register_forward_hook(stop).remove)
-        try:
-            model(**repeated)
-        except Stop:
-            pass
+        forward_to_stop(model, repeated)
     return {path: differs(each[:-1], each[-1:]) for path, each in seen.items() if path != source}
 
 
@@ -294,23 +284,23 @@ def reached_inputs(
     block: nn.Module,
     parameter: nn.Parameter,
     place: int,
-    index: int,
+    indices: Sequence[int],
     output: str,
     batch: Mapping[str, Any],
-) -> Tensor:
-    """Which inputs of a projection change with one slice of a parameter: bool of shape `(inputs,)`."""
-    values = []
-    for step in (0.0, STEP):
-        with _moved(parameter, place, index, step):
-            values.append(_input_of(model, block, output, batch))
-    return differs(values[1], values[0]).flatten(0, -2).any(0)
+) -> list[Tensor]:
+    """Which inputs of a projection change with each of some slices of a parameter: bool of shape `(inputs,)`."""
+    before, reached = _input_of(model, block, output, batch), []
+    for index in indices:
+        with _moved(parameter, place, index):
+            reached.append(differs(_input_of(model, block, output, batch), before).flatten(0, -2).any(0))
+    return reached
 
 
 @contextmanager
-def _moved(parameter: nn.Parameter, place: int, index: int, step: float) -> Iterator[None]:
+def _moved(parameter: nn.Parameter, place: int, index: int) -> Iterator[None]:
     before = parameter.detach().clone()
     part = parameter.select(place, index)
-    part.add_(step * torch.rand(part.shape, generator=torch.Generator().manual_seed(0)).to(part))  # not all alike
+    part.add_(STEP * torch.rand(part.shape, generator=torch.Generator().manual_seed(0)).to(part))  # not all alike
     try:
         yield
     finally:
@@ -326,9 +316,7 @@ def _input_of(model: PreTrainedModel, block: nn.Module, output: str, batch: Mapp
 
     handle = block.get_submodule(output).register_forward_pre_hook(see)
     try:
-        model(**batch)
-    except Stop:
-        pass
+        forward_to_stop(model, batch)
     finally:
         handle.remove()
     return seen[0]

@@ -313,10 +313,8 @@ def _parameters(
             if size % count or size > total or size == 1:
                 continue
             width = size // count
-            reached = [
-                reached_inputs(model, block, parameter, place, k, units.output, batch)
-                for k in (0, size // 2, size - 1)
-            ]
-            wanted = [units.labels == k // width for k in (0, size // 2, size - 1)]
+            indices = (0, size // 2, size - 1)
+            reached = reached_inputs(model, block, parameter, place, indices, units.output, batch)
+            wanted = [units.labels == k // width for k in indices]
             if all(r.any() and not (r & ~w).any() for r, w in zip(reached, wanted)):
                 yield Cut(path, place, said(width) if width > 1 else UNIT)

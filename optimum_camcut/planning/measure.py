@@ -248,9 +248,8 @@ def random_inputs(model: PreTrainedModel, batch_size: int, sequence_length: int)
         `dict[str, Tensor]`: `input_ids` and a mask of ones, `attention_mask`, each of shape
             `(batch_size, sequence_length)`; of models for multiple choice, `(batch_size, 1, sequence_length)`. Or
             `pixel_values` of shape `(batch_size, channels, height, width)`, of videos with the frames before the
-            channels, or `input_features` of shape
-            `(batch_size, bins, frames)`, or `input_values` of shape `(batch_size, samples)` or
-            `(batch_size, frames, bins)`.
+            channels, or `input_features` of shape `(batch_size, bins, frames)`, or `input_values` of shape
+            `(batch_size, samples)` or `(batch_size, frames, bins)`.
 
     Raises:
         `ValueError`: more tokens than the model has learned positions for, or inputs of a kind that is not known here.

@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -27,6 +28,8 @@ from ..planning.measure import longest_input
 from ..planning.plan import is_weight, layer_of
 from ..planning.twin import dense_shapes
 
+
+logger = logging.getLogger(__name__)
 
 SIZE = "size of the weights (MB)"
 TOKENS = 128  # of the sequence that FLOPs are counted for, where no config says how many
@@ -69,7 +72,8 @@ def compare_costs(model: PreTrainedModel, dense: PreTrainedModel | None = None) 
     try:
         if dense is None:
             dense = dense_shapes(model)
-    except (NotImplementedError, TypeError):  # a class that takes more than a config, or computes as it is built
+    except (NotImplementedError, TypeError) as error:  # takes more than a config, or computes as it is built
+        logger.info("what the dense model costs is left blank: none can be built from the config (%s)", error)
         return [Row("parameters", None, parameters, "{:,}"), Row(SIZE, None, megabytes, "{:,.1f}")]
     before = sum(parameter.numel() for parameter in dense.parameters())
     rows = [Row("parameters", before, parameters, "{:,}")]

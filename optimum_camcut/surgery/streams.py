@@ -59,7 +59,7 @@ class Stage:
     lengths: Mapping[str, int]  # of the tuple that a block returns, hidden states first; 0 if it returns them alone
 
 
-class _Stop(Exception):
+class Stop(Exception):
     """Ends a forward pass early."""
 
 
@@ -87,11 +87,12 @@ def without_cache(model: PreTrainedModel) -> Iterator[None]:
                 del config.use_cache
 
 
-def _forward_to_stop(model: PreTrainedModel, batch: Batch) -> None:
+def forward_to_stop(model: PreTrainedModel, batch: Batch) -> None:
+    """Runs a model until something in it raises `Stop`, if it does."""
     device = next(model.parameters()).device
     try:
         model(**send_to_device(dict(batch), device))
-    except _Stop:
+    except Stop:
         pass
 
 
@@ -119,7 +120,7 @@ def find_stages(model: PreTrainedModel, batch: Batch, groups: Sequence[PrunableG
                 handed_on[stack_of[path]] = (gives[0], *(new if later else ()))
 
             stack.callback(model.get_submodule(path).register_forward_hook(record, with_kwargs=True).remove)
-        _forward_to_stop(model, take(batch, 1))
+        forward_to_stop(model, take(batch, 1))
     stages, start = dict[str, list[Stage]](), 0
     for end in range(1, len(calls) + 1):
         if not set(calls[start:end]) & set(calls[end:]):
@@ -138,9 +139,8 @@ def _check_handed_on(path: str, gave: tuple[Any, ...] | None, gets: tuple[Any, .
     if gave is None:
         return
     same = gets[0] is gave[0] or (isinstance(gave[0], Tensor) and torch.equal(gets[0], gave[0]))
-    streams = [
-        each for each in gave[1:] if isinstance(each, Tensor) and each.dim() == gets[0].dim()
-    ]  # no maps by head
+    # No maps by head.
+    streams = [each for each in gave[1:] if isinstance(each, Tensor) and each.dim() == gets[0].dim()]
     more = any(each is other for each in streams for other in gets)
     if not same or more:
         what = "a second stream goes from block to block" if more else "hidden states are changed between blocks"
@@ -172,7 +172,7 @@ def start_stream(model: PreTrainedModel, stages: Sequence[Stage], batch: Batch, 
         if path == first and not output:
             hidden.append(state)
         if not left:
-            raise _Stop
+            raise Stop
         if not output:
             whole = before[path] or partial(type(modules[path]).forward, modules[path])
             output.append(whole(state, *arguments[1:], **keywords) if stages[0].lengths[first] > 1 else state)
@@ -181,7 +181,7 @@ def start_stream(model: PreTrainedModel, stages: Sequence[Stage], batch: Batch, 
     try:
         for path, module in modules.items():
             module.forward = partial(take_note, path)
-        _forward_to_stop(model, batch)
+        forward_to_stop(model, batch)
     finally:
         for path, module in modules.items():
             del module.forward
@@ -314,13 +314,13 @@ def inputs_of(
     def catch(module: nn.Module, arguments: tuple[Tensor, ...], keywords: Any) -> None:
         seen.append(arguments[0])
         if len(seen) == calls:
-            raise _Stop
+            raise Stop
 
     handle = _hook(model.get_submodule(group.output.module), catch, pre=True)
     with _residuals(model, [group]) as residuals:
         try:
             run_stage(model, stage, stream)
-        except _Stop:
+        except Stop:
             pass
         finally:
             handle.remove()

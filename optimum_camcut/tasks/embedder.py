@@ -26,14 +26,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..checkpoints.stored import find
+from ..reporting.card import SENTENCES_NAME
 
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
-
-MODULES_NAME = "modules.json"
 
 
 class Embedder(nn.Module):
@@ -126,7 +125,7 @@ def load_embedder(name: str, model: PreTrainedModel, revision: str | None = None
         )
     with _without_loading(model):
         whole = SentenceTransformer(name, device=str(model.device), revision=revision)
-    if find(name, MODULES_NAME, {"revision": revision} if revision else {}) is None:
+    if find(name, SENTENCES_NAME, {"revision": revision} if revision else {}) is None:
         logger.info(
             "%s is no SentenceTransformer: its tokens get the pooling %r, as sentence-transformers has it for such",
             name,

@@ -16,6 +16,7 @@ library that decodes them all."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +47,11 @@ def media_in(folder: Path) -> str | None:
     return next((kind for each in _files(folder) if (kind := kind_of(each))), None)
 
 
-def _files(folder: Path) -> list[Path]:
+def _files(folder: Path) -> Iterator[Path]:
     """All files below a folder, but those that are hidden, or in a hidden folder."""
-    found = (each for each in sorted(folder.rglob("*")) if each.is_file())
-    return [each for each in found if not any(part.startswith(".") for part in each.relative_to(folder).parts)]
+    for each in folder.rglob("*"):
+        if each.is_file() and not any(part.startswith(".") for part in each.relative_to(folder).parts):
+            yield each
 
 
 def read_media(folder: Path, kind: str) -> Any:
@@ -78,7 +80,7 @@ def read_media(folder: Path, kind: str) -> Any:
         )
     splits = splits or {"train": folder}
     read = {each / name for each in splits.values() for name in TABLES}
-    if tables := [each for each in _files(folder) if each.stem == "metadata" and each not in read]:
+    if tables := sorted(each for each in _files(folder) if each.stem == "metadata" and each not in read):
         places = " or ".join(sorted({str(each) for each in splits.values()}))
         raise ValueError(
             f"{tables[0]} would not be read: put it in {places}, as {' or '.join(TABLES)}, with paths from there"
@@ -101,7 +103,7 @@ def _read_split(folder: Path, kind: str, split: str) -> Any:
                 raise ValueError(f"row {number} (from 0) of {table} should name a file in file_name; it has {name!r}")
         paths = [str(folder / name) for name in rows["file_name"]]
         return rows.remove_columns("file_name").add_column(kind, paths)
-    files = [each for each in _files(folder) if kind_of(each) == kind]
+    files = sorted(each for each in _files(folder) if kind_of(each) == kind)
     columns: dict[str, Any] = {kind: [str(each) for each in files]}
     if all(each.parent != folder for each in files):
         columns["label"] = [each.parent.name for each in files]

@@ -310,10 +310,8 @@ class RowReader(ABC):
             return numbers.get(value, value)
 
         labels = [translate(value, row) for row, value in enumerate(rows[self.label_column])]
-        split, feature = rows.split, self.rows.features[self.label_column]
-        rows = rows.remove_columns(self.label_column).add_column(self.label_column, labels, feature=feature)
-        rows._split = split
-        return rows
+        feature = self.rows.features[self.label_column]
+        return rows.remove_columns(self.label_column).add_column(self.label_column, labels, feature=feature)
 
     def digest(self, examples: Sequence[Any]) -> int:
         """A number for encoded examples, which others do not have."""

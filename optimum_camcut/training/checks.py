@@ -21,7 +21,7 @@ from types import CodeType
 import torch
 from transformers import PreTrainedModel, Trainer
 
-from ..architectures.groups import WEIGHTS, check_bare, find_groups, inner_model
+from ..architectures.groups import WEIGHTS, check_bare, find_groups
 from ..config import PruningConfig
 from ..methods import get_scorer
 from ..planning.latency import check_measurable
@@ -121,7 +121,7 @@ def check_model(trainer: Trainer, model: PreTrainedModel, config: PruningConfig)
         if asked:
             check_bare(model, setting)
     if config.budget == "latency":
-        check_measurable(inner_model(model))
+        check_measurable(model)
     even = config.allocation == "uniform" and not config.exclude
     if "experts" in config.granularity and getattr(model.config, "output_router_logits", False) and not even:
         raise ValueError(
