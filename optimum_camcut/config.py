@@ -16,15 +16,14 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .methods import EXPERT_SCORERS, SCORERS, WEIGHT_SCORERS, get_scorer, scorers_of
-from .utils.fields import check_fields, check_value, numbers_in
+from .utils.fields import check_fields, check_value, numbers_in, read_exclude
 from .utils.files import nearest, read_json, shown, write_json
 from .utils.hub import make_repo, push
 
@@ -169,7 +168,7 @@ class PruningConfig:
         self._check_method()
         self._check_amounts()
         self.min_units = self._read_min_units()
-        self.exclude = self._read_exclude()
+        self.exclude = read_exclude(self.exclude)
         self._check_numbers()
         self._check_recovery()
         if (self.sparsity is None) == (self.compression is None):
@@ -257,6 +256,12 @@ class PruningConfig:
         for value in values:
             if not isinstance(value, str) or value not in CHOICES[name]:
                 expected = " or ".join(map(repr, CHOICES[name]))
+                if (
+                    name == "granularity"
+                    and isinstance(value, str)
+                    and set(value.replace(" ", "").split(",")) <= set(CHOICES[name])
+                ):
+                    raise ValueError(f"{name} takes several as a list, or as words of the command line; got {value!r}")
                 raise ValueError(f"unknown {name} {shown(value)}; expected {expected}{nearest(value, CHOICES[name])}")
 
     def _read_min_units(self) -> int | dict[str, int]:
@@ -282,29 +287,6 @@ class PruningConfig:
                     f"is of {' and '.join(kinds) or 'no kind'}{nearest(kind, kinds)}"
                 )
         return dict(given)
-
-    def _read_exclude(self) -> tuple[str, ...] | None:
-        """Numbers of layers become texts; an empty list is None."""
-        given: Any = self.exclude
-        if isinstance(given, Set):
-            given = sorted(given, key=str)  # texts come in another order in every process
-        several = isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping)
-        entries: tuple[Any, ...] = () if given is None else (given,)
-        if several:
-            try:
-                entries = tuple(given)
-            except TypeError:  # a tensor of one number says that it can be iterated over
-                several = False
-        if not all(type(entry) is int or (isinstance(entry, str) and entry.strip()) for entry in entries):
-            raise ValueError(
-                "exclude should be a list of layer numbers and patterns of group names, such as [0, '*.heads']; got "
-                f"{shown(list(entries) if several else given)}"
-            )
-        texts = tuple(entry.strip() if isinstance(entry, str) else f"{entry}" for entry in entries)
-        for text in texts:
-            if re.fullmatch(r"-\d+", text):
-                raise ValueError(f"exclude numbers layers from 0, so that the last of 12 is 11; got {text}")
-        return texts or None
 
     @property
     def left_whole(self) -> tuple[str, ...]:

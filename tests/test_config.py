@@ -103,6 +103,14 @@ def test_a_bad_value_is_named(name, value):
             {"granularity": ["heads", "blocks"]},
             "unknown granularity 'blocks'; expected 'heads' or 'neurons' or 'experts' or 'layers' or 'weights'",
         ),
+        (
+            {"granularity": "heads,neurons"},
+            "granularity takes several as a list, or as words of the command line; got 'heads,neurons'",
+        ),
+        (
+            {"method": "reap"},
+            "method 'reap' scores experts alone: use it with granularity ['experts']; got ['heads', 'neurons']",
+        ),
         ({"layer_unit": "layer"}, "unknown layer_unit 'layer'; expected 'sublayer' or 'block'"),
         ({"sparsity": 1.5}, "sparsity should be a number between 0 and 1, both excluded; got 1.5"),
         ({"compression": 1}, "compression should be a number above 1; got 1"),

@@ -369,7 +369,9 @@ def test_a_cut_model_still_gives_hidden_states_and_attentions(name):
         image_size=8, patch_size=4, attn_implementation="eager",
     )
     model = transformers.{name}Model(config).eval()
-    given = {{"pixel_values": torch.rand(1, 3, 8, 8)}} if "{name}" == "ViT" else {{"input_ids": torch.tensor([[1, 2]])}}
+    given = {{"input_ids": torch.tensor([[1, 2]])}}
+    if "{name}" == "ViT":
+        given = {{"pixel_values": torch.rand(1, 3, 8, 8)}}
     asked = {{"output_hidden_states": True, "output_attentions": True}}
     dense = model(**given, **asked)
     keep = {{group.name: group.units[1:] for group in find_groups(model)}}

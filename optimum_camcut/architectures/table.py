@@ -102,8 +102,11 @@ class _Check:
         """Of a unit: one of the widths, or a sum of multiples of them."""
         parts = value.split(" + ") if isinstance(value, str) else [value]
         names = [re.sub(r"^\d+ \* ", "", part) if isinstance(part, str) else part for part in parts]
+        expected = (
+            f"one of {', '.join(map(repr, WIDTHS))}, or a sum of multiples, such as '3 * head' or 'queries + 2 * head'"
+        )
         for name in names:
-            self.choice(name, where, WIDTHS)
+            self.need(isinstance(name, str) and name in WIDTHS, where, expected, value, WIDTHS)
 
     def path(self, value: Any, where: str) -> None:
         valid = isinstance(value, str) and re.fullmatch(r"\w+(\.\w+)*", value) is not None
@@ -239,7 +242,7 @@ def _check_config_fields(check: _Check, config_fields: Any) -> None:
 def unsupported_architecture(model_type: str, why: str = "") -> str:
     """What to tell of an architecture that has no entry."""
     listed = len(ARCHITECTURES) - len(ARCHITECTURES.derived)
-    near = ", ".join(map(repr, difflib.get_close_matches(model_type, ARCHITECTURES, n=3, cutoff=0.6)))
+    near = ", ".join(map(repr, difflib.get_close_matches(model_type, ARCHITECTURES, n=3, cutoff=0.8)))
     return (
         f"the architecture {model_type!r} is not supported: it has no entry in ARCHITECTURES"
         f"{f', and {why}' if why else ''}. {listed} types have one (docs/models.md)"

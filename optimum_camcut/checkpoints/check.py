@@ -36,6 +36,7 @@ from ..architectures.groups import PrunableGroup, check_bare, find_groups, possi
 from ..architectures.structure import Block, blocks_of, check_supported, label_of
 from ..planning.plan import PruningPlan
 from ..surgery.cut import apply_plan
+from ..utils.logs import silenced
 from ..utils.sharding import check_whole
 from .agreement import check_agreement, first_blocks
 from .paths import check_batch, check_paths, wrong
@@ -96,7 +97,7 @@ def check_entry(
     check_supported(model)
     if getattr(model, "pruning_plan", None) is not None:
         raise ValueError("check_architecture takes a model that was not cut; load or make it anew")
-    with torch.no_grad():
+    with torch.no_grad(), silenced("optimum_camcut.surgery.cut"):
         check_paths(model)
         batch = _without_pairs({name: value for name, value in batch.items() if not name.startswith("label")})
         dense = copy.deepcopy(model).float().eval()
@@ -118,11 +119,11 @@ def check_entry(
         if reload and cut is not None:
             _check_reload(cut, batch)
     logger.info(
-        "the entry %r is right: %s cut against masked%s, %d linear maps changed output by output%s",
+        "the entry %r is right: %s cut against masked%s%s%s",
         model.config.model_type,
         ", ".join(possible_kinds(model)),
         " alone and together" if len(possible_kinds(model)) > 1 else "",
-        maps,
+        f", {maps} linear maps changed output by output" if agreement else "",
         ", loaded in a new process" if reload and cut is not None else "; not loaded in a new process",
     )
 

@@ -25,6 +25,7 @@ import transformers
 from transformers import PretrainedConfig, PreTrainedModel, modeling_utils
 
 from ..architectures import modeling_camcut
+from ..architectures.entry import SUBLAYERS
 from ..architectures.modeling_camcut import RECORD, cut_configs, has_record, pruned_class
 from ..architectures.structure import check_supported, sub_configs
 from ..architectures.table import ARCHITECTURES, unsupported_architecture
@@ -179,6 +180,14 @@ def _derive(config: PretrainedConfig, model_class: type[PreTrainedModel] | None)
     """
     if model_class is None:
         raise ValueError(unsupported_architecture(config.model_type))
+    sizes = (getattr(config, RECORD, None) or {}).get("sizes", {})
+    gone = [name for name, size in sizes.items() if size == 0 and name.rpartition(".")[2] in SUBLAYERS.values()]
+    if gone:
+        raise ValueError(
+            f"{config.model_type!r} has no entry here, and the checkpoint lacks whole sub-layers ({gone[0]!r}), which "
+            "no derived entry has: add the entry that it was cut by, ARCHITECTURES[...] = Architecture(...) with "
+            "`bypass`, before load_pruned"
+        )
     uncut = copy.deepcopy(config)
     setattr(uncut, RECORD, None)
     uncut.pruned_heads = {}

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -56,7 +57,9 @@ def derive_for(model: PreTrainedModel) -> None:
         proved = {stack: _proved(twin, batch, stack, entry) for stack, entry in found.items()}
     except Exception as error:  # in a model of any kind, anything may go wrong
         ARCHITECTURES.pop(model_type, None)
-        why = f"none could be derived ({str(error)[:300] or type(error).__name__})"
+        why = (
+            f"none could be derived ({textwrap.shorten(str(error), 300, placeholder=' ...') or type(error).__name__})"
+        )
         raise ValueError(unsupported_architecture(model_type, why)) from error
     ARCHITECTURES.pop(model_type, None)
     reasons = {kind: why for entry in proved.values() for kind, why in entry.refused.items()}

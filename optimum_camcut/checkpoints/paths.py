@@ -49,7 +49,11 @@ def check_paths(model: PreTrainedModel) -> None:
     stacks, config = stacks_of(model.config), model.config
     told = getattr(config, "num_attention_heads", None) and getattr(config, "hidden_size", None)
     if not told and any(_by_config(part) and not e.head_size for e in stacks.values() for part in e.sublayers):
-        what = "has no num_attention_heads or hidden_size, which the head size comes from; name `head_size`"
+        lacking = [name for name in ("num_attention_heads", "hidden_size") if not getattr(config, name, None)]
+        what = (
+            f"has no {' and no '.join(lacking)}, which the head size comes from; give the entry `head_size`, the path "
+            "of an attribute inside of the block that holds it, such as 'attention.head_dim'"
+        )
         raise wrong(model, "the config", what)
     try:
         check_blocks(model)
@@ -59,7 +63,8 @@ def check_paths(model: PreTrainedModel) -> None:
     counts: dict[str, int] = {}  # by label
     for block in blocks_of(model):
         if block.entry.head_size and HEAD not in block.widths:
-            raise wrong(model, "head_size", f"is {block.entry.head_size!r}, which {block.path} lacks")
+            what = f"is {block.entry.head_size!r}; {block.path} has no such attribute (a path inside of the block)"
+            raise wrong(model, "head_size", what)
         parts = block.sublayers(model)
         if not parts:
             output = block.entry.sublayers[0].cuts[-1].module

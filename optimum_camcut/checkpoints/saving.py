@@ -163,6 +163,8 @@ def auto_map(model: PreTrainedModel) -> dict[str, str]:
         if mapping is not None and type(config) in mapping:
             target = mapping[type(config)]
             target = target[0] if isinstance(target, tuple) else target
+            if not target.__module__.startswith("transformers."):
+                continue  # of the user's own: `load_pruned(folder, model_class=...)` alone finds it
             classes[name] = f"{MODELING_NAME.removesuffix('.py')}.{target.__name__}"
     return classes
 

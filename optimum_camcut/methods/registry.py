@@ -132,6 +132,9 @@ def get_scorer(name: str, granularity: Iterable[str] = ()) -> Scorer:
     """
     scorers = scorers_of(granularity)
     if name not in scorers:
+        if name in EXPERT_SCORERS:
+            got = list(granularity) or "heads and neurons"
+            raise ValueError(f"method {name!r} scores experts alone: use it with granularity ['experts']; got {got}")
         kinds = f" for {' and '.join(granularity)}" if granularity else ""
         raise ValueError(
             f"unknown method {name!r}{kinds}; known methods{kinds}: {', '.join(scorers)}{nearest(name, scorers)}"

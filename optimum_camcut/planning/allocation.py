@@ -319,6 +319,8 @@ def _unreachable(
     limits = f"granularity {list(config.granularity)}"
     limits += "" if WEIGHTS in config.granularity else f", min_units={config.min_units}"
     limits += f", exclude={list(config.exclude)}" if config.exclude else ""
+    routed = max((g.fewest for g in groups), default=0)
+    limits += f"; each token is sent to {routed} experts (num_experts_per_tok), and as many stay" if routed else ""
     for kind in dict.fromkeys(g.kind for g in groups):
         if kind not in ("layers", WEIGHTS) and all(
             g.size <= config.least_units(kind) for g in groups if g.kind == kind

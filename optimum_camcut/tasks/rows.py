@@ -230,6 +230,8 @@ class RowReader(ABC):
         model.accepts_loss_kwargs = self.sums_tokens
         self.tokenizer = tokenizer
         self.length = longest_input(model, min(max_length or self.max_length, tokenizer.model_max_length))
+        if max_length and self.length < max_length:
+            logger.warning("inputs are cut to %d tokens: the model or its tokenizer takes no more", self.length)
         special = tokenizer.num_special_tokens_to_add(pair=self.joins_texts and len(self.text_columns) > 1)
         if self.length <= special:
             raise ValueError(

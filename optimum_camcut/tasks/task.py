@@ -39,7 +39,11 @@ logger = logging.getLogger(__name__)
 IGNORED = -100  # the label of tokens that no loss counts
 Measure = Callable[[Any, Any], dict[str, float]]  # of what was predicted and what is true
 TASKS: dict[str, type[Task]] = {}
-ALIASES = {"speech-recognition": "automatic-speech-recognition"}
+ALIASES = {
+    "speech-recognition": "automatic-speech-recognition",
+    "sentence-similarity": "feature-extraction",  # as the Hub calls it of sentence-transformers
+    "embeddings": "feature-extraction",
+}
 
 
 def register(name: str) -> Callable[[type[Task]], type[Task]]:

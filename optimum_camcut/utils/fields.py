@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any
 
 from .files import nearest, shown
@@ -67,3 +68,26 @@ def numbers_in(text: str) -> int | dict[str, int] | None:
     except ValueError:
         return None
     return numbers if len(numbers) == len(parts) else None
+
+
+def read_exclude(given: Any) -> tuple[str, ...] | None:
+    """`PruningConfig.exclude`: numbers of layers become texts; an empty list is None."""
+    if isinstance(given, Set):
+        given = sorted(given, key=str)  # texts come in another order in every process
+    several = isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping)
+    entries: tuple[Any, ...] = () if given is None else (given,)
+    if several:
+        try:
+            entries = tuple(given)
+        except TypeError:  # a tensor of one number says that it can be iterated over
+            several = False
+    if not all(type(entry) is int or (isinstance(entry, str) and entry.strip()) for entry in entries):
+        raise ValueError(
+            "exclude should be a list of layer numbers and patterns of group names, such as [0, '*.heads']; got "
+            f"{shown(list(entries) if several else given)}"
+        )
+    texts = tuple(entry.strip() if isinstance(entry, str) else f"{entry}" for entry in entries)
+    for text in texts:
+        if re.fullmatch(r"-\d+", text):
+            raise ValueError(f"exclude numbers layers from 0, so that the last of 12 is 11; got {text}")
+    return texts or None

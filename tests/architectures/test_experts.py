@@ -375,7 +375,7 @@ def test_nothing_is_said_of_a_rebuild_where_nothing_was_cut(caplog):
     [
         ({"granularity": ("experts", "neurons")}, "take one of the two"),
         ({"granularity": ("experts",), "budget": "flops"}, "fewer experts save no flops"),
-        ({"granularity": ("heads",), "method": "reap"}, "unknown method 'reap' for heads"),
+        ({"granularity": ("heads",), "method": "reap"}, "method 'reap' scores experts alone"),
     ],
 )
 def test_configs_that_mean_nothing_are_refused(changes, message):

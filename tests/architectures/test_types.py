@@ -97,6 +97,13 @@ def check_same(got, expected):
     assert got.shape == expected.shape and (got - expected).abs().max() <= 1e-5 * scale
 
 
+def check_loaded(loaded, cut, batch):
+    """The same weights to the last bit. The last bit of a product depends on where in memory they lie."""
+    expected, got = cut.state_dict(), loaded.state_dict()
+    assert expected.keys() == got.keys() and all(torch.equal(got[name], expected[name]) for name in expected)
+    check_same(result(loaded, batch), result(cut, batch))
+
+
 @pytest.mark.parametrize("name", EACH)
 def test_the_entry_is_right(name):
     model = model_of(name)
@@ -117,13 +124,13 @@ def test_cut_equals_masked_and_loads(name, seeds, tmp_path):
         assert written is None or torch.equal(words(cut, batch), written)
         cut.save_pretrained(tmp_path / f"{name}-{seed}")
         by_package = load_pruned(tmp_path / f"{name}-{seed}", model_class=type(cut))
-        assert torch.equal(result(by_package, batch), result(cut, batch))
+        check_loaded(by_package, cut, batch)
         if seed == 0 and name not in WITHOUT_AUTO:
             targets = {target.rpartition(".")[2]: auto for auto, target in cut.config.auto_map.items()}
             auto = getattr(transformers, targets[type(cut).__name__])
             by_file = auto.from_pretrained(tmp_path / f"{name}-{seed}", trust_remote_code=True).eval()
             assert type(by_file).__name__ == type(cut).__name__
-            assert torch.equal(result(by_file, batch), result(cut, batch))
+            check_loaded(by_file, cut, batch)
 
 
 @pytest.mark.parametrize("name", OF_SOME)
@@ -138,7 +145,7 @@ def test_sublayers_go_and_the_rest_loads(name, tmp_path):
     assert {group.name for group in find_groups(cut, ("layers",))} == {group.name for group in groups} - set(gone)
     cut.save_pretrained(tmp_path)
     loaded = load_pruned(tmp_path, model_class=type(cut))
-    assert torch.equal(result(loaded, batch), result(cut, batch))
+    check_loaded(loaded, cut, batch)
     assert not cut.can_generate() or torch.equal(words(loaded, batch), words(cut, batch))
 
 
@@ -154,7 +161,7 @@ def test_an_even_cut_is_an_ordinary_checkpoint(name, tmp_path):
     cut.save_pretrained(tmp_path)
     assert not (tmp_path / "modeling_camcut.py").exists()
     plain = next(each for each in type(cut).__mro__ if each.__module__.startswith("transformers.models."))
-    assert torch.equal(result(plain.from_pretrained(tmp_path).eval(), batch), result(cut, batch))
+    check_loaded(plain.from_pretrained(tmp_path).eval(), cut, batch)
 
 
 def test_every_entry_has_a_tiny_model():

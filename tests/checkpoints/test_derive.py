@@ -13,16 +13,19 @@
 # limitations under the License.
 """Architectures without an entry: what is derived cuts what the entry would, or is refused with the reason."""
 
+import json
+
 import pytest
 import torch
 import transformers
 from marks import few
 from models import mask_units, random_plan
 from torch import nn
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from types_of_models import batch_of, model_of, type_of, with_own_entries
 
 from optimum_camcut import PruningPlan, apply_plan, find_groups, load_pruned
+from optimum_camcut.architectures.modeling_camcut import RECORD
 from optimum_camcut.architectures.table import ARCHITECTURES
 from optimum_camcut.planning.measure import measure_latency
 
@@ -211,6 +214,15 @@ def unlisted():
     ARCHITECTURES.pop("of-our-own", None)
 
 
+@pytest.fixture
+def registered():
+    AutoConfig.register("of-our-own", OwnConfig)
+    AutoModel.register(OwnConfig, OwnModel)
+    yield
+    CONFIG_MAPPING._extra_content.pop("of-our-own")
+    MODEL_MAPPING._extra_content.pop(OwnConfig)
+
+
 @pytest.mark.usefixtures("unlisted")
 def test_a_model_of_the_users_own_needs_no_entry():
     batch = {"input_ids": torch.randint(0, 50, (3, 7))}
@@ -252,6 +264,26 @@ def test_groups_print_short_and_loading_tells_to_register(tmp_path):
 
 
 @pytest.mark.usefixtures("unlisted")
+def test_a_checkpoint_of_a_class_of_ones_own_is_loaded_by_naming_the_class(tmp_path, registered, caplog):
+    """Its config.json names no code, since none that is saved with it knows the class. What was cut by an entry that
+    is missing here is told to need that."""
+    caplog.set_level("INFO")
+    model, batch = OwnModel(OwnConfig()).eval(), {"input_ids": torch.randint(0, 50, (3, 7))}
+    find_groups(model)
+    assert "pruned OwnModel" not in caplog.text  # the trials of a derivation are not told
+    cut = apply_plan(model, PruningPlan({"layer.0.heads": [0]}))
+    cut.save_pretrained(tmp_path / "heads")
+    assert not json.loads((tmp_path / "heads" / "config.json").read_text()).get("auto_map")
+    assert torch.equal(result(load_pruned(tmp_path / "heads", model_class=OwnModel), batch), result(cut, batch))
+    config = json.loads((tmp_path / "heads" / "config.json").read_text())
+    config[RECORD]["sizes"] = {"layer.0.attention": 0}
+    (tmp_path / "heads" / "config.json").write_text(json.dumps(config))
+    ARCHITECTURES.pop("of-our-own")
+    with pytest.raises(ValueError, match="lacks whole sub-layers .*: add the entry that it was cut by, ARCHITECTURES"):
+        load_pruned(tmp_path / "heads", model_class=OwnModel)
+
+
+@pytest.mark.usefixtures("unlisted")
 def test_a_norm_over_all_heads_is_seen_through(caplog):
     """Each head's queries are normed with those of all others: no head is independent. Neurons are."""
     groups = find_groups(NormedModel(OwnConfig()).eval())
@@ -263,10 +295,8 @@ def test_a_norm_over_all_heads_is_seen_through(caplog):
 
 def test_models_without_blocks_are_refused_with_the_reason():
     model = transformers.ResNetModel(transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1]))
-    message = (
-        "'resnet' is not supported: .* none could be derived .*types have one .docs/models.md.*; of names like this"
-    )
-    with pytest.raises(ValueError, match=f"{message}: .*shows how to add one"):
+    message = "'resnet' is not supported: .* none could be derived .*types have one .docs/models.md.*"
+    with pytest.raises(ValueError, match=f"{message}.*shows how to add one"):
         find_groups(model.eval())
     assert "resnet" not in ARCHITECTURES
     with pytest.raises(ValueError, match="the plan names the group"):
