@@ -39,10 +39,11 @@ if TYPE_CHECKING:
     from .reporting.compare import compare
     from .reporting.comparison import Comparison
     from .scoring.loop import score_groups
+    from .search.divergence import distillation_loss
+    from .search.search import search_plan
     from .surgery.cut import apply_plan, prune_heads
     from .surgery.masking import hold_masks
     from .surgery.rebuild import reconstruct, reconstruct_all
-    from .training.distillation import distillation_loss
     from .training.seq2seq import CamCutSeq2SeqTrainer
     from .training.trainer import CamCutTrainer
 
@@ -59,7 +60,7 @@ _MODULES = {
     "apply_plan": "surgery.cut",
     "check_architecture": "checkpoints.check",
     "compare": "reporting.compare",
-    "distillation_loss": "training.distillation",
+    "distillation_loss": "search.divergence",
     "find_groups": "architectures.groups",
     "hold_masks": "surgery.masking",
     "latency_table": "planning.latency",
@@ -70,6 +71,7 @@ _MODULES = {
     "reconstruct": "surgery.rebuild",
     "reconstruct_all": "surgery.rebuild",
     "score_groups": "scoring.loop",
+    "search_plan": "search.search",
 }
 
 # Public modules by short names: `from optimum_camcut.plots import plot_kept`.
@@ -111,6 +113,7 @@ __all__ = [
     "reconstruct",
     "reconstruct_all",
     "score_groups",
+    "search_plan",
 ]
 
 

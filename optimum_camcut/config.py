@@ -40,7 +40,7 @@ else:
 CHOICES = {
     "granularity": ("heads", "neurons", "experts", "layers", "weights"),
     "budget": ("params", "flops", "latency"),
-    "allocation": ("per_kind", "global", "uniform"),
+    "allocation": ("per_kind", "global", "uniform", "search"),
     "layer_unit": ("sublayer", "block"),
     "noise_scale": ("relative", "absolute"),
     "recovery": ("finetune", "reconstruct", "reconstruct+finetune", "none"),
@@ -75,7 +75,8 @@ class PruningConfig:
             fraction of each; `"global"` ranks heads and neurons together by score per cost; `"uniform"` removes the
             same fraction in every layer (of single weights: of every weight matrix and every bias). There, and with
             `budget="latency"`, neurons make up for the rounding to whole heads. Sub-layers are always ranked over the
-            whole model, by score per cost.
+            whole model, by score per cost. `"search"`, of heads and neurons alone, ranks within a layer by score, and
+            chooses how much each layer keeps of each by what the whole model then gives; see `search_plan`.
         layer_unit: what `"layers"` removes at a time: a `"sublayer"`, or both of a `"block"`.
         num_samples: how many training examples to score on.
         smooth_samples: noisy passes of the smooth methods. Default: 5; for single weights 10, as in the paper.
@@ -127,7 +128,7 @@ class PruningConfig:
     budget: str = field(
         default="params", metadata={"help": "What sparsity is a fraction of: params, flops or latency."}
     )
-    allocation: str = field(default="per_kind", metadata={"help": "per_kind, global or uniform."})
+    allocation: str = field(default="per_kind", metadata={"help": "per_kind, global, uniform or search."})
     layer_unit: str = field(default="sublayer", metadata={"help": "What layers removes: a sublayer or a block."})
     num_samples: int = field(default=2048, metadata={"help": "Training examples to score on."})
     smooth_samples: int | None = field(default=None, metadata={"help": "Noisy passes of the smooth methods."})
@@ -208,6 +209,8 @@ class PruningConfig:
             )
         if self.budget == "latency" and "weights" in self.granularity:
             raise ValueError("masked weights take as long as any: budget='latency' is for heads, neurons and layers")
+        if self.allocation == "search" and set(self.granularity) - {"heads", "neurons"}:
+            raise ValueError(f"allocation='search' is for heads and neurons; got granularity {list(self.granularity)}")
         if self.budget != "params" and "experts" in self.granularity:
             raise ValueError(
                 f"fewer experts save no {self.budget}: each token is sent to as many; use budget='params'"

@@ -39,6 +39,7 @@ ROOMS = (
     "scoring",
     "planning",
     "surgery",
+    "search",
     "checkpoints",
     "reporting",
     "tasks",
@@ -69,6 +70,7 @@ PUBLIC = (
     "reconstruct",
     "reconstruct_all",
     "score_groups",
+    "search_plan",
 )
 
 

@@ -57,6 +57,7 @@ from optimum_camcut import (
     make_plan,
     reconstruct_all,
     score_groups,
+    search_plan,
 )
 from optimum_camcut.planning.allocation import removed_by
 from optimum_camcut.planning.costs import remaining_budget
@@ -145,7 +146,7 @@ class Benchmark(GlueTask):
         everything, counted = find_groups(self.model), PruningConfig(sparsity=0.5, budget="flops")
         rows = [{"keep": keep} for keep in options.keep]
         models = [copy.deepcopy(self.model) for _ in rows]
-        seconds = {"scoring_seconds": 0.0, "rebuilding_seconds": 0.0}
+        seconds = {"scoring_seconds": 0.0, "rebuilding_seconds": 0.0, "searching_seconds": 0.0}
 
         def timed(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
             start = time.perf_counter()
@@ -162,11 +163,19 @@ class Benchmark(GlueTask):
                 groups = find_groups(model)
                 left = remaining_budget(everything, groups, counted)
                 config = PruningConfig(
-                    sparsity=1 - (1 - (1 - row["keep"]) * removed_by(number, rounds)) / left, **settings
+                    sparsity=1 - (1 - (1 - row["keep"]) * removed_by(number, rounds)) / left,
+                    allocation=options.allocation,
+                    budget="flops" if options.allocation == "search" else "params",  # as it is counted here
+                    sequence_length=counted.sequence_length,
+                    **settings,
                 )
                 if number > 1:
                     scores = timed("scoring_seconds", score_groups, model, groups, batches, config)
-                apply_plan(model, make_plan(scores, groups, config))
+                if options.allocation == "search":
+                    plan = timed("searching_seconds", search_plan, model, groups, scores, config, batches)
+                else:
+                    plan = make_plan(scores, groups, config)
+                apply_plan(model, plan)
                 if rounds == 1:
                     row["cut"] = self.evaluate(model)
             plans = [model.pruning_plan for model in models]
@@ -278,6 +287,7 @@ def main() -> None:
     add_arguments(parser, methods={"default": [PruningConfig(sparsity=0.5).method], "choices": list(SCORERS)})
     add_arguments(parser, "seeds", keep=[0.6, 0.5, 0.4, 0.3, 0.2], num_samples=2048)
     add_arguments(parser, rounds={"default": 1, "help": "of score, cut and rebuild"})
+    parser.add_argument("--allocation", default="per_kind", choices=["per_kind", "global", "uniform", "search"])
     add_arguments(parser, bf16={"help": "score and rebuild under autocast; not evaluate"})
     add_arguments(parser, "tables", output={"required": True})
     options = parser.parse_args()
@@ -294,14 +304,16 @@ def run(options: argparse.Namespace) -> None:
         for seed in options.seeds:
             for method in options.methods:
                 key = dict(zip(KEY, (task, method, options.rounds, seed)))
-                asked = {"num_samples": options.num_samples, "bf16": options.bf16}
+                asked = {"num_samples": options.num_samples, "bf16": options.bf16, "allocation": options.allocation}
                 if found := find(read(options.output), **key):
                     kept = [row["keep"] for row in found["results"]]
-                    if kept != options.keep or any(found[name] != value for name, value in asked.items()):
+                    if kept != options.keep or any(
+                        found.get(name, "per_kind") != value for name, value in asked.items()
+                    ):
                         name = "-".join(map(str, key.values()))
                         raise SystemExit(
-                            f"{name} in {options.output} is of other --num_samples, --keep or --bf16: choose another "
-                            "--output"
+                            f"{name} in {options.output} is of other --num_samples, --keep, --allocation or --bf16: "
+                            "choose another --output"
                         )
                     continue
                 with tempfile.TemporaryDirectory() as folder:

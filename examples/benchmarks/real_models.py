@@ -32,29 +32,47 @@ import json
 import time
 
 from real_tasks import TASKS, RealTask
-from study import add, add_arguments, find, header, line, make_parser, read
+from study import add, add_arguments, find, header, line, make_parser, matches, read
 
-from optimum_camcut import PruningConfig, apply_plan, find_groups, make_plan, reconstruct_all, score_groups
+from optimum_camcut import (
+    PruningConfig,
+    apply_plan,
+    find_groups,
+    make_plan,
+    reconstruct_all,
+    score_groups,
+    search_plan,
+)
 from optimum_camcut.measure import count_parameters
 from optimum_camcut.scoring import SCORERS
 
 
-KEY = ("task", "model", "method", "seed")  # of a run
+KEY = ("task", "model", "method", "seed", "allocation")  # of a run; no allocation is the default one
 
 
-def run(task: RealTask, method: str, seed: int, keep: list[float]) -> dict:
+def run(task: RealTask, method: str, seed: int, keep: list[float], allocation: str | None) -> dict:
     """Scores the dense model once; then cuts to each fraction, rebuilds and measures."""
     start = time.perf_counter()
     batches, groups = task.batches(seed), find_groups(task.model)
     # A model may share one key-value head among all queries.
     kinds = tuple(dict.fromkeys(group.kind for group in groups if group.size > 1))
     groups = [group for group in groups if group.kind in kinds]
-    configs = [PruningConfig(method=method, granularity=kinds, sparsity=1 - f, seed=seed) for f in keep]
+    settings = {
+        "method": method,
+        "granularity": kinds,
+        "seed": seed,
+        **({"allocation": allocation} if allocation else {}),
+    }
+    configs = [PruningConfig(sparsity=1 - fraction, **settings) for fraction in keep]
     scores = score_groups(task.model, groups, task.to_score(batches), configs[0], loss_function=task.loss)
     scored = time.perf_counter()
     models = [copy.deepcopy(task.model) for _ in keep]
     for model, config in zip(models, configs):
-        apply_plan(model, make_plan(scores, groups, config))
+        if allocation == "search":
+            apply_plan(model, search_plan(task.model, groups, scores, config, batches))
+        else:
+            apply_plan(model, make_plan(scores, groups, config))
+    planned = time.perf_counter()
     rows = [
         {"keep": fraction, "parameters": count_parameters(model), "cut": task.measure(model)}
         for fraction, model in zip(keep, models)
@@ -65,6 +83,7 @@ def run(task: RealTask, method: str, seed: int, keep: list[float]) -> dict:
     for row, model in zip(rows, models):
         row["rebuilt"] = task.measure(model)
     seconds = {"scoring_seconds": scored - start, "rebuilding_seconds": rebuilt - cut}
+    seconds["planning_seconds"] = planned - scored
     return {**{name: round(value, 1) for name, value in seconds.items()}, "results": rows}
 
 
@@ -77,10 +96,12 @@ def tables(runs: list[dict]) -> str:
         for measure, dense in own[0]["dense"].items():
             lines = [header(f"{model}: {measure}, dense {dense:.1f}", fractions)]
             for stage in ("rebuilt", "cut"):
-                for method in dict.fromkeys(run["method"] for run in own):
-                    rows = [row for run in own if run["method"] == method for row in run["results"]]
+                for method, allocation in dict.fromkeys((run["method"], run.get("allocation")) for run in own):
+                    same = {"method": method, "allocation": allocation}
+                    rows = [row for run in own if matches(run, same) for row in run["results"]]
                     cells = [[row[stage][measure] for row in rows if row["keep"] == keep] for keep in fractions]
-                    lines.append(line(f"`{method}`, {'cut only' if stage == 'cut' else stage}", cells, 1))
+                    name = f"`{method}`, `{allocation}`" if allocation else f"`{method}`"
+                    lines.append(line(f"{name}, {'cut only' if stage == 'cut' else stage}", cells, 1))
             parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
@@ -90,13 +111,18 @@ def run_all(options: argparse.Namespace) -> None:
         task = None
         for seed in options.seeds:
             for method in options.methods:
-                key = dict(zip(KEY, (options.task, name, method, seed)))
+                key = dict(zip(KEY, (options.task, name, method, seed, options.allocation)))
                 if found := find(read(options.output), **key):
                     if [row["keep"] for row in found["results"]] != options.keep:
                         raise SystemExit(f"{key} in {options.output} is of other --keep: choose another --output")
                     continue
                 task = task or TASKS[options.task](path, options)
-                result = {**key, **task.settings(), "dense": task.dense, **run(task, method, seed, options.keep)}
+                result = {
+                    **key,
+                    **task.settings(),
+                    "dense": task.dense,
+                    **run(task, method, seed, options.keep, options.allocation),
+                }
                 print(json.dumps(result), flush=True)
                 add(options.output, result, KEY)
 
@@ -115,6 +141,7 @@ def main() -> None:
     parser.add_argument("--data", help="folder in place of the Hub: see the task's class")
     add_arguments(parser, methods={"default": ["smooth_cut", "fisher", "magnitude"], "choices": list(SCORERS)})
     add_arguments(parser, keep=[0.7, 0.5], seeds=[1, 2])
+    parser.add_argument("--allocation", choices=["global", "uniform", "search"], help="default: that of PruningConfig")
     add_arguments(parser, num_samples={"default": None, "help": "examples to score on"})
     parser.add_argument("--rebuild_samples", type=int, help="examples to rebuild from; the first are scored on")
     add_arguments(parser, examples={"help": "to measure on"})

@@ -37,6 +37,7 @@ from .units import IndexSet, mask_of
 
 logger = logging.getLogger(__name__)
 
+JOINT = ("global", "search")  # allocations that rank all kinds together, or need not
 LATENCY_TOLERANCE = 0.05  # of the time to keep; a plan that is farther from it says so
 
 
@@ -78,6 +79,11 @@ def make_plan(
     """
     if not isinstance(config, PruningConfig):
         raise TypeError(f"expected a PruningConfig, got {type(config).__name__}")
+    if config.allocation == "search":
+        raise ValueError(
+            "allocation='search' goes by what the model gives, which scores do not tell: call "
+            "search_plan(model, groups, scores, config, dataloader), or leave it to CamCutTrainer"
+        )
     names = {group.name for group in groups}
     groups = [group for group in groups if group.kind in config.granularity]
     if not groups:
@@ -153,7 +159,7 @@ def _keep_units(
 ) -> dict[str, list[int]]:
     """Positions of the heads and neurons to keep, by group."""
     config, price, rate = costs.config, costs.price, costs.rates(units)
-    if config.allocation == "global":
+    if config.allocation in JOINT:
         scale = scale_of_kinds(scores, units, rate, costs)
         if config.budget == "latency":
             room = target - present + sum(price[g.name][-1] for g in units)
@@ -171,6 +177,20 @@ def _keep_units(
             present -= sum(price[g.name][-1] - price[g.name][len(keep[g.name])] for g in chosen)
             fraction = min(_fraction_to_remove(left, present, target, costs)[0], 1.0)
     return keep
+
+
+def budget_of(
+    scores: Scores, groups: Sequence[PrunableGroup], config: PruningConfig, latency: LatencyTable | None
+) -> tuple[Costs, float]:
+    """What heads and neurons cost, and what those that stay may cost; `scores` say which always do.
+
+    Raises:
+        `ValueError`: the budget cannot be met.
+    """
+    _choose_units(scores, groups, config, latency)  # raises
+    costs = Costs.of(groups, config, latency, {g.name: count_kept(scores[g.name], g) for g in groups})
+    whole = costs.budget + costs.fixed
+    return costs, whole * (1 - _fraction_of_budget(groups[0].model_parameters, costs.budget, config)) - costs.fixed
 
 
 def check_budget(groups: Sequence[PrunableGroup], config: PruningConfig, latency: LatencyTable | None = None) -> None:
@@ -225,7 +245,7 @@ def removed_by(number: int, rounds: int) -> float:
 
 def _pools(units: Sequence[PrunableGroup], config: PruningConfig) -> list[list[PrunableGroup]]:
     """Groups whose units are ranked together."""
-    if config.allocation == "global":
+    if config.allocation in JOINT:
         return [list(units)] if units else []
     if config.allocation == "uniform":
         return [[g] for g in units]

@@ -128,30 +128,51 @@ def search(
 
     Times need not grow evenly with the size, nor at all.
     """
+    order = {g.name: order_of(scores[g.name], g) for g in units}
+    worth = {}
+    for group in units:
+        ranked = _finite(scores[group.name])[order[group.name]]  # what is always kept is in every choice
+        sums = np.concatenate([[0.0], ranked.double().cumsum(0).numpy()])
+        worth[group.name] = scale[group.kind] * sums
+    counts = best_sizes(worth, units, costs, room)
+    return {name: sorted(order[name][:count]) for name, count in counts.items()}
+
+
+def best_sizes(
+    worth: Mapping[str, np.ndarray],
+    units: Sequence[PrunableGroup],
+    costs: Costs,
+    room: float,
+    within: bool = False,
+) -> dict[str, int]:
+    """The sizes with the largest sum of what they are worth; see `search`.
+
+    Args:
+        worth (`Mapping[str, np.ndarray]`): group name -> what it is worth with 0 to all units, `(size + 1,)`.
+        within (`bool`): prices are rounded up, so that the room is never exceeded.
+    """
     tick = max(room, 1e-12) / TICKS
+    rounded = np.ceil if within else np.floor
     best = np.zeros(TICKS + 1)  # of the groups so far, the largest sum within so many ticks
     taken: list[tuple[np.ndarray, np.ndarray]] = []
-    order = {g.name: order_of(scores[g.name], g) for g in units}
     for group in units:
         multiple = costs.multiple(group)
         step = multiple * -(-group.size // (multiple * CHOICES_PER_GROUP))
         first = costs.least(group)
         counts = np.array([*range(first, group.size, step), group.size])
-        ranked = _finite(scores[group.name])[order[group.name]]  # what is always kept is in every choice
-        worth = np.concatenate([[0.0], ranked.double().cumsum(0).numpy()])
-        ticks = np.floor(costs.price[group.name][counts] / tick).astype(int)
+        ticks = rounded(costs.price[group.name][counts] / tick).astype(int)
         sums, chosen = np.full(TICKS + 1, -np.inf), np.zeros(TICKS + 1, dtype=np.int32)
         for count, used in zip(counts, ticks):
             if used <= TICKS:
-                reached = best[: TICKS + 1 - used] + scale[group.kind] * worth[count]
+                reached = best[: TICKS + 1 - used] + worth[group.name][count]
                 better = reached >= sums[used:]
                 sums[used:][better] = reached[better]
                 chosen[used:][better] = count
         taken.append((chosen, costs.price[group.name]))
         best = sums
-    keep, left = {}, TICKS
+    found, left = {}, TICKS
     for group, (chosen, times) in zip(reversed(units), reversed(taken)):
         count = int(chosen[left])
-        left -= int(np.floor(times[count] / tick))
-        keep[group.name] = sorted(order[group.name][:count])
-    return keep
+        left -= int(rounded(times[count] / tick))
+        found[group.name] = count
+    return found

@@ -39,8 +39,9 @@ from ..planning.measure import LatencyResult, count_flops, count_parameters, inp
 from ..planning.plan import PruningPlan
 from ..planning.times import LatencyTable
 from ..scoring.batches import Batch, limit
-from ..scoring.loop import score_groups
+from ..scoring.loop import Scores, score_groups
 from ..scoring.loss import LossFunction
+from ..search.search import search_plan
 from ..surgery.cut import apply_plan
 from ..surgery.rebuild import reconstruct_all
 from ..utils.files import shown
@@ -110,7 +111,8 @@ def compare(
     configs = _configs(config, methods, sparsities, recovery, repeats)
     quality = _evaluator(evaluate, eval_dataloader, metric)
     kinds = config.granularity
-    reads = recovery == "reconstruct" or any(get_scorer(method, kinds).source != "weights" for method in methods)
+    reads = recovery == "reconstruct" or config.allocation == "search"
+    reads = reads or any(get_scorer(method, kinds).source != "weights" for method in methods)
     if not reads:
         dataloader = None
     elif dataloader is None:
@@ -179,7 +181,7 @@ def _pruned(
 ) -> Iterator[tuple[PruningConfig, PruningPlan, PreTrainedModel]]:
     """Copies of a model that are pruned by one method to every budget."""
     scores = score_groups(model, groups, batches, configs[0], loss_function=loss_function, disable_tqdm=True)
-    plans = [make_plan(scores, groups, each, latency=latency) for each in configs]
+    plans = [_plan(model, groups, scores, each, batches or (), latency) for each in configs]
     copies = (apply_plan(copy.deepcopy(model), plan) for plan in plans)
     if configs[0].recovery == "reconstruct":
         models = list(copies)
@@ -187,6 +189,19 @@ def _pruned(
         copies = (models.pop(0) for _ in plans)
     for each, plan in zip(configs, plans):  # a zip of all three would keep a model until it gives the next
         yield each, plan, next(copies)
+
+
+def _plan(
+    model: PreTrainedModel,
+    groups: Sequence[PrunableGroup],
+    scores: Scores,
+    config: PruningConfig,
+    batches: Iterable[Batch],
+    latency: LatencyTable | None,
+) -> PruningPlan:
+    if config.allocation == "search":
+        return search_plan(model, groups, scores, config, batches, latency=latency, disable_tqdm=True)
+    return make_plan(scores, groups, config, latency=latency)
 
 
 def _measure(

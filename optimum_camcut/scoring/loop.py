@@ -216,7 +216,7 @@ def _running_sums(
         **{name: getattr(config, name) for name in names},
         "dropout": dropout,
         "groups": [(group.name, group.size) for group in groups],
-        "weights": [_checksum(parameter) for parameter in model.parameters()],
+        "weights": [checksum(parameter) for parameter in model.parameters()],
         "process": (state.process_index, state.num_processes),
     }
     path = Path(path)
@@ -224,7 +224,7 @@ def _running_sums(
     return RunningSums(path, json.dumps(identity))
 
 
-def _checksum(parameter: Tensor) -> int:
+def checksum(parameter: Tensor) -> int:
     """A number for the bits of a parameter, of this process's share if it is sharded; 0 if it is offloaded."""
     if parameter.is_meta:
         return 0

@@ -117,11 +117,14 @@ def check_model(trainer: Trainer, model: PreTrainedModel, config: PruningConfig)
         (config.rebuilds, f"recovery={config.recovery!r}"),
         (config.distill_weight > 0, "distill_weight"),
         (config.budget == "latency", "budget='latency'"),
+        (config.allocation == "search", "allocation='search'"),
     ):
         if asked:
             check_bare(model, setting)
     if config.budget == "latency":
         check_measurable(model)
+    if config.allocation == "search" and trainer.is_fsdp_enabled:
+        raise ValueError("allocation='search' runs the whole model in every process; under FSDP use another one")
     even = config.allocation == "uniform" and not config.exclude
     if "experts" in config.granularity and getattr(model.config, "output_router_logits", False) and not even:
         raise ValueError(

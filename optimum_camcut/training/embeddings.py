@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
+from ..search.divergence import distillation_loss
 from .checks import require_config
-from .distillation import distillation_loss
 from .sampling import scoring_dataloader
 from .trainer import CamCutTrainer
 

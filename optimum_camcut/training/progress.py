@@ -35,6 +35,11 @@ def scores_file(folder: Path, phase: str) -> Path:
     return folder / f"{SCORES}{phase}"
 
 
+def search_file(folder: Path, phase: str) -> Path:
+    """Where the search of a phase keeps what it has measured."""
+    return folder / f"{SCORES}{phase}.search"
+
+
 def has_scores(folder: Path, phase: str) -> bool:
     """Whether a process has left running sums of a phase."""
     own = re.compile(rf"{re.escape(scores_file(folder, phase).name)}(\.\d+)?")
@@ -67,7 +72,7 @@ def load_teacher(folder: Path, model: PreTrainedModel) -> PreTrainedModel:
 
 def remove_progress(folder: Path) -> None:
     """Removes all of these files."""
-    own = re.compile(rf"({re.escape(TEACHER)}|{SCORES}({ROUND}\d+)?(\.\d+)?)(\.\d+\.partial)?")
+    own = re.compile(rf"({re.escape(TEACHER)}|{SCORES}({ROUND}\d+)?(\.\d+|\.search)?)(\.\d+\.partial)?")
     for path in folder.iterdir() if folder.is_dir() else ():
         if own.fullmatch(path.name):
             path.unlink(missing_ok=True)

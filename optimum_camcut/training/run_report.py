@@ -85,7 +85,8 @@ class RunReport:
         for method in BASELINES:
             if method == config.method:
                 continue
-            other = dataclasses.replace(config, method=method)
+            allocation = "global" if config.allocation == "search" else config.allocation  # without hours of search
+            other = dataclasses.replace(config, method=method, allocation=allocation)
             try:
                 scores = score_groups(model, groups, None, other, disable_tqdm=True)
                 with _silent(make_plan.__module__):  # its warnings are about plans that are carried out

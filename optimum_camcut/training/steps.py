@@ -35,6 +35,7 @@ from ..planning.allocation import check_budget, make_plan
 from ..planning.latency import latency_table
 from ..planning.plan import PruningPlan
 from ..reporting.report import uncut_scores
+from ..search.search import search_plan
 from ..surgery.cut import apply_plan
 from ..surgery.rebuild import reconstruct
 from ..utils.files import write_errors
@@ -48,7 +49,7 @@ from .logs import (
     timed,
 )
 from .phases import DENSE, phase_arguments, phase_names, round_config
-from .progress import load_teacher, remove_progress, save_teacher, scores_file
+from .progress import load_teacher, remove_progress, save_teacher, scores_file, search_file
 from .records import measured, to_report
 from .resume import (
     phase_to_resume,
@@ -131,7 +132,7 @@ def cut(trainer: CamCutTrainer, phase: str, before: list[PrunableGroup], initial
         now = find_groups(trainer.model, config.granularity)
         if trainer.pruning_plan is None and not trainer.is_fsdp_enabled:
             trainer.run.report.plan_by_baselines(inner_model(bare_model(trainer)), now, config, trainer.latency_table)
-        plan = plan_by_scores(trainer, round_config(config, phase, before, now, trainer.latency_table))
+        plan = plan_by_scores(trainer, round_config(config, phase, before, now, trainer.latency_table), phase)
         gather_model(trainer)
         if config.distill_weight > 0:
             keep_dense_model(trainer)  # before a rewind: the teacher is the trained model
@@ -166,15 +167,29 @@ def finish(trainer: CamCutTrainer, folder: str) -> None:
         trainer.run.report.write(folder, *to_report(trainer))
 
 
-def plan_by_scores(trainer: CamCutTrainer, config: PruningConfig) -> PruningPlan:
+def plan_by_scores(trainer: CamCutTrainer, config: PruningConfig, phase: str | None = None) -> PruningPlan:
     """What to keep, by `trainer.scores`.
 
     Args:
         config: of this round.
+        phase: of a run, whose search can be resumed.
     """
     measure_latency(trainer)
     groups = find_groups(bare_model(trainer), config.granularity)
-    plan = make_plan(trainer.scores, groups, config, latency=trainer.latency_table)
+    if config.allocation == "search":
+        with timed("the search", trainer.is_world_process_zero()):
+            plan = search_plan(
+                bare_model(trainer),
+                groups,
+                trainer.scores,
+                config,
+                trainer.get_scoring_dataloader(),
+                latency=trainer.latency_table,
+                progress_file=None if phase is None else search_file(trainer.run.root, phase),
+                disable_tqdm=trainer.args.disable_tqdm,
+            )
+    else:
+        plan = make_plan(trainer.scores, groups, config, latency=trainer.latency_table)
     trainer.run.report.scores = uncut_scores(trainer.scores, groups)
     return dataclasses.replace(plan, config=dataclasses.replace(trainer.pruning_config))
 

@@ -39,11 +39,11 @@ from ..methods import get_scorer
 from ..planning.plan import PLAN_NAME, PruningPlan
 from ..scoring.batches import Batch
 from ..scoring.loop import Scores, score_groups
+from ..search.divergence import distillation_loss, meanings_of
 from ..surgery.masking import hold_masks, list_masks, warn_of_zeros
 from ..utils.files import write_errors
 from ..utils.sharding import whole_checkpoints
 from .checks import check_masks, check_overrides, check_trainer, require_config, warn_of_float16
-from .distillation import distillation_loss, meanings_of
 from .keywords import TrainerKeywords, with_pruning_config
 from .logs import AtEpochBegin, place_tensorboard, timed
 from .losses import count_loss, distilling, items_of, scoring_loss

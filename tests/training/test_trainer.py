@@ -41,7 +41,7 @@ from optimum_camcut import (
     score_groups,
 )
 from optimum_camcut.planning.measure import count_parameters
-from optimum_camcut.training.distillation import distillation_loss
+from optimum_camcut.search.divergence import distillation_loss
 from optimum_camcut.training.losses import distilling
 
 

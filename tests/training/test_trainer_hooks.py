@@ -28,7 +28,7 @@ from types_of_models import CONFIGS
 from workers import together
 
 from optimum_camcut import CamCutSeq2SeqTrainer, CamCutTrainer, distillation_loss, load_pruned
-from optimum_camcut.training.distillation import meanings_of
+from optimum_camcut.search.divergence import meanings_of
 from optimum_camcut.training.losses import distilling
 from optimum_camcut.training.trainer import TrainerKeywords
 
