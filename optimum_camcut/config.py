@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from .methods import EXPERT_SCORERS, SCORERS, WEIGHT_SCORERS, get_scorer, scorers_of
+from .methods import KIND_SCORERS, SCORERS, WEIGHT_SCORERS, get_scorer, scorers_of
 from .utils.fields import check_fields, check_value, numbers_in, read_exclude
 from .utils.files import nearest, read_json, shown, write_json
 from .utils.hub import make_repo, push
@@ -57,8 +57,9 @@ class PruningConfig:
 
     Args:
         method: how units are scored: `cam_cut`, `smooth_cut`, `smooth_cam_cut`, `taylor`, `fisher`, `activation`,
-            `magnitude` or `random`; for experts also `reap`; for single weights `cam_cut`, `smooth_cut`,
-            `smooth_cam_cut`, `magnitude`, `gradient`, `snip`, `wanda` or `random`.
+            `magnitude` or `random`; for heads and neurons also `flap` and `wanda_sp`; for whole blocks also
+            `block_influence`; for experts also `reap`; for single weights `cam_cut`, `smooth_cut`, `smooth_cam_cut`,
+            `magnitude`, `gradient`, `snip`, `wanda` or `random`.
         granularity: what is removed: `"heads"`, `"neurons"`, `"experts"` with their rows of the router, `"layers"`
             (whole sub-layers) or several of them, but not both experts and neurons, which may be inside of them.
             `"layers"` with others removes sub-layers first, down to the square root of the fraction to keep, and then
@@ -117,7 +118,7 @@ class PruningConfig:
 
     method: str = field(
         default="smooth_cut",
-        metadata={"help": f"How units are scored: {', '.join(SCORERS | EXPERT_SCORERS | WEIGHT_SCORERS)}."},
+        metadata={"help": f"How units are scored: {', '.join(SCORERS | KIND_SCORERS | WEIGHT_SCORERS)}."},
     )
     granularity: Kinds = field(
         default_factory=lambda: ["heads", "neurons"],
@@ -202,7 +203,8 @@ class PruningConfig:
         if not isinstance(self.method, str):
             known = ", ".join(scorers_of(self.granularity))
             raise ValueError(f"method should be one of {known}; got {shown(self.method)}")
-        get_scorer(self.method, self.granularity)
+        if get_scorer(self.method, self.granularity).source == "stream" and self.layer_unit != "block":
+            raise ValueError(f"method {self.method!r} scores whole blocks: set layer_unit='block'")
         if self.budget == "latency" and self.compression is not None:
             raise ValueError(
                 "compression counts parameters; with budget='latency' give sparsity, the fraction of the time to save"

@@ -193,6 +193,10 @@ def check_config(config, groups, scores):
     values = json.loads(json.dumps(config.to_dict(), allow_nan=False))
     assert PruningConfig.from_dict(values) == config
     assert (config.sparsity is None) != (config.compression is None)
+    if config.allocation == "search":  # by what the model gives
+        with pytest.raises(ValueError, match=r"call search_plan\("):
+            make_plan(scores, groups, config, latency=TABLE)
+        return
     try:
         plan = make_plan(scores, groups, config, latency=TABLE)
     except ValueError as error:

@@ -50,7 +50,7 @@ from optimum_camcut.scoring import SCORERS
 KEY = ("task", "model", "method", "seed", "allocation")  # of a run; no allocation is the default one
 
 
-def run(task: RealTask, method: str, seed: int, keep: list[float], allocation: str | None) -> dict:
+def run(task: RealTask, method: str, seed: int, keep: list[float], allocation: str | None = None) -> dict:
     """Scores the dense model once; then cuts to each fraction, rebuilds and measures."""
     start = time.perf_counter()
     batches, groups = task.batches(seed), find_groups(task.model)

@@ -16,7 +16,7 @@ registration."""
 
 from . import cam_cut, smooth_cut, baselines  # noqa: I001 - registers the methods, the project's own first
 from .registry import (
-    EXPERT_SCORERS,
+    KIND_SCORERS,
     SCORERS,
     WEIGHT_SCORERS,
     Scorer,
@@ -28,7 +28,7 @@ from .registry import (
 
 
 __all__ = [
-    "EXPERT_SCORERS",
+    "KIND_SCORERS",
     "SCORERS",
     "WEIGHT_SCORERS",
     "Scorer",

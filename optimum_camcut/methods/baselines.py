@@ -56,6 +56,31 @@ def reap(activation: Tensor, gradient: None, mask: Tensor) -> tuple[Tensor, Tens
     return norms.sum(1), (norms != 0).sum(1)
 
 
+@scorer("wanda_sp", source="input")
+def wanda_sp(weight: Tensor, mean: Tensor, square: Tensor) -> Tensor:
+    """Sum of |W| · ‖x‖₂ over the weights of the output projection that read the unit (Wanda-sp: An et al. 2024, after
+    Sun et al. 2024, eq. 1)."""
+    return (weight.abs().sum(2) * square.sqrt()).sum(1)
+
+
+@scorer("flap", source="input")
+def flap(weight: Tensor, mean: Tensor, square: Tensor) -> Tensor:
+    """Fluctuation of the unit's features, variance of x times ‖W‖² of the weights that read x, standardized over the
+    layer (An et al. 2024, eq. 4 and 5). As in their code, that of heads is squared first, and then the mean over the
+    features of a head. Below 0 it is the exponential, above 0 it is one more: positive, in the same order."""
+    found = (square - mean.square()).clamp(min=0) * weight.square().sum(2)
+    found = found.square() if found.shape[1] > 1 else found
+    spread = found.std() if found.numel() > 1 else found.new_zeros(())
+    score = ((found - found.mean()) / spread.clamp(min=1e-30)).mean(1)
+    return score.clamp(max=0).exp() + score.clamp(min=0)
+
+
+@scorer("block_influence", source="stream")
+def block_influence(before: Tensor, after: Tensor) -> Tensor:
+    """How far a block turns the residual stream: 1 less the cosine (ShortGPT: Men et al. 2024, eq. 1)."""
+    return 1 - (before * after).sum(-1) / (before.norm(dim=-1) * after.norm(dim=-1)).clamp(min=1e-30)
+
+
 @scorer("magnitude", source="weights")
 def magnitude(weights: Tensor, generator: Generator) -> Tensor:
     """L1 norm of all weights and biases that go with the unit."""

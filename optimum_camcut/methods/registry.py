@@ -17,15 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from ..utils.files import nearest
 
 
-if TYPE_CHECKING:
-    pass
-
-Source = Literal["gradient", "activation", "norms", "input", "weights"]
+Source = Literal["gradient", "activation", "norms", "input", "stream", "weights"]
+OF_KINDS = {"norms": ("experts",), "input": ("heads", "neurons"), "stream": ("layers",)}  # sources of some kinds alone
 
 
 @dataclass(frozen=True)
@@ -39,8 +37,12 @@ class Scorer:
             (`(batch, tokens)`, 1 at real tokens) to `(batch, units)`: the score of each unit for each example, whose
             mean is the result. For `"norms"`, of experts alone, as for `"activation"`: the activation is the router's
             weight times the norm of what the expert gives, 0 for tokens that are not sent to it; the function returns
-            a sum and what it is to be divided by, each summed over all examples first. For `"weights"`, from `weights`
-            (`(units, weights of a unit)`) and a seeded `torch.Generator` to `(units,)`.
+            a sum and what it is to be divided by, each summed over all examples first. For `"input"`, of heads and
+            neurons alone, from `weight` (`(units, width, outputs)`, of the output projection), `mean` and `square`
+            (`(units, width)`, of what flows into it: the mean over all real tokens, and the mean square) to
+            `(units,)`. For `"stream"`, of whole blocks alone, from the residual stream before and after a block
+            (`(tokens, hidden size)` each, real tokens) to `(tokens,)`, whose mean is the result. For `"weights"`, from
+            `weights` (`(units, weights of a unit)`) and a seeded `torch.Generator` to `(units,)`.
             Methods for single weights: see `weight_scorer`.
         source: what the method observes.
         smooth (`bool`): average the gradients over noisy passes first.
@@ -58,7 +60,7 @@ class Scorer:
 
 
 SCORERS: dict[str, Scorer] = {}  # of units: heads, neurons, experts and layers
-EXPERT_SCORERS: dict[str, Scorer] = {}  # of experts alone
+KIND_SCORERS: dict[str, Scorer] = {}  # of some of these kinds alone, see `OF_KINDS`
 WEIGHT_SCORERS: dict[str, Scorer] = {}  # of single weights
 
 
@@ -70,8 +72,9 @@ def scorer(
     Raises:
         `ValueError`: the name is taken.
     """
-    scorers = EXPERT_SCORERS if source == "norms" else SCORERS
-    return _register(scorers, name, source=source, smooth=smooth, quadratic=quadratic)
+    return _register(
+        KIND_SCORERS if source in OF_KINDS else SCORERS, name, source=source, smooth=smooth, quadratic=quadratic
+    )
 
 
 def weight_scorer(
@@ -112,12 +115,13 @@ def scorers_of(granularity: Iterable[str]) -> dict[str, Scorer]:
 
     Args:
         granularity (`Iterable[str]`): `PruningConfig.granularity`: with `"weights"`, the methods of single weights;
-            else, and if empty, those of units; for `"experts"` alone, also those that nothing else has.
+            else, and if empty, those of units, and with them those that score these kinds alone.
     """
     kinds = set(granularity)
     if "weights" in kinds:
         return WEIGHT_SCORERS
-    return SCORERS | EXPERT_SCORERS if kinds == {"experts"} else SCORERS
+    own = {name: each for name, each in KIND_SCORERS.items() if kinds and kinds <= set(OF_KINDS[each.source])}
+    return SCORERS | own
 
 
 def get_scorer(name: str, granularity: Iterable[str] = ()) -> Scorer:
@@ -132,9 +136,12 @@ def get_scorer(name: str, granularity: Iterable[str] = ()) -> Scorer:
     """
     scorers = scorers_of(granularity)
     if name not in scorers:
-        if name in EXPERT_SCORERS:
-            got = list(granularity) or "heads and neurons"
-            raise ValueError(f"method {name!r} scores experts alone: use it with granularity ['experts']; got {got}")
+        if name in KIND_SCORERS:
+            wanted = OF_KINDS[KIND_SCORERS[name].source]
+            raise ValueError(
+                f"method {name!r} scores {' and '.join(wanted)} alone: use it with granularity {list(wanted)}; got "
+                f"{list(granularity) or 'none'}"
+            )
         kinds = f" for {' and '.join(granularity)}" if granularity else ""
         raise ValueError(
             f"unknown method {name!r}{kinds}; known methods{kinds}: {', '.join(scorers)}{nearest(name, scorers)}"

@@ -36,6 +36,7 @@ from ..utils.files import nearest
 from ..utils.sharding import is_sharded, reshard, whole
 from .batches import Batch, count_examples, for_each_batch, limit, mask_for
 from .capture import ActivationCapture
+from .forward import score_blocks, score_inputs
 from .loss import SCORED, SKIPPED, CheckedLoss, LossFunction, loss_shares, model_loss, tell_skipped
 from .noise import GaussianNoise, smoothing
 from .sums import RunningSums, widest
@@ -112,7 +113,8 @@ def score_groups(
     else:
         if dataloader is None:
             raise ValueError(f"the method {scorer.name!r} needs batches to score on, and dataloader is None")
-        score = score_weights if WEIGHTS in config.granularity else _score_units
+        of_units = {"input": score_inputs, "stream": score_blocks}.get(scorer.source, _score_units)
+        score = score_weights if WEIGHTS in config.granularity else of_units
         dropout = model.training and WEIGHTS in config.granularity if config.dropout is None else config.dropout
         sums = _running_sums(progress_file, model, present, config, dropout)
         batches = limit(dataloader, config.num_samples, config.method, disable_tqdm)

@@ -53,7 +53,8 @@ def cases():
     """Every method that reads data, of units and of single weights."""
     units = [(UNITS, name) for name, method in SCORERS.items() if method.source != "weights"]
     weights = [(("weights",), name) for name, method in WEIGHT_SCORERS.items() if method.source != "weights"]
-    return [pytest.param(*case, id=f"{case[0][0]}-{case[1]}") for case in [*units, *weights]]
+    forward = [(UNITS, "flap"), (UNITS, "wanda_sp")]
+    return [pytest.param(*case, id=f"{case[0][0]}-{case[1]}") for case in [*units, *forward, *weights]]
 
 
 class Limited:
@@ -223,7 +224,7 @@ def test_gradient_checkpointing_changes_nothing(granularity, method, reentrant):
         torch.testing.assert_close(got[name], expected[name], rtol=1e-6, atol=0)
     passes = {"smooth": 2 * 2}.get(method.partition("_")[0], 2)  # every pass with gradients runs a block twice
     clean = granularity == UNITS and method.startswith("smooth")
-    blind = method in ("activation", "wanda")
+    blind = method in ("activation", "wanda", "flap", "wanda_sp")
     assert calls[0] == 3 * (1 if blind else passes + clean)
     assert [getattr(m, "_gradient_checkpointing_func", None) for m in model.modules()] == functions
     assert not any(m.training for m in model.modules()) and model.is_gradient_checkpointing
@@ -285,7 +286,7 @@ def offloads(tmp_path):
 @pytest.mark.parametrize("checkpointing", few([True, False]))
 def test_offloaded_models(where, checkpointing, tmp_path):
     model = tiny_model("bert")
-    methods = [*SCORERS]
+    methods = [*SCORERS, "flap", "wanda_sp"]
     expected = {method: score(model, method) for method in methods}
     model = offloads(tmp_path)[where](model)
     assert model.bert.encoder.layer[0].intermediate.dense.weight.is_meta

@@ -34,7 +34,8 @@ from optimum_camcut.scoring.sums import RunningSums
 
 LENGTHS = {"uneven": (4, 4, 3, 5, 4, 2, 1), "fewer than processes": (3,)}  # examples in each batch
 CASES = [
-    *((("heads", "neurons"), method, False) for method in SCORERS),
+    *((("heads", "neurons"), method, False) for method in [*SCORERS, "flap", "wanda_sp"]),
+    (("layers",), "block_influence", False),
     *((("heads", "layers"), method, False) for method in ("cam_cut", "smooth_cut")),
     *((("weights",), method, False) for method in WEIGHT_SCORERS),
     *((("weights",), method, True) for method in ("snip", "smooth_cam_cut")),  # with dropout
@@ -64,7 +65,13 @@ def score_all(folder):
             granularity, method, dropout = case
             model = tiny_model("bert", hidden_dropout_prob=0.3)
             config = PruningConfig(
-                method=method, granularity=granularity, sparsity=0.5, smooth_samples=2, dropout=dropout or None, seed=7
+                method=method,
+                granularity=granularity,
+                sparsity=0.5,
+                smooth_samples=2,
+                dropout=dropout or None,
+                seed=7,
+                layer_unit="block" if method == "block_influence" else "sublayer",
             )
             groups = find_groups(model, granularity)
             reductions.clear()
