@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""`optimum-cli camcut score | prune | report | benchmark | compare`.
+"""`optimum-cli camcut score | prune | report | benchmark | compare | evaluate`.
 
 Every call of `optimum-cli` imports this, so torch, transformers and the like are imported where a command runs.
 Tables go to the standard output by `print`: they are what these commands are for. What users can put right ends in one
@@ -22,12 +22,13 @@ from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 
 from .benchmark import BenchmarkCommand
 from .compare import CompareCommand
+from .evaluate import EvaluateCommand
 from .prune import PruneCommand
 from .report import ReportCommand
 from .score import ScoreCommand
 
 
-COMMANDS = (ScoreCommand, PruneCommand, ReportCommand, BenchmarkCommand, CompareCommand)
+COMMANDS = (ScoreCommand, PruneCommand, ReportCommand, BenchmarkCommand, CompareCommand, EvaluateCommand)
 
 
 class CamCutCommand(BaseOptimumCLICommand):

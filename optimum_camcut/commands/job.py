@@ -159,6 +159,8 @@ def check_job(arguments: argparse.Namespace, *, evaluates: bool) -> None:
 
     task = get_task(arguments.task)
     task.check_libraries()
+    if task.packs and arguments.max_length is None:
+        arguments.max_length = getattr(arguments, "sequence_length", None)
     if arguments.language and not task.takes_language:
         raise ValueError(f"--language is for automatic-speech-recognition; {task.name} takes none")
     if arguments.dataset is not None and arguments.train_file is not None:
@@ -184,19 +186,29 @@ class Data(NamedTuple):
     held_out: Any
     train_split: str
     eval_split: str | None  # None where a part of the former is held out
+    ordered: bool = False  # the last part, as rows go on in one another
 
 
-def _read_data(arguments: argparse.Namespace) -> Data:
-    from ..tasks.data import choose_split, evaluation_split, hold_out, load_data
+def _read_data(arguments: argparse.Namespace, evaluates: bool) -> Data:
+    from ..tasks.data import choose_split, evaluation_split, first_rows, has_lines, hold_out, load_data
 
     name, train_file, validation_file = data_files(arguments)
-    data = load_data(name, arguments.dataset_config, train_file, validation_file)
+    data = load_data(name, arguments.dataset_config, train_file, validation_file, arguments.streaming)
     train_split = choose_split(data, arguments.train_split, (), "score")
     eval_split = evaluation_split(data, getattr(arguments, "eval_split", None), train_split)
+    if arguments.streaming:
+        limits = {train_split: arguments.max_train_samples}
+        if evaluates and eval_split is not None:
+            limits[eval_split] = arguments.max_eval_samples
+        if None in limits.values():
+            flags = "--max_train_samples" + (" and --max_eval_samples" if len(limits) > 1 else "")
+            raise ValueError(f"--streaming reads the first rows alone: say how many by {flags}")
+        data = {split: first_rows(data[split], count) for split, count in limits.items()}
     if eval_split is not None:
-        return Data(data[train_split], data[eval_split], train_split, eval_split)
+        return Data(data[train_split], data[eval_split] if evaluates else None, train_split, eval_split)
     # Of what is held out nothing is scored either, so that scores from a file are by the same rows.
-    return Data(*hold_out(data[train_split]), train_split, None)
+    ordered = has_lines(name, train_file)
+    return Data(*hold_out(data[train_split], ordered), train_split, None, ordered)
 
 
 def _told(data: Data, task: Task, evaluates: bool) -> str:
@@ -205,9 +217,10 @@ def _told(data: Data, task: Task, evaluates: bool) -> str:
 
     columns = [*task.text_columns, *([task.label_column] if task.label_column else [])]
     told = f"reading {', '.join(columns)} of {data.train_split} ({len(data.train)} rows)"
-    rows = len(data.held_out)
+    rows = 0 if data.held_out is None else len(data.held_out)
     if data.eval_split is None:
-        others = f"{rows} others of its rows ({HELD_OUT:.0%}, drawn by seed {SEED}: there is no other split)"
+        which = "the last" if data.ordered else f"drawn by seed {SEED}"
+        others = f"{rows} others of its rows ({HELD_OUT:.0%}, {which}: there is no other split)"
         told += f"; {'evaluating on' if evaluates else 'left out, to evaluate on:'} {others}"
     elif evaluates:
         told += f"; evaluating on {data.eval_split} ({rows} rows)"
@@ -264,7 +277,7 @@ def make_job(
     training = training_arguments(arguments, folder, config, task_class)
     # The other processes then find in the cache what the first has made.
     with training.main_process_first(desc="reading the data"):
-        data = _read_data(arguments)
+        data = _read_data(arguments, evaluates)
     task = task_class(data.train, arguments.text_columns, arguments.label_column, arguments.label_names)
     set_seed(config.seed)  # a new head is the same in every process
     dtype = getattr(torch, arguments.dtype)

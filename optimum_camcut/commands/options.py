@@ -169,16 +169,22 @@ MODEL = (
 DATA = (
     Option(
         "dataset",
-        "Folder with files named by split (train.parquet, validation.csv, ...), or of images or recordings "
+        "Folder with files named by split (train.parquet, validation.csv, test.txt, ...), or of images or recordings "
         "(train/cat/1.png, ...), or that save_to_disk of datasets wrote; one file of rows, to train on; or a Hub id, "
         "with its configuration after a colon (nyu-mll/glue:sst2). Where there is nothing to evaluate on, a tenth of "
         "the training rows is held out for that.",
         required=True,
         unless="train_file",
     ),
-    Option("train_file", "File to train on (.parquet, .csv, .json or .jsonl), in place of --dataset."),
+    Option("train_file", "File to train on (.parquet, .csv, .json, .jsonl or .txt), in place of --dataset."),
     Option("validation_file", "Another of its kind, to evaluate on."),
     Option("dataset_config", "Configuration of the data set on the Hub."),
+    Option(
+        "streaming",
+        "Read the first --max_train_samples and --max_eval_samples rows as they come, and download no others.",
+        False,
+        bool,
+    ),
     Option(
         "task",
         "text-classification (one text or two; classes, or numbers to predict), token-classification, "
@@ -199,8 +205,10 @@ DATA = (
     Option(
         "max_length",
         "Longer inputs are cut to this number of tokens, recordings to this number of seconds; recordings with a text "
-        "are refused. Default: 128; 384 for answers; 512 for texts to summarize or translate; what the model says for "
-        "feature-extraction; 20 seconds for audio-classification, 30 for automatic-speech-recognition.",
+        "are refused. For text-generation, the texts one after the other are cut into blocks of this length. Default: "
+        "128; --sequence_length for text-generation; 384 for answers; 512 for texts to summarize or translate; what "
+        "the model says for feature-extraction; 20 seconds for audio-classification, 30 for "
+        "automatic-speech-recognition.",
         kind=int,
         least=1,
     ),

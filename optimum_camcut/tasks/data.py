@@ -27,7 +27,7 @@ from .folders import SPLITS, media_in, read_media
 
 
 EVALUATION_SPLITS = SPLITS[1:]
-FORMATS = {"parquet": "parquet", "csv": "csv", "json": "json", "jsonl": "json"}
+FORMATS = {"parquet": "parquet", "csv": "csv", "json": "json", "jsonl": "json", "txt": "text"}
 HELD_OUT, SEED = 0.1, 0  # of the training rows, where there are no others to evaluate on
 
 
@@ -65,7 +65,7 @@ def find_files(name: str | None, train: str | None = None, validation: str | Non
         found = ", ".join(sorted(each.name for each in path.iterdir())[:20]) or "nothing"
         raise ValueError(
             f"{path} should hold files of one kind, named by split, such as train.parquet and validation.parquet "
-            f"(or .csv, .json, .jsonl), images or recordings, or what save_to_disk wrote; found {found}"
+            f"(or .csv, .json, .jsonl, .txt), images or recordings, or what save_to_disk wrote; found {found}"
         )
     return files
 
@@ -123,6 +123,8 @@ def _columns(path: str) -> list[str] | None:
             return parquet.read_schema(path).names
         except ArrowInvalid as error:
             raise ValueError(f"{path} is no parquet file: {error}") from error
+    if kind == "txt":
+        return ["text"]
     with open(path, encoding="utf-8-sig", newline="") as file:
         try:
             if kind == "csv":
@@ -134,22 +136,28 @@ def _columns(path: str) -> list[str] | None:
 
 
 def load_data(
-    name: str | None, config: str | None = None, train: str | None = None, validation: str | None = None
+    name: str | None,
+    config: str | None = None,
+    train: str | None = None,
+    validation: str | None = None,
+    streaming: bool = False,
 ) -> Any:
     """Reads a data set, with its splits.
 
     Args:
         name: a folder with files named by split (`train.parquet`, `validation-00000-of-00002.csv`, `test.jsonl`), one
             of images or recordings (see `folders`), or one that `save_to_disk` of `datasets` wrote; a file, of
-            which all is for training; or a Hub id, also with its configuration (`"nyu-mll/glue:sst2"`).
+            which all is for training; or a Hub id, also with its configuration (`"nyu-mll/glue:sst2"`). Rows of a
+            text file are its lines, each with its line break.
         config: the configuration on the Hub.
         train, validation: files, in place of a name.
+        streaming: read nothing yet; `first_rows` does.
 
     Returns:
-        `datasets.DatasetDict`.
+        `datasets.DatasetDict`; streaming, `datasets.IterableDatasetDict`.
 
     Raises:
-        `ValueError`: the folder holds nothing of the kind, or a file cannot be read.
+        `ValueError`: the folder holds nothing of the kind, or what cannot be streamed, or a file cannot be read.
         `FileNotFoundError`: there is no such folder or file, or nothing of that name on the Hub.
         `ConnectionError`: there is no such folder, and no way to the Hub.
     """
@@ -161,20 +169,36 @@ def load_data(
     try:
         if files:
             format = FORMATS[Path(next(iter(files.values()))[0]).suffix.lstrip(".")]
-            return datasets.load_dataset(format, data_files=files)
+            lines = {"keep_linebreaks": True} if format == "text" else {}
+            return datasets.load_dataset(format, data_files=files, streaming=streaming, **lines)
         assert name is not None, "what is not read by name has files"
+        if streaming and Path(name).is_dir():
+            raise ValueError(f"--streaming is for files of rows and data sets on the Hub, not for the folder {name}")
         if Path(name).is_dir():
             if not _is_saved(Path(name)) and (kind := media_in(Path(name))):
                 return read_media(Path(name), kind)
             saved = datasets.load_from_disk(name)
             return saved if isinstance(saved, datasets.DatasetDict) else datasets.DatasetDict(train=saved)
         name, _, own = name.partition(":")
-        return datasets.load_dataset(name, config or own or None)
+        return datasets.load_dataset(name, config or own or None, streaming=streaming)
     except ConnectionError as error:
         raise ConnectionError(f"{name} is no folder, and cannot be fetched from the Hub: {error}") from error
     except DatasetsError as error:
         reason = error.__cause__ or error
         raise ValueError(f"the data of {name or train} cannot be read: {reason}") from error
+
+
+def first_rows(rows: Any, count: int) -> Any:
+    """The first rows of a split that is streamed, in memory."""
+    import datasets
+
+    first = list(islice(rows, count))  # `take` may read on
+    return datasets.Dataset.from_list(first, features=rows.features, split=rows.split)
+
+
+def has_lines(name: str | None, train: str | None = None) -> bool:
+    """Whether the rows are lines of a text, which go on in one another."""
+    return any(Path(path).suffix == ".txt" for paths in find_files(name, train).values() for path in paths)
 
 
 def choose_split(data: Mapping[str, Any], name: str | None, guesses: Sequence[str], purpose: str) -> str:
@@ -204,13 +228,16 @@ def evaluation_split(data: Mapping[str, Any], name: str | None, train: str) -> s
     return choose_split(data, name, others, "evaluate")
 
 
-def hold_out(rows: Any) -> tuple[Any, Any]:
+def hold_out(rows: Any, ordered: bool = False) -> tuple[Any, Any]:
     """Rows to train and to evaluate on: the same ones in every process and every run.
+
+    Args:
+        ordered: they go on in one another, so that the last ones are held out.
 
     Raises:
         `ValueError`: there are too few.
     """
     if len(rows) < 2:
         raise ValueError(f"there is no split to evaluate on, and {len(rows)} rows are too few to hold some out")
-    parts = rows.train_test_split(max(1, round(HELD_OUT * len(rows))), seed=SEED)
+    parts = rows.train_test_split(max(1, round(HELD_OUT * len(rows))), seed=SEED, shuffle=not ordered)
     return parts["train"], parts["test"]

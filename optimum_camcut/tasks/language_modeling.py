@@ -28,10 +28,13 @@ if TYPE_CHECKING:
     from transformers import EvalPrediction
 
 
+PIECE = 100_000  # characters of a text that are tokenized at once
+
+
 class LanguageModel(Task):
     """Text alone; the tokens are the labels."""
 
-    texts = (("text",), ("sentence",), ("content",))
+    texts: ClassVar[tuple[tuple[str, ...], ...]] = (("text",), ("sentence",), ("content",))
     measured = ("accuracy", "perplexity")
     shift: ClassVar[int] = 0  # tokens between a position and the one that it predicts
 
@@ -105,18 +108,83 @@ class FillMask(LanguageModel):
 
 @register("text-generation")
 class TextGeneration(LanguageModel):
-    """The next token, in blocks of the texts one after the other."""
+    """The next token, in blocks of `length` tokens: texts and chats one after the other, each with an end. Rows that
+    end in a line break, as those of a text file do, go on in the next one."""
 
     head = "CausalLM"
+    texts = (("messages",), ("conversations",), *LanguageModel.texts)
     shift = 1
     sums_tokens = True
+    packs = True
+
+    def prepare(self, rows: Any, limit: int | None = None) -> Any:
+        import datasets
+
+        if limit is not None:
+            rows = rows.select(range(min(limit, len(rows))))
+        self.read(rows)
+        try:
+            blocks = datasets.Dataset.from_generator(self._encoded, gen_kwargs={"rows": rows})
+        except datasets.exceptions.DatasetGenerationError as error:
+            raise (error.__cause__ if isinstance(error.__cause__, ValueError) else error) from None
+        if not len(blocks):
+            raise ValueError(f"the rows hold no {self.reads} in {', '.join(self.text_columns)}")
+        return blocks
 
     def encode(self, rows: Mapping[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
-        end = self.tokenizer.eos_token_id
-        texts = [text for text in rows[self.text_columns[0]] if text and text.strip()]
-        tokens: list[int] = []
-        for ids in self.tokenizer(texts)["input_ids"] if texts else ():
-            tokens += ids if end is None or ids[-1:] == [end] else [*ids, end]
-        blocks = [tokens[start : start + self.length] for start in range(0, len(tokens), self.length)]
-        blocks = [block for block in blocks if len(block) > 1]
+        blocks = list(self._blocks(rows[self.text_columns[0]]))
         return {"input_ids": blocks, "attention_mask": [[1] * len(b) for b in blocks], "labels": [*blocks]}
+
+    def _encoded(self, rows: Any) -> Iterator[dict[str, list[int]]]:
+        column = self.text_columns[0]
+        cells = (cell for part in rows.select_columns([column]).iter(1000) for cell in part[column])
+        for block in self._blocks(cells):
+            yield {"input_ids": block, "attention_mask": [1] * len(block), "labels": block}
+
+    def _blocks(self, cells: Iterable[Any]) -> Iterator[list[int]]:
+        """All are `length` tokens long but the last."""
+        left: list[int] = []
+        for tokens in self._tokens(cells):
+            left += tokens
+            full = len(left) - len(left) % self.length
+            yield from (left[start : start + self.length] for start in range(0, full, self.length))
+            del left[:full]
+        if len(left) > 1:
+            yield left
+
+    def _tokens(self, cells: Iterable[Any]) -> Iterator[list[int]]:
+        """Of texts and chats, one after the other; of a long text, piece by piece."""
+        text, begun = "", False
+        for number, cell in enumerate(cells):
+            if isinstance(cell, list):
+                yield self._of_chat(cell, number)
+                continue
+            if cell is not None and not isinstance(cell, str):
+                raise ValueError(f"{self.place(number, self.text_columns[0])} is no text: {cell!r}")
+            text += cell or ""
+            goes_on = text.endswith("\n")
+            if text.strip() and (not goes_on or len(text) > PIECE):
+                yield self._of_text(text, begun, not goes_on)
+                text, begun = "", goes_on
+            elif not goes_on:
+                text = ""
+        if text.strip():
+            yield self._of_text(text, begun, True)
+
+    def _of_text(self, text: str, begun: bool, ends: bool) -> list[int]:
+        ids, end = self.tokenizer(text, add_special_tokens=not begun)["input_ids"], self.tokenizer.eos_token_id
+        return ids if not ends or end is None or ids[-1:] == [end] else [*ids, end]
+
+    def _of_chat(self, messages: list[Any], number: int) -> list[int]:
+        """By the tokenizer's template, which says where a chat ends."""
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise ValueError(
+                f"the column {self.text_columns[0]!r} holds chats, and the tokenizer has no template for them: choose "
+                "a column of texts by --text_columns, or a tokenizer with a template by --tokenizer"
+            )
+        try:
+            text = self.tokenizer.apply_chat_template(messages, tokenize=False)
+        except Exception as error:  # whatever the template raises
+            place = self.place(number, self.text_columns[0])
+            raise ValueError(f"{place} is no chat that the tokenizer's template takes: {error}") from error
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -66,6 +66,7 @@ class RowReader(ABC):
     by_place: ClassVar[bool] = False  # it asks the tokenizer where a token is in the text
     joins_texts: ClassVar[bool] = True  # several columns are one input
     max_length: ClassVar[int] = 128
+    packs: ClassVar[bool] = False  # inputs are blocks of the rows one after the other
     # A loss that is a mean over examples. Trainer takes what accepts keywords for a sum over tokens, and would
     # multiply it by the numbers of processes and of accumulation steps.
     sums_tokens: ClassVar[bool] = False

@@ -324,11 +324,7 @@ def test_every_task(task, model_path, tmp_path, capsys):
     """From a model without a head: pruned, evaluated, and loaded as what it now is."""
     data, output, model = write(tmp_path / "data", [ROWS[task](n) for n in range(16)]), tmp_path / "out", model_path
     if task == "text-generation":
-        model = tmp_path / "decoder"
-        tokenizer = AutoTokenizer.from_pretrained(model_path)
-        config = tiny_config("gpt2", vocab_size=len(tokenizer))
-        transformers.GPT2LMHeadModel(config).save_pretrained(model)
-        tokenizer.save_pretrained(model)
+        model = decoder(model_path, tmp_path / "decoder")
     main("prune", *flags(model=model, dataset=data, task=task, output=output, **QUICK))
     pruned = load_pruned(output)
     assert type(pruned).__name__.endswith(
@@ -633,6 +629,97 @@ def test_what_a_constant_prediction_gives():
     labels = np.array([[9, 1, 1, 2], [9, 1, -100, -100]])
     (found,) = task.measure_constants(EvalPrediction(None, labels), None, None)
     assert found == {"accuracy": 0.75, "perplexity": 50.0}
+
+
+# --- texts one after the other --------------------------------------------------------------------------------------
+
+
+class Letters:
+    """A tokenizer of letters: a start at the start of a text, and an end that the task adds."""
+
+    eos_token_id = 1
+    chat_template = "some"
+
+    def __call__(self, text, add_special_tokens=True):
+        ids = [ord(letter) for letter in text]
+        return {"input_ids": [0, *ids] if add_special_tokens else ids}
+
+    def apply_chat_template(self, messages, tokenize):
+        return "".join(f"{message['role'][0]}{message['content']};" for message in messages)
+
+
+def blocks_of(rows, length, **changes):
+    task = TASKS["text-generation"](Dataset.from_list(rows))
+    task.tokenizer, task.length = Letters(), length
+    for name, value in changes.items():
+        setattr(task.tokenizer, name, value)
+    encoded = task.prepare(task.rows)
+    assert encoded["labels"] == encoded["input_ids"]
+    assert all(mask == [1] * len(ids) for mask, ids in zip(encoded["attention_mask"], encoded["input_ids"]))
+    return ["".join({0: "^", 1: "$"}.get(token, chr(token)) for token in ids) for ids in encoded["input_ids"]]
+
+
+def test_texts_are_packed_whatever_the_rows():
+    rows = [{"text": text} for text in ("abc", "", None, " ", "defgh", "i")]
+    assert blocks_of(rows, 4) == ["^abc", "$^de", "fgh$", "^i$"]
+    many = [{"text": "abc"}] * 2500  # more than one batch of rows: 5 tokens each
+    found = blocks_of(many, 128)
+    assert {len(block) for block in found[:-1]} == {128} and sum(map(len, found)) == 12_500
+
+
+def test_lines_go_on_in_the_next_row(monkeypatch):
+    rows = [{"text": text} for text in ("ab\n", "\n", "cd\n", "", "ef", "g\n")]
+    assert "".join(blocks_of(rows, 5)) == "^ab\n\ncd\nef$^g\n$"
+    monkeypatch.setattr("optimum_camcut.tasks.language_modeling.PIECE", 2)  # pieces, but one text
+    assert "".join(blocks_of([{"text": "abc\n"}, {"text": "\n"}, {"text": "def\n"}], 5)) == "^abc\n\ndef\n"
+
+
+def test_chats_go_by_the_template():
+    chat = [{"role": "user", "content": "hi"}, {"role": "bot", "content": "yes"}]
+    assert blocks_of([{"messages": chat, "text": "x"}, {"messages": chat[:1], "text": "y"}], 6) == ["uhi;by", "es;uhi"]
+    with pytest.raises(ValueError, match="the tokenizer has no template for them: choose a column of texts"):
+        blocks_of([{"messages": chat}], 6, chat_template=None)
+
+
+def test_a_text_file_is_read_line_by_line_and_its_end_held_out(model_path, tmp_path, caplog):
+    model, text = decoder(model_path, tmp_path / "model"), tmp_path / "words.txt"
+    text.write_text("".join(f"{sentence(n, 10)}\n" for n in range(40)))
+    output = tmp_path / "out"
+    with caplog.at_level("INFO", "optimum_camcut.commands"):
+        main("prune", *flags(model=model, dataset=text, task="text-generation", output=output, sequence_length=16),
+             *flags(**QUICK))  # fmt: skip
+    assert "reading text of train (36 rows); evaluating on 4 others of its rows (10%, the last: " in caplog.text
+    lengths = {len(ids) for ids in blocks_of([{"text": line} for line in text.read_text().splitlines(True)], 16)}
+    assert 16 in lengths and max(lengths) == 16
+    found = json.loads((output / "pruning_results.json").read_text())
+    assert found["dense"]["metrics"]["perplexity"] > 1
+
+
+def decoder(model_path, folder):
+    tokenizer = AutoTokenizer.from_pretrained(model_path)
+    transformers.GPT2LMHeadModel(tiny_config("gpt2", vocab_size=len(tokenizer))).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_streaming_reads_the_first_rows_alone(model_path, tmp_path, capsys):
+    """Those behind them could not even be read."""
+    model, data = decoder(model_path, tmp_path / "model"), tmp_path / "data"
+    data.mkdir()
+    for split in ("train", "validation"):
+        rows = [json.dumps({"text": sentence(n, 10)}) for n in range(30)]
+        (data / f"{split}-0.jsonl").write_text("\n".join(rows))
+        (data / f"{split}-1.jsonl").write_text("{no row")
+    arguments = flags(model=model, dataset=data, task="text-generation", streaming=True, **QUICK)
+    with pytest.raises(SystemExit) as raised:
+        main("prune", *arguments, *flags(output=tmp_path / "none", max_train_samples=20))
+    assert "say how many by --max_train_samples and --max_eval_samples" in raised.value.code
+    main("prune", *arguments, *flags(output=tmp_path / "out", max_train_samples=20, max_eval_samples=8))
+    assert (tmp_path / "out" / "pruning_results.json").exists()
+    with pytest.raises(SystemExit) as raised:  # as it is without streaming
+        plain = flags(model=model, dataset=data, task="text-generation", max_train_samples=20, **QUICK)
+        main("prune", *plain, *flags(output=tmp_path / "none", max_eval_samples=8))
+    assert "cannot be read" in raised.value.code
 
 
 def test_a_model_no_better_than_a_constant_is_told(caplog):

@@ -37,6 +37,7 @@ MODELS = {
     "distilbert/distilbert-base-uncased": ("MaskedLM", "distilbert"),
     "openai-community/gpt2": ("CausalLM", "gpt2"),
     "meta-llama/Llama-2-7b-hf": ("CausalLM", "llama"),
+    "HuggingFaceTB/SmolLM2-135M-Instruct": ("CausalLM", "llama"),
     "google-t5/t5-small": ("Seq2SeqLM", "t5"),
 }
 MEDIA = {
@@ -52,7 +53,7 @@ SIZES = {
     "bert": {"num_hidden_layers": 2, "intermediate_size": 320, "max_position_embeddings": 512},
     "distilbert": {"n_layers": 2, "hidden_dim": 320, "max_position_embeddings": 512},
     "gpt2": {"n_layer": 2, "n_inner": 320, "n_positions": 512},
-    "llama": {"num_hidden_layers": 2, "intermediate_size": 320, "max_position_embeddings": 512},
+    "llama": {"num_hidden_layers": 2, "intermediate_size": 320, "max_position_embeddings": 2048},
 }
 SIZES["t5"] = {"d_ff": 320, "num_layers": 2, "decoder_start_token_id": 0}
 ROWS = {"train": 16, "validation": 8}
@@ -70,7 +71,10 @@ FEATURES = {
     "rajpurkar/squad": Features({"question": Value("string"), "context": Value("string"), "answers": ANSWERS}),
     "EdinburghNLP/xsum": Features({"document": Value("string"), "summary": Value("string")}),
     "Salesforce/wikitext:wikitext-2-raw-v1": Features({"text": Value("string")}),
+    "HuggingFaceTB/smoltalk:all": Features({"messages": [{"role": Value("string"), "content": Value("string")}]}),
 }
+FILES = ("wiki.valid.txt", "wiki.test.txt")  # of lines
+TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
 
 
 def make_stand_ins(folder: Path, tokenizer_path: Path) -> None:
@@ -81,6 +85,9 @@ def make_stand_ins(folder: Path, tokenizer_path: Path) -> None:
         make(folder / name)
     for name in FEATURES:
         make_data(folder, name)
+    for name in FILES:
+        draw = random.Random(name)
+        (folder / name).write_text("".join(f"{cell('text', number, draw)}\n" for number in range(32)))
 
 
 def make_model(folder: Path, task: str, architecture: str, tokenizer_path: Path) -> None:
@@ -88,7 +95,7 @@ def make_model(folder: Path, task: str, architecture: str, tokenizer_path: Path)
     if architecture != "bert":
         tokenizer.model_input_names = ["input_ids", "attention_mask"]
     if task == "CausalLM":
-        tokenizer.eos_token = "[SEP]"
+        tokenizer.eos_token, tokenizer.chat_template = "[SEP]", TEMPLATE
     ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.sep_token_id}
     torch.manual_seed(0)
     if folder.name == "FOUR_LAYERS":
@@ -128,5 +135,6 @@ def cell(column: str, number: int, draw: random.Random):
         "tokens": words,
         "ner_tags": [0, 1, 2, 0, 1, 2],
         "answers": {"text": ["city"], "answer_start": [10]},
+        "messages": [{"role": "user", "content": " ".join(words)}, {"role": "assistant", "content": "the city"}],
         "context": "the first city is " + " ".join(words),
     }.get(column, " ".join(words))
