@@ -15,7 +15,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import os
 import subprocess
@@ -36,6 +35,7 @@ from ..architectures.groups import PrunableGroup, check_bare, find_groups, possi
 from ..architectures.structure import Block, blocks_of, check_supported, label_of
 from ..planning.plan import PruningPlan
 from ..surgery.cut import apply_plan
+from ..utils.copies import copy_model
 from ..utils.logs import silenced
 from ..utils.sharding import check_whole
 from .agreement import check_agreement, first_blocks
@@ -100,7 +100,7 @@ def check_entry(
     with torch.no_grad(), silenced("optimum_camcut.surgery.cut"):
         check_paths(model)
         batch = _without_pairs({name: value for name, value in batch.items() if not name.startswith("label")})
-        dense = copy.deepcopy(model).float().eval()
+        dense = copy_model(model).float().eval()
         with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
             torch.manual_seed(0)
             for parameter in dense.parameters():
@@ -173,7 +173,7 @@ def _some(group: PrunableGroup, more: bool) -> list[int]:
 
 
 def _cut(dense: PreTrainedModel, keep: Mapping[str, Sequence[int]], field: str) -> PreTrainedModel:
-    cut = copy.deepcopy(dense)
+    cut = copy_model(dense)
     try:
         return apply_plan(cut, PruningPlan(keep))
     except (AttributeError, IndexError, RuntimeError) as error:

@@ -122,10 +122,9 @@ TrainingArguments, for the recovery by fine-tuning:
                 self._prune(arguments, config, job, output, before)
 
     def _dry_run(self, arguments: argparse.Namespace, config: PruningConfig, job: Job) -> None:
-        import copy
-
         from ..planning.plan import PruningPlan
         from ..training.steps import prepare
+        from ..utils.copies import copy_model
 
         prepare(job.trainer)  # as training does at first
         if config.dense_epochs or config.rounds > 1:
@@ -137,7 +136,7 @@ TrainingArguments, for the recovery by fine-tuning:
         job.trainer.pruning_config = dataclasses.replace(
             config, recovery="none", rounds=1, dense_epochs=0.0, rewind=False, distill_weight=0.0
         )
-        dense = copy.deepcopy(job.model)
+        dense = copy_model(job.model)
         before = getattr(dense, "pruning_plan", None) or PruningPlan({})
         plan = job.trainer.prune()
         if job.trainer.is_world_process_zero():

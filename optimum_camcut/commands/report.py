@@ -72,8 +72,6 @@ Writes a report on a pruned checkpoint, or on a plan for a model. What `prune` h
             check_model(arguments.dense)
         quiet(arguments.verbose)
 
-        import copy
-
         import torch
 
         from ..planning.measure import LatencyResult, input_size
@@ -87,7 +85,9 @@ Writes a report on a pruned checkpoint, or on a plan for a model. What `prune` h
         model = load_model(arguments.model, dtype=dtype, revision=arguments.revision)
         dense = load_model(arguments.dense, dtype=dtype) if arguments.dense else None
         if arguments.plan:
-            dense = dense or copy.deepcopy(model)
+            from ..utils.copies import copy_model
+
+            dense = dense or copy_model(model)
             apply_plan(model, PruningPlan.load(arguments.plan))
         elif getattr(model, "pruning_plan", None) is None:
             raise ValueError(f"{arguments.model} is not pruned; name a plan for it with --plan")

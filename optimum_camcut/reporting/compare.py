@@ -15,7 +15,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 import statistics
@@ -44,6 +43,7 @@ from ..scoring.loss import LossFunction
 from ..search.search import search_plan
 from ..surgery.cut import apply_plan
 from ..surgery.rebuild import reconstruct_all
+from ..utils.copies import copy_model
 from ..utils.files import shown
 from .comparison import DENSE, ComparedModel, Comparison
 
@@ -182,7 +182,7 @@ def _pruned(
     """Copies of a model that are pruned by one method to every budget."""
     scores = score_groups(model, groups, batches, configs[0], loss_function=loss_function, disable_tqdm=True)
     plans = [_plan(model, groups, scores, each, batches or (), latency) for each in configs]
-    copies = (apply_plan(copy.deepcopy(model), plan) for plan in plans)
+    copies = (apply_plan(copy_model(model), plan) for plan in plans)
     if configs[0].recovery == "reconstruct":
         models = list(copies)
         reconstruct_all(models, model, plans, batches or (), disable_tqdm=True)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -70,6 +70,11 @@ class Distillation:
         for args, kwargs, given in seen:
             with torch.no_grad():
                 taught = self.teacher(*args, **kwargs)
+            if _has_logits(taught) and not _has_logits(given):  # trl asks for the chances of the labels alone
+                if not self.calls:
+                    logger.warning("the loss asks the model for no logits: it runs once more, to compare them")
+                plain = {name: value for name, value in kwargs.items() if name in names and name != "labels"}
+                given = model(*args, **plain)
             distances.append(self.distance(given, taught, {**dict(zip(names, args)), **kwargs}))
         self.calls += 1
         return (1 - self.weight) * loss + self.weight * sum(distances) / len(distances), outputs
@@ -94,3 +99,7 @@ class Distillation:
             stack.callback(model.register_forward_pre_hook(ask, with_kwargs=True).remove)
             stack.callback(model.register_forward_hook(record, with_kwargs=True).remove)
             yield
+
+
+def _has_logits(outputs: Any) -> bool:
+    return any(name.endswith("logits") for name in outputs) if isinstance(outputs, Mapping) else False

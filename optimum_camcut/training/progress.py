@@ -16,13 +16,13 @@ so far."""
 
 from __future__ import annotations
 
-import copy
 import re
 from pathlib import Path
 
 from safetensors.torch import load_model, save_model
 from transformers import PreTrainedModel
 
+from ..utils.copies import copy_model
 from ..utils.files import replacing
 from .phases import ROUND
 
@@ -65,7 +65,7 @@ def load_teacher(folder: Path, model: PreTrainedModel) -> PreTrainedModel:
     path = folder / TEACHER
     if not path.exists():
         raise ValueError(f"resuming a recovery that distills needs the dense model's weights, and {path} is missing")
-    teacher = copy.deepcopy(model)
+    teacher = copy_model(model)
     load_model(teacher, str(path))
     return teacher
 

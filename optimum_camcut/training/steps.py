@@ -15,7 +15,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import logging
 from collections.abc import Callable, Iterator
@@ -38,6 +37,7 @@ from ..reporting.report import uncut_scores
 from ..search.search import search_plan
 from ..surgery.cut import apply_plan
 from ..surgery.rebuild import reconstruct
+from ..utils.copies import copy_model
 from ..utils.files import write_errors
 from ..utils.sharding import gather, is_sharded
 from .checks import check_model, overrides, warn_of_float16
@@ -137,13 +137,13 @@ def cut(trainer: CamCutTrainer, phase: str, before: list[PrunableGroup], initial
         if config.distill_weight > 0:
             keep_dense_model(trainer)  # before a rewind: the teacher is the trained model
         if initial is not None:
-            rewound = copy.deepcopy(initial)
+            rewound = copy_model(initial)
             if trainer.pruning_plan is not None:
                 apply_plan(rewound, trainer.pruning_plan)
             trainer.model.load_state_dict(rewound.state_dict())
         # A rebuild follows the dense model; a round that trains, the model that it began with.
         keep_copy = config.finetunes and config.rebuilds
-        started_with = copy.deepcopy(bare_model(trainer)) if keep_copy else None
+        started_with = copy_model(bare_model(trainer)) if keep_copy else None
         apply(trainer, plan)
     if config.rebuilds:
         rebuild(trainer, started_with or trainer.dense_model)
@@ -200,7 +200,7 @@ def measure_latency(trainer: CamCutTrainer) -> None:
         return
     model = bare_model(trainer)
     if trainer.is_fsdp_enabled:  # until it is sharded, the model is on the CPU
-        model = gather(model) if is_sharded(model) else copy.deepcopy(model)
+        model = gather(model) if is_sharded(model) else copy_model(model)
         if trainer.is_world_process_zero():  # the others measure nothing, and may not have the weights yet
             place_model(trainer, model)
     with timed("measuring latency", trainer.is_world_process_zero()):
@@ -211,7 +211,7 @@ def keep_dense_model(trainer: CamCutTrainer) -> None:
     """A copy of the model before its first cut; if it teaches, also on disk, for a run that is resumed."""
     if trainer.dense_model is not None:
         return
-    trainer.dense_model = as_teacher(trainer, copy.deepcopy(bare_model(trainer)))
+    trainer.dense_model = as_teacher(trainer, copy_model(bare_model(trainer)))
     if trainer.pruning_config.distill_weight > 0 and trainer.is_world_process_zero():
         save_teacher(trainer.run.root, trainer.dense_model)
 
@@ -328,7 +328,7 @@ def run_phases(
             "train(resume_from_checkpoint=True)"
         )
     prepare(trainer)
-    initial = copy.deepcopy(bare_model(trainer)) if config.rewind else None
+    initial = copy_model(bare_model(trainer)) if config.rewind else None
     phases, checkpoint = start_or_resume(trainer, resume)
     run.unfinished = True
     before = find_groups(trainer.model, config.granularity)
