@@ -81,12 +81,11 @@ class PruningConfig:
         layer_unit: what `"layers"` removes at a time: a `"sublayer"`, or both of a `"block"`.
         num_samples: how many training examples to score on.
         smooth_samples: noisy passes of the smooth methods. Default: 5; for single weights 10, as in the paper.
-        noise_std: standard deviation of their Gaussian noise on the output of every linear layer
-            below the task head. Default: 0.1; for single weights 1e-3, as in the paper.
-        noise_scale: `"relative"` to the standard deviation of that output, or `"absolute"`. Default: relative; for
-            single weights absolute, as in the paper.
-        dropout: score with dropout on. Default: off for heads and neurons. For single weights on in `CamCutTrainer`,
-            as in the paper's code; in `score_groups`, on if the model is in training mode.
+        noise_std: standard deviation of their Gaussian noise on the output of every linear layer below the task head.
+            Default: 0.1; for single weights 1e-3, as in the paper.
+        noise_scale: `"relative"` to that output's, or `"absolute"`. Default: relative; for single weights absolute.
+        dropout: score with dropout on. Default: off; for single weights on in `CamCutTrainer`, as in the paper's code,
+            and in `score_groups` if the model is in training mode.
         shift: added to the mean output by `cam_cut` and `smooth_cam_cut` on single weights (the paper's is 10); other
             methods have no mean output to shift, and heads and neurons take 0 only.
         rounds: cut in this many rounds of score, cut and recover, by a cubic schedule: after round r of n,
@@ -98,6 +97,9 @@ class PruningConfig:
         distill_weight: weight in the recovery loss, between 0 and 1, of the distance to the dense model: that of the
             predictions and, layer by layer, of the hidden states.
         distill_temperature: softens the predictions of both.
+        distill_top_k: compare so many of the dense model's likeliest classes, and all others as one: of a large
+            vocabulary this takes a fraction of the memory. Default: all.
+        lora_rank: fine-tune LoRA adapters of this rank on all linear layers of the blocks, merged at the end.
         min_units: heads, and neurons, that every layer keeps at least, if its sub-layer stays: one number for both, or
             one for each kind, `{"heads": 1, "neurons": 64}` or, as on the command line, `"heads=1,neurons=64"` (a
             kind that is not named keeps 1).
@@ -147,6 +149,8 @@ class PruningConfig:
         default=0.0, metadata={"help": "Weight of the dense model's predictions and hidden states."}
     )
     distill_temperature: float = field(default=2.0, metadata={"help": "Temperature of that term."})
+    distill_top_k: int | None = field(default=None, metadata={"help": "Compare the likeliest classes alone."})
+    lora_rank: int | None = field(default=None, metadata={"help": "Fine-tune LoRA adapters, merged at the end."})
     min_units: int | str | dict[str, int] | None = field(
         default=MIN_UNITS,
         metadata={"help": "Heads, and neurons, that every layer keeps: a number, or heads=1,neurons=64."},
@@ -233,6 +237,9 @@ class PruningConfig:
         for name in ("noise_std", "dense_epochs"):
             self._check(name, float, lambda v: v >= 0, "a number of at least 0")
         self._check("distill_weight", float, lambda v: 0 <= v <= 1, "a number between 0 and 1")
+        for name in ("distill_top_k", "lora_rank"):
+            if getattr(self, name) is not None:
+                self._check(name, int, lambda v: v >= 1, "an integer of at least 1, or None")
         self._check("distill_temperature", float, lambda v: v > 0, "a number above 0")
         self._check("rewind", bool, lambda v: True, "True or False")
         if self.dropout is not None:
@@ -253,9 +260,16 @@ class PruningConfig:
                 "rewind=True trains the initial weights again, which a rebuild would change first; use "
                 f"recovery='finetune', got {self.recovery!r}"
             )
-        if self.distill_weight > 0 and not self.finetunes:
-            expected = "recovery='finetune' and 'reconstruct+finetune'"
-            raise ValueError(f"distill_weight applies to {expected}, got recovery={self.recovery!r}")
+        for name in ("distill_weight", "lora_rank"):
+            if getattr(self, name) and not self.finetunes:
+                expected = "recovery='finetune' and 'reconstruct+finetune'"
+                raise ValueError(f"{name} applies to {expected}, got recovery={self.recovery!r}")
+        if self.distill_top_k and not self.distill_weight:
+            raise ValueError("distill_top_k would have no effect: set distill_weight above 0")
+        if self.lora_rank and ("weights" in self.granularity or self.rewind):
+            raise ValueError(
+                "lora_rank adds to weights that stay: not to single weights that are masked, or to rewind"
+            )
 
     def _check_choice(self, name: str, values: Iterable[Any]) -> None:
         for value in values:

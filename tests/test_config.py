@@ -52,6 +52,8 @@ BAD = {
     "dense_epochs": (-1, -0.5, NAN, INFINITY, "1", None, True, HUGE),
     "distill_weight": (-0.1, 1.1, NAN, INFINITY, "0.5", None, True, HUGE),
     "distill_temperature": (0, 0.0, -1, NAN, INFINITY, "2", None, True, HUGE),
+    "distill_top_k": (0, -1, 1.5, "2", True, NAN),
+    "lora_rank": (0, -1, 1.5, "2", True, NAN),
     "min_units": (
         *(value for value in LEAST if value not in ("0", None)),
         *("", "x", "-1", "heads", "heads=", "heads=1,heads=2", "heads:1", [1], {"heads": -1}, {"heads": True}),
@@ -243,6 +245,8 @@ OTHER = {
     "dense_epochs": 1.5,
     "distill_weight": 0.5,
     "distill_temperature": 4.0,
+    "distill_top_k": 9,
+    "lora_rank": None,
     "min_units": {"neurons": 2},
     "multiple_of": 8,
     "sequence_length": 64,
@@ -316,9 +320,9 @@ def words_for(name, value):
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_every_field_is_a_flag(name):
-    value = {**OTHER, "sparsity": 0.75, "recovery": "reconstruct"}[name]
+    value = {**OTHER, "sparsity": 0.75, "recovery": "reconstruct", "lora_rank": 4}[name]
     needed = {"sparsity": 0.5} if name not in ("sparsity", "compression") else {}
-    needed |= {"dense_epochs": 1.0} if name == "rewind" else {}
+    needed |= {"rewind": {"dense_epochs": 1.0}, "distill_top_k": {"distill_weight": 0.5}}.get(name, {})
     words = [word for key, val in {**needed, name: value}.items() for word in words_for(key, val)]
     parsed = parse(*words)
     assert parsed == PruningConfig(**{**needed, name: value})

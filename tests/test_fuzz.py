@@ -167,6 +167,8 @@ SENSIBLE = {
     "compression": lambda r: r.uniform(1, 3),
     "smooth_samples": lambda r: r.choice([None, 3]),
     "dropout": lambda r: r.choice([None, True, False]),
+    "distill_top_k": lambda r: r.choice([None, 1, 50]),
+    "lora_rank": lambda r: r.choice([None, 1, 8]),
     "rewind": lambda r: r.choice([True, False]),
     "shift": lambda r: r.choice([0.0, 10.0]),
     "seed": lambda r: r.randrange(2**33),

@@ -155,7 +155,15 @@ SCORING_FIELDS = (
     "seed",
 )
 # What only a trainer does.
-TRAINING_FIELDS = ("rounds", "rewind", "dense_epochs", "distill_weight", "distill_temperature")
+TRAINING_FIELDS = (
+    "rounds",
+    "rewind",
+    "dense_epochs",
+    "distill_weight",
+    "distill_temperature",
+    "distill_top_k",
+    "lora_rank",
+)
 MODEL = (
     Option("model", "Model to start from: a folder or a Hub id.", required=True),
     Option("revision", "Its branch, tag or commit on the Hub."),

@@ -44,6 +44,7 @@ def distillation_loss(
     temperature: float,
     mask: Tensor | None = None,
     meanings: str | Mapping[str, str] | None = None,
+    top_k: int | None = None,
 ) -> Tensor:
     """How far the predictions of two models are apart, and, if both give their hidden states, how far those are.
 
@@ -65,6 +66,8 @@ def distillation_loss(
             their names; `meanings_of(model, outputs)` takes it from a model. `start_logits` and `end_logits` are
             positions unless this says otherwise; all others must be told, since their shape does not tell it:
             `(batch, 3)` may be three classes or three tokens.
+        top_k (`int`, *optional*): of classes, compare so many of the teacher's likeliest, and the others as one. What
+            is then kept of the vocabulary for every token is one number for the teacher.
 
     Returns:
         `torch.Tensor`: scalar, the sum of both; each is a mean over examples or real tokens.
@@ -84,7 +87,7 @@ def distillation_loss(
             )
         if meaning not in MEANINGS:
             raise ValueError(f"unknown meaning {meaning!r} of {name}; known: {_known()}{nearest(meaning, MEANINGS)}")
-        losses.append(_divergence(student[name].float(), teacher[name].float(), temperature, mask, meaning))
+        losses.append(_divergence(student[name], teacher[name], temperature, mask, meaning, top_k))
     if not losses:
         raise ValueError(
             f"distill_weight > 0 compares logits; the model gives {', '.join(student)}. Set distill_weight=0"
@@ -148,10 +151,18 @@ def _known() -> str:
     return ", ".join(f"{name!r} ({meaning})" for name, meaning in MEANINGS.items())
 
 
-def _divergence(student: Tensor, teacher: Tensor, temperature: float, mask: Tensor | None, meaning: str) -> Tensor:
+def _divergence(
+    student: Tensor, teacher: Tensor, temperature: float, mask: Tensor | None, meaning: str, top_k: int | None
+) -> Tensor:
     mask = None if mask is None else mask.flatten(end_dim=-2).bool()  # choices of an example are rows of their own
-    if meaning != "numbers":
-        student, teacher = student / temperature, teacher / temperature
+    few = meaning == "classes" and top_k is not None and top_k < student.shape[-1]
+    if few:
+        chosen = teacher.topk(top_k or 1, dim=-1).indices
+        student, teacher = (_likeliest(x, chosen, temperature) for x in (student, teacher))
+    elif meaning != "numbers":
+        student, teacher = student.float() / temperature, teacher.float() / temperature
+    else:
+        student, teacher = student.float(), teacher.float()
     if mask is not None and mask.shape == student.shape[:2]:
         if meaning == "positions":  # padding is no answer
             student, teacher = (x.masked_fill(~mask, torch.finfo(x.dtype).min) for x in (student, teacher))
@@ -163,6 +174,14 @@ def _divergence(student: Tensor, teacher: Tensor, temperature: float, mask: Tens
         student, teacher = (torch.stack((x, -x), dim=-1) / 2 for x in (student, teacher))
     log_s, log_t = (functional.log_softmax(x, dim=-1).flatten(end_dim=-2) for x in (student, teacher))
     return functional.kl_div(log_s, log_t, reduction="batchmean", log_target=True) * temperature**2
+
+
+def _likeliest(logits: Tensor, chosen: Tensor, temperature: float) -> Tensor:
+    """Log-probabilities of some classes, and of all others together."""
+    total = torch.logsumexp(logits.float() / temperature, dim=-1, keepdim=True)
+    logs = logits.gather(-1, chosen).float() / temperature - total
+    rest = 1 - logs.exp().sum(-1, keepdim=True)
+    return torch.cat([logs, rest.clamp(min=torch.finfo(torch.float32).eps).log()], dim=-1)
 
 
 def _relative_error(student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:

@@ -43,6 +43,7 @@ from ..search.divergence import distillation_loss, meanings_of
 from ..surgery.masking import hold_masks, list_masks, warn_of_zeros
 from ..utils.files import write_errors
 from ..utils.sharding import whole_checkpoints
+from .adapters import adapted, check_adapters
 from .checks import check_masks, check_overrides, check_trainer, require_config, warn_of_float16
 from .keywords import TrainerKeywords, with_pruning_config
 from .logs import AtEpochBegin, place_tensorboard, timed
@@ -116,6 +117,7 @@ class CamCutTrainer(Trainer):
         if pruning_config is None:
             return
         check_trainer(self)
+        check_adapters(self)
         check_overrides(self, CamCutTrainer)
         if self.model_init is None:
             check_own_model(self)  # what cannot be pruned fails here, not after an epoch
@@ -132,7 +134,8 @@ class CamCutTrainer(Trainer):
             return super().train(resume_from_checkpoint, trial, *args, **kwargs)
 
         def fit(checkpoint: str | bool | None) -> TrainOutput:
-            return super(CamCutTrainer, self).train(checkpoint, trial, *args, **kwargs)
+            with adapted(self, checkpoint):
+                return super(CamCutTrainer, self).train(checkpoint, trial, *args, **kwargs)
 
         if trial is not None:  # every trial of a search prunes a model of its own
             self.run = Run(self.run.root)
@@ -235,8 +238,9 @@ class CamCutTrainer(Trainer):
         Raises:
             `ValueError`: outputs without logits, or logits whose meaning the model's config does not tell.
         """
-        temperature, meanings = require_config(self).distill_temperature, meanings_of(self.dense_model, taught)
-        return distillation_loss(outputs, taught, temperature, inputs.get("attention_mask"), meanings)
+        config, meanings = require_config(self), meanings_of(self.dense_model, taught)
+        mask = inputs.get("attention_mask")
+        return distillation_loss(outputs, taught, config.distill_temperature, mask, meanings, config.distill_top_k)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Batch], Tensor | int | None]:
         """That of `Trainer`, which asks only after a step whether that was the last one: what goes on from its last
