@@ -101,7 +101,7 @@ class Command(BaseOptimumCLICommand):
             arguments = self.read()
             verbose = arguments.verbose
             if not self.TOGETHER and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-                raise ValueError("this command measures time, and runs in one process: start it without accelerate")
+                raise ValueError("this command runs in one process: start it without accelerate")
         except (OSError, ValueError) as error:
             raise self.failure(error) from error
         set_up_logging(verbose)

@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -73,10 +74,10 @@ It needs an extra: pip install "optimum-camcut[evaluate]".
         quiet(arguments.verbose)
         tasks, manager = _tasks(arguments)
         results = {name: _measure(name, tasks, manager, arguments) for name in names}
+        print(as_text(_table(results)))
         if output is not None:
             settings = {name: getattr(arguments, name) for name in ("dtype", "num_fewshot", "limit", "max_length")}
             write_json(output, {**settings, "results": results})
-        print(as_text(_table(results)))
 
 
 def _tasks(arguments: argparse.Namespace) -> tuple[list[Any], Any]:
@@ -111,7 +112,8 @@ def _tasks(arguments: argparse.Namespace) -> tuple[list[Any], Any]:
 def _of_text(path: str) -> dict[str, Any]:
     """The task of telling a whole text, token by token."""
     return {
-        "task": Path(path).name,
+        "task": path,
+        "num_fewshot": 0,
         "dataset_path": "text",
         "dataset_kwargs": {"data_files": {"test": str(Path(path).absolute())}, "sample_by": "document"},
         "test_split": "test",
@@ -148,7 +150,7 @@ def _measure(name: str, tasks: list[Any], manager: Any, arguments: argparse.Name
         num_fewshot=arguments.num_fewshot,
         limit=arguments.limit,
         task_manager=manager,
-        bootstrap_iters=0,
+        bootstrap_iters=100,  # of the standard errors of what is no mean
         log_samples=False,
         verbosity=None if arguments.verbose else "ERROR",
     )
@@ -173,6 +175,7 @@ def _table(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[lis
                 cells = []
                 for values in results.values():
                     spread = values[task].get(error)
-                    cells.append(f"{values[task][metric]:.4g}" + (f" ± {spread:.2g}" if spread else ""))
+                    known = spread and math.isfinite(spread)
+                    cells.append(f"{values[task][metric]:.4g}" + (f" ± {spread:.2g}" if known else ""))
                 lines.append([task, metric, *cells])
     return lines

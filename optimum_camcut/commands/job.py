@@ -159,8 +159,6 @@ def check_job(arguments: argparse.Namespace, *, evaluates: bool) -> None:
 
     task = get_task(arguments.task)
     task.check_libraries()
-    if task.packs and arguments.max_length is None:
-        arguments.max_length = getattr(arguments, "sequence_length", None)
     if arguments.language and not task.takes_language:
         raise ValueError(f"--language is for automatic-speech-recognition; {task.name} takes none")
     if arguments.dataset is not None and arguments.train_file is not None:
@@ -197,13 +195,13 @@ def _read_data(arguments: argparse.Namespace, evaluates: bool) -> Data:
     train_split = choose_split(data, arguments.train_split, (), "score")
     eval_split = evaluation_split(data, getattr(arguments, "eval_split", None), train_split)
     if arguments.streaming:
-        limits = {train_split: arguments.max_train_samples}
+        limits = [(train_split, arguments.max_train_samples)]
         if evaluates and eval_split is not None:
-            limits[eval_split] = arguments.max_eval_samples
-        if None in limits.values():
+            limits.append((eval_split, arguments.max_eval_samples))
+        if None in dict(limits).values():
             flags = "--max_train_samples" + (" and --max_eval_samples" if len(limits) > 1 else "")
             raise ValueError(f"--streaming reads the first rows alone: say how many by {flags}")
-        data = {split: first_rows(data[split], count) for split, count in limits.items()}
+        data = {s: first_rows(data[s], max(count for split, count in limits if split == s)) for s, _ in limits}
     if eval_split is not None:
         return Data(data[train_split], data[eval_split] if evaluates else None, train_split, eval_split)
     # Of what is held out nothing is scored either, so that scores from a file are by the same rows.
@@ -288,7 +286,7 @@ def make_job(
     task.folder, task.language = folder_of(arguments.dataset, arguments.train_file), arguments.language
     if task.generates:
         task.target_length = training.generation_max_length
-    task.fit_to(model, processor, arguments.max_length)
+    task.fit_to(model, processor, arguments.max_length or (arguments.sequence_length if task.packs else None))
     if task_class.generates:
         training.predict_with_generate, training.generation_max_length = task.generates, task.target_length
     logger.info(_told(data, task, evaluates))

@@ -153,6 +153,7 @@ SCORING_FIELDS = (
     "dropout",
     "shift",
     "seed",
+    "layer_unit",  # of methods that score whole blocks
 )
 # What only a trainer does.
 TRAINING_FIELDS = (

@@ -45,6 +45,8 @@ def check_file(path: Path, overwrite: bool) -> None:
     """Raises `ValueError` if a file is there, and not to be lost."""
     if path.exists() and not overwrite:
         raise ValueError(f"{path} is there already: choose another name, or pass --overwrite")
+    if not path.parent.is_dir():
+        raise ValueError(f"{path} cannot be written: there is no folder {path.parent}")
 
 
 def quiet(verbose: bool) -> None:

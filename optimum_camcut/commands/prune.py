@@ -134,7 +134,14 @@ TrainingArguments, for the recovery by fine-tuning:
                 " after its dense epochs" if config.dense_epochs else "",
             )
         job.trainer.pruning_config = dataclasses.replace(
-            config, recovery="none", rounds=1, dense_epochs=0.0, rewind=False, distill_weight=0.0
+            config,
+            recovery="none",
+            rounds=1,
+            dense_epochs=0.0,
+            rewind=False,
+            distill_weight=0.0,
+            distill_top_k=None,
+            lora_rank=None,
         )
         dense = copy_model(job.model)
         before = getattr(dense, "pruning_plan", None) or PruningPlan({})

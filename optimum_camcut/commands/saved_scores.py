@@ -130,6 +130,7 @@ class SavedScores:
         settings = self.origin.settings
         scorer = get_scorer(settings["method"], settings["granularity"])
         unread = set() if scorer.smooth else set(NOISE)
+        unread |= set() if scorer.source == "stream" else {"layer_unit"}
         if scorer.source == "weights":
             unread |= {"num_samples"} if scorer.name == "random" else {"num_samples", "seed"}
         asked = {name: given[name] for name in settings if name in given and name not in unread}

@@ -39,7 +39,8 @@ Scores what may be removed from a fine-tuned model, on training examples, and wr
 
     @classmethod
     def options(cls) -> tuple[Option, ...]:
-        own = tuple(option for option in pruning_options() if option.name in SCORING_FIELDS)
+        names = (*SCORING_FIELDS, "sequence_length")  # which texts are cut into blocks of
+        own = tuple(option for option in pruning_options() if option.name in names)
         return (*MODEL, *DATA, *own, *OUTPUT)
 
     def execute(self, arguments: argparse.Namespace) -> None:

@@ -57,9 +57,7 @@ def score_inputs(
     Raises:
         `ValueError`: groups inside of experts.
     """
-    inside = [group.name for group in groups if group.observed != "inputs"]
-    if inside:
-        raise ValueError(f"the method {scorer.name!r} scores no units of experts, such as {inside[0]!r}")
+    check_inputs(groups, scorer)
     for group in groups:  # a projection that is never called reads nothing
         sums.values.setdefault(group.name, torch.zeros(3, group.size, group.output.width, dtype=torch.float64))
 
@@ -83,6 +81,13 @@ def score_inputs(
         count = count.clamp(min=1)
         scores[group.name] = scorer.function(weight, total / count, square / count).float()
     return scores
+
+
+def check_inputs(groups: Sequence[PrunableGroup], scorer: Scorer) -> None:
+    """Raises `ValueError` for groups inside of experts if the method scores by what flows into projections."""
+    inside = [group.name for group in groups if group.observed != "inputs"]
+    if inside and scorer.source == "input":
+        raise ValueError(f"the method {scorer.name!r} scores no units of experts, such as {inside[0]!r}")
 
 
 def score_blocks(

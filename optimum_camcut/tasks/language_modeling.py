@@ -123,12 +123,12 @@ class TextGeneration(LanguageModel):
         if limit is not None:
             rows = rows.select(range(min(limit, len(rows))))
         self.read(rows)
+        if next(self._encoded(rows), None) is None:
+            raise ValueError(f"the rows hold no {self.reads} in {', '.join(self.text_columns)}")
         try:
             blocks = datasets.Dataset.from_generator(self._encoded, gen_kwargs={"rows": rows})
         except datasets.exceptions.DatasetGenerationError as error:
             raise (error.__cause__ if isinstance(error.__cause__, ValueError) else error) from None
-        if not len(blocks):
-            raise ValueError(f"the rows hold no {self.reads} in {', '.join(self.text_columns)}")
         return blocks
 
     def encode(self, rows: Mapping[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:

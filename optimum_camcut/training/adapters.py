@@ -30,7 +30,7 @@ from transformers.pytorch_utils import Conv1D
 from ..architectures.structure import list_blocks
 from ..utils.files import replacing
 from ..utils.sharding import reshard
-from .wrapping import bare_model, gather_model
+from .wrapping import bare_model, free_training_state, gather_model
 
 
 if TYPE_CHECKING:
@@ -60,21 +60,22 @@ def check_adapters(trainer: CamCutTrainer) -> None:
 
 
 @contextmanager
-def adapted(trainer: CamCutTrainer, checkpoint: str | bool | None) -> Iterator[None]:
+def adapted(trainer: CamCutTrainer, folder: str | Path, checkpoint: str | bool | None) -> Iterator[None]:
     """While a pruned model is trained, freezes it and trains adapters of all its linear layers; then merges them.
 
     A checkpoint holds the merged model, and the adapters beside it, which a run that is resumed goes on from; the
     weights below them are in the output folder, once.
 
     Args:
+        folder: that checkpoints are in.
         checkpoint: what the training is resumed from, if it is.
     """
     config = trainer.pruning_config
     if config is None or config.lora_rank is None or trainer.pruning_plan is None:
         yield
         return
-    gather_model(trainer)
-    model, base = bare_model(trainer), Path(trainer.args.output_dir) / BASE_NAME
+    model = _start_afresh(trainer)
+    base = Path(folder) / BASE_NAME
     if checkpoint:
         if not base.exists():
             raise ValueError(f"resuming the training of adapters needs the weights below them, and {base} is missing")
@@ -84,24 +85,16 @@ def adapted(trainer: CamCutTrainer, checkpoint: str | bool | None) -> Iterator[N
         with replacing(base) as partial:
             save_model(model, str(partial))
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    inject(model, config.lora_rank)
+    inject(model, config.lora_rank, full_precision=not trainer.is_fsdp_enabled)
     if trainer.args.gradient_checkpointing:
         model.enable_input_require_grads()  # else nothing below the first adapter would need a gradient
-    names = ("_save_checkpoint", "_load_from_checkpoint", "_load_best_model")
+    names = ("_load_from_checkpoint", "_load_best_model")
     own: dict[str, Any] = {name: getattr(trainer, name) for name in names}
-
-    def save_checkpoint(*arguments: Any, **keywords: Any) -> None:
-        inner = bare_model(trainer)
-        with merged_for_now(inner):
-            own["_save_checkpoint"](*arguments, **keywords)
-        if trainer.args.should_save:
-            folder = Path(trainer._get_output_dir(trial=None)) / f"checkpoint-{trainer.state.global_step}"
-            with replacing(folder / ADAPTERS_NAME) as partial:
-                save_file(adapters_of(inner), str(partial))
 
     def load_from_checkpoint(folder: str, *arguments: Any, **keywords: Any) -> None:
         stored, present = load_file(Path(folder) / ADAPTERS_NAME), adapters_of(bare_model(trainer))
-        if stored.keys() != present.keys():
+        shapes = [{name: value.shape for name, value in each.items()} for each in (stored, present)]
+        if shapes[0] != shapes[1]:
             raise ValueError(f"the adapters in {folder} are of another model, or of another lora_rank")
         for name, value in present.items():
             value.copy_(stored[name])
@@ -110,40 +103,70 @@ def adapted(trainer: CamCutTrainer, checkpoint: str | bool | None) -> Iterator[N
         take_off(bare_model(trainer))  # the checkpoint's weights are merged
         own["_load_best_model"]()
 
-    trainer._save_checkpoint, trainer._load_from_checkpoint = save_checkpoint, load_from_checkpoint
-    trainer._load_best_model = load_best_model
+    trainer._load_from_checkpoint, trainer._load_best_model = load_from_checkpoint, load_best_model
     try:
         yield
         reshard(trainer.model)
         merge(bare_model(trainer))
-        gather_model(trainer)
+        _start_afresh(trainer)
     finally:
         for name in names:
             vars(trainer).pop(name, None)
         model = bare_model(trainer)
-        if trainer.args.gradient_checkpointing:
-            model.disable_input_require_grads()
         take_off(model)
+        free_training_state(trainer)  # the optimizer of a run that failed knows the adapters
+        if trainer.args.gradient_checkpointing and hasattr(model, "_require_grads_hook"):
+            model.disable_input_require_grads()
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in trained)
 
 
-def inject(model: PreTrainedModel, rank: int) -> None:
-    """Puts an adapter on every linear layer inside of the blocks, scaled by 2; all else is frozen."""
+def _start_afresh(trainer: CamCutTrainer) -> PreTrainedModel:
+    """The bare model, whole, without an optimizer or a wrapper that knows other parameters than it has."""
+    gather_model(trainer)
+    free_training_state(trainer)
+    trainer.model = trainer.model_wrapped = bare_model(trainer)
+    return trainer.model
+
+
+def save_adapters(trainer: CamCutTrainer, checkpoint: Path) -> None:
+    """Writes the adapters into a checkpoint, if the model has any."""
+    found = adapters_of(bare_model(trainer))
+    if found and trainer.args.should_save:
+        with replacing(checkpoint / ADAPTERS_NAME) as partial:
+            save_file(found, str(partial))
+
+
+def inject(model: PreTrainedModel, rank: int, full_precision: bool = True) -> None:
+    """Puts an adapter on every linear layer inside of the blocks that is not frozen, scaled by 2; all else is frozen.
+
+    Args:
+        full_precision: adapters are float32 whatever the model is, as steps of training are small. FSDP shards what is
+            of one type only.
+    """
     from peft import LoraConfig, inject_adapter_in_model
 
     blocks = tuple(f"{path}." for path in list_blocks(model))
     targets = [
         path
         for path, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and path.startswith(blocks) and 0 not in module.weight.shape
+        if isinstance(module, nn.Linear | Conv1D)
+        and path.startswith(blocks)
+        and 0 not in module.weight.shape
+        and module.weight.requires_grad
     ]
     if not targets:
-        raise ValueError("this model has no linear layers that adapters (lora_rank) could go on")
+        raise ValueError(
+            "this model has no linear layers, or none that are not frozen, that adapters (lora_rank) could go on"
+        )
     fan_in = isinstance(model.get_submodule(targets[0]), Conv1D)
     inject_adapter_in_model(
         LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets, fan_in_fan_out=fan_in), model
     )
+    names = adapters_of(model)
+    for name, parameter in model.named_parameters() if full_precision else ():
+        if name in names:
+            parameter.data = parameter.data.float()
 
 
 def adapters_of(model: nn.Module) -> dict[str, Tensor]:

@@ -25,6 +25,7 @@ from ..architectures.groups import WEIGHTS, check_bare, find_groups
 from ..config import PruningConfig
 from ..methods import get_scorer
 from ..planning.latency import check_measurable
+from ..scoring.forward import check_inputs
 from ..surgery.masking import list_masks
 from ..utils.sharding import check_can_gather, check_fsdp, check_whole
 from .wrapping import shard_by_block
@@ -111,13 +112,14 @@ def check_model(trainer: Trainer, model: PreTrainedModel, config: PruningConfig)
     Args:
         model: that of the trainer, without what accelerate wrapped around it.
     """
-    find_groups(model, config.granularity)
+    check_inputs(find_groups(model, config.granularity), get_scorer(config.method, config.granularity))
     for asked, setting in (
         (trainer.is_fsdp_enabled, "FSDP"),
         (config.rebuilds, f"recovery={config.recovery!r}"),
         (config.distill_weight > 0, "distill_weight"),
         (config.budget == "latency", "budget='latency'"),
         (config.allocation == "search", "allocation='search'"),
+        (bool(config.lora_rank), "lora_rank"),
     ):
         if asked:
             check_bare(model, setting)

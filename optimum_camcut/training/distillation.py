@@ -28,6 +28,8 @@ from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
+WANTED = {"output_hidden_states": True, "return_dict": True}  # what the model is asked for besides
+
 Call = tuple[tuple[Any, ...], dict[str, Any], Any]  # of a model: positional arguments, keywords, outputs
 
 
@@ -73,7 +75,7 @@ class Distillation:
             if _has_logits(taught) and not _has_logits(given):  # trl asks for the chances of the labels alone
                 if not self.calls:
                     logger.warning("the loss asks the model for no logits: it runs once more, to compare them")
-                plain = {name: value for name, value in kwargs.items() if name in names and name != "labels"}
+                plain = {n: value for n, value in kwargs.items() if n in (*names, *WANTED) and n != "labels"}
                 given = model(*args, **plain)
             distances.append(self.distance(given, taught, {**dict(zip(names, args)), **kwargs}))
         self.calls += 1
@@ -84,8 +86,7 @@ class Distillation:
         """Asks for hidden states, and records inputs and outputs of every call of the model."""
         parameters = inspect.signature(type(self.teacher).forward).parameters
         anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-        wanted = {"output_hidden_states": True, "return_dict": True}
-        wanted = {name: value for name, value in wanted.items() if anything or name in parameters}
+        wanted = {name: value for name, value in WANTED.items() if anything or name in parameters}
 
         def ask(
             module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -93,7 +94,8 @@ class Distillation:
             return args, {**kwargs, **wanted}
 
         def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
-            seen.append((args, kwargs, outputs))
+            if torch.is_grad_enabled():  # else it is no part of the loss
+                seen.append((args, kwargs, outputs))
 
         with ExitStack() as stack:
             stack.callback(model.register_forward_pre_hook(ask, with_kwargs=True).remove)

@@ -49,8 +49,9 @@ def distilling(trainer: CamCutTrainer) -> Iterator[None]:
     distillation = Distillation(trainer.dense_model, config.distill_weight, trainer.compute_distillation_loss)
     own, assigned = trainer.compute_loss, vars(trainer).get("compute_loss")
 
-    def mean_of(model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
-        loss, outputs = batch_mean(trainer, own, model, inputs, return_outputs=True)
+    def mean_of(model: nn.Module, inputs: dict[str, Any], return_outputs: bool) -> tuple[Tensor, Any]:
+        found = batch_mean(trainer, own, model, inputs, return_outputs=return_outputs)
+        loss, outputs = found if return_outputs else (found, None)
         # The distance is not to become NaN with it.
         return (loss.nan_to_num() if is_mean_of_nothing(loss, trainer.model, inputs) else loss), outputs
 
@@ -62,7 +63,7 @@ def distilling(trainer: CamCutTrainer) -> Iterator[None]:
     ) -> Tensor | tuple[Tensor, Any]:
         if not model.training:
             return own(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
-        loss, outputs = distillation.mix(model, lambda: mean_of(model, inputs))
+        loss, outputs = distillation.mix(model, lambda: mean_of(model, inputs, return_outputs))
         if divided_already(trainer, num_items_in_batch):
             loss = loss / trainer.current_gradient_accumulation_steps
         return (loss, outputs) if return_outputs else loss

@@ -43,7 +43,7 @@ from ..search.divergence import distillation_loss, meanings_of
 from ..surgery.masking import hold_masks, list_masks, warn_of_zeros
 from ..utils.files import write_errors
 from ..utils.sharding import whole_checkpoints
-from .adapters import adapted, check_adapters
+from .adapters import adapted, check_adapters, merged_for_now, save_adapters
 from .checks import check_masks, check_overrides, check_trainer, require_config, warn_of_float16
 from .keywords import TrainerKeywords, with_pruning_config
 from .logs import AtEpochBegin, place_tensorboard, timed
@@ -52,16 +52,7 @@ from .records import forget_weights, note_saved, plan_in_memory, record, write_c
 from .resume import UNFINISHED, check_all_read, marked_unfinished, names_in_memory, remove_old_checkpoints
 from .run import Run, of_run
 from .sampling import scoring_dataloader
-from .steps import (
-    apply,
-    check_last_cut,
-    check_own_model,
-    finish,
-    log_plan,
-    one_model,
-    plan_by_scores,
-    run_phases,
-)
+from .steps import apply, check_last_cut, check_own_model, finish, log_plan, one_model, plan_by_scores, run_phases
 from .wrapping import bare_model, gather_model, shard_model
 
 
@@ -134,7 +125,7 @@ class CamCutTrainer(Trainer):
             return super().train(resume_from_checkpoint, trial, *args, **kwargs)
 
         def fit(checkpoint: str | bool | None) -> TrainOutput:
-            with adapted(self, checkpoint):
+            with adapted(self, self._get_output_dir(trial), checkpoint):
                 return super(CamCutTrainer, self).train(checkpoint, trial, *args, **kwargs)
 
         if trial is not None:  # every trial of a search prunes a model of its own
@@ -319,6 +310,7 @@ class CamCutTrainer(Trainer):
         with (
             write_errors(output_dir or self.args.output_dir, advice),
             whole_checkpoints(self.accelerator) if whole else nullcontext(),
+            merged_for_now(self.accelerator.unwrap_model(self.model, keep_torch_compile=False)),
         ):
             super().save_model(output_dir, _internal_call)
             note_saved(self, output_dir or self.args.output_dir)
@@ -341,6 +333,7 @@ class CamCutTrainer(Trainer):
                     super()._save_checkpoint(model, trial)
             finally:
                 self.args.save_total_limit = limit
+            save_adapters(self, checkpoint)
             note_saved(self, checkpoint)  # also if `save_model` is the user's own
             if self.args.should_save:
                 torch.save(self.args, checkpoint / TRAINING_ARGS_NAME)  # with the limit that the user gave

@@ -18,6 +18,7 @@ from __future__ import annotations
 import copy
 import functools
 import logging
+import types
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -39,13 +40,17 @@ def copy_model(model: Module) -> Module:
     modules = set(map(id, model.modules()))
     for before, module in zip(model.modules(), copied.modules()):
         if "forward" in vars(module) and any(id(each) in modules for each in _held(vars(module)["forward"])):
-            logger.info("the copy of a %s goes by the forward of its class, not by the one it was given", type(before))
+            logger.warning(
+                "the copy of a %s goes by the forward of its class: the one it was given holds on to the original",
+                type(before).__name__,
+            )
             del module.forward
     return copied
 
 
 def _held(function: Any) -> Iterator[Any]:
-    """What a function holds on to: its object, its arguments, and what is in its closure, and theirs."""
+    """What a function holds on to: its object, its arguments and defaults, what is in its closure, the globals that it
+    names, and theirs."""
     seen: set[int] = set()
     left = [function]
     while left:
@@ -56,7 +61,18 @@ def _held(function: Any) -> Iterator[Any]:
         yield each
         if isinstance(each, functools.partial):
             left += [each.func, *each.args, *each.keywords.values()]
-        left += [getattr(each, name) for name in ("__self__", "__func__", "__wrapped__") if hasattr(each, name)]
+        if isinstance(each, list | tuple | set):
+            left += each
+        elif isinstance(each, dict):
+            left += each.values()
+        elif isinstance(each, nn.Module | type | types.ModuleType | str | bytes) or not callable(each):
+            continue
+        names = ("__self__", "__func__", "__wrapped__", "__defaults__", "__kwdefaults__")
+        left += [getattr(each, name) for name in names if getattr(each, name, None) is not None]
+        if not isinstance(each, types.FunctionType | types.MethodType | types.BuiltinFunctionType):
+            left += vars(each).values() if hasattr(each, "__dict__") else ()
+        if isinstance(each, types.FunctionType):
+            left += [each.__globals__[name] for name in each.__code__.co_names if name in each.__globals__]
         for cell in getattr(each, "__closure__", None) or ():
             try:
                 left.append(cell.cell_contents)

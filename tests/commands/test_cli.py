@@ -702,6 +702,48 @@ def decoder(model_path, folder):
     return folder
 
 
+def test_a_run_of_packed_texts_is_resumed_and_dry_run(model_path, tmp_path, capsys):
+    model, output = decoder(model_path, tmp_path / "model"), tmp_path / "out"
+    data = write(tmp_path / "data", [{"text": sentence(n, 10)} for n in range(16)])
+    arguments = flags(model=model, dataset=data, task="text-generation", **{**QUICK, "sequence_length": 32})
+    more = flags(recovery="finetune", lora_rank=2, distill_weight=0.5, distill_top_k=3, epochs=1)
+    main("prune", *arguments, *more, *flags(output=output, dry_run=True))
+    assert "Nothing was written" in capsys.readouterr().out
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("optimum_camcut.training.trainer.CamCutTrainer.save_model", stop)
+        with pytest.raises(SystemExit):
+            main("prune", *arguments, *more, *flags(output=output))
+    main("prune", *arguments, *more, *flags(output=output, resume=True))
+    assert (output / "pruning_results.json").exists()
+
+
+def stop(*_, **__):
+    raise KeyboardInterrupt
+
+
+def test_scores_of_blocks_and_of_packed_texts_serve_for_pruning(model_path, tmp_path):
+    model, scores = decoder(model_path, tmp_path / "model"), tmp_path / "scores"
+    data = write(tmp_path / "data", [{"text": sentence(n, 10)} for n in range(16)])
+    common = {"model": model, "dataset": data, "task": "text-generation", "sequence_length": 32}
+    of_blocks = {"method": "block_influence", "granularity": "layers", "layer_unit": "block", "num_samples": 12}
+    main("score", *flags(**common, **of_blocks, batch_size=8, output=scores))
+    main("prune", *flags(**common, scores=scores, sparsity=0.3, recovery="none", repeats=1, latency_batch_size=2),
+         *flags(output=tmp_path / "out"))  # fmt: skip
+    kept = load_pruned(tmp_path / "out").pruning_plan.keep
+    gone = [name.rpartition(".")[0] for name, units in kept.items() if not units]
+    assert len(gone) == 2 and len(set(gone)) == 1  # both parts of one block
+
+
+def test_files_beside_the_data_and_texts_that_are_blank(model_path, tmp_path):
+    data = write(tmp_path / "data", [{"text": " "} for _ in range(16)])
+    (data / "README.txt").write_text("what these are")
+    assert set(load_data(str(data))) == {"train", "validation"}
+    model = decoder(model_path, tmp_path / "model")
+    with pytest.raises(SystemExit) as raised:
+        main("prune", *flags(model=model, dataset=data, task="text-generation", output=tmp_path / "out", **QUICK))
+    assert "the rows hold no text in text" in raised.value.code
+
+
 def test_streaming_reads_the_first_rows_alone(model_path, tmp_path, capsys):
     """Those behind them could not even be read."""
     model, data = decoder(model_path, tmp_path / "model"), tmp_path / "data"

@@ -91,11 +91,12 @@ def test_a_text_and_a_task_by_hand(folders, tmp_path, capsys):
     models = [AutoModelForCausalLM.from_pretrained(folders / "dense").eval(), load_pruned(folders / "pruned")]
     ids = tokenizer(TEXT, add_special_tokens=False)["input_ids"]
     printed = capsys.readouterr().out
+    name = str(folders / "text.txt")
     for model, found in zip(models, results.values()):
         loss = -log_likelihood(model, [tokenizer.bos_token_id], ids)
-        assert found["text.txt"]["byte_perplexity"] == pytest.approx(math.exp(loss / len(TEXT)), rel=1e-4)
-        assert found["text.txt"]["word_perplexity"] == pytest.approx(math.exp(loss / len(TEXT.split())), rel=1e-4)
-        assert f"{found['text.txt']['byte_perplexity']:.4g}" in printed
+        assert found[name]["byte_perplexity"] == pytest.approx(math.exp(loss / len(TEXT)), rel=1e-4)
+        assert found[name]["word_perplexity"] == pytest.approx(math.exp(loss / len(TEXT.split())), rel=1e-4)
+        assert f"{found[name]['byte_perplexity']:.4g}" in printed
         right = 0
         for question, choices, answer in QUESTIONS:
             before = tokenizer(question, add_special_tokens=False)["input_ids"]
@@ -104,8 +105,8 @@ def test_a_text_and_a_task_by_hand(folders, tmp_path, capsys):
                 whole = tokenizer(f"{question} {choice}", add_special_tokens=False)["input_ids"]
                 chances.append(log_likelihood(model, before, whole[len(before) :]))
             right += chances.index(max(chances)) == answer
-        assert found["own_questions"]["acc"] == right / 2
-    assert results[str(folders / "dense")]["text.txt"] != results[str(folders / "pruned")]["text.txt"]
+        assert found["own_questions"]["acc"] == right / 2 and "acc_stderr" in found["own_questions"]
+    assert results[str(folders / "dense")][name] != results[str(folders / "pruned")][name]
 
 
 def test_a_shorter_window_knows_less_of_the_text(folders, tmp_path):
@@ -114,7 +115,7 @@ def test_a_shorter_window_knows_less_of_the_text(folders, tmp_path):
         output = tmp_path / f"{length}.json"
         main("evaluate", *flags(model=folders / "dense", text=[folders / "text.txt"], max_length=length),
              *flags(output=output))  # fmt: skip
-        found[length] = json.loads(output.read_text())["results"][str(folders / "dense")]["text.txt"]
+        found[length] = json.loads(output.read_text())["results"][str(folders / "dense")][str(folders / "text.txt")]
     assert found[4] != found[64]
 
 
@@ -140,6 +141,9 @@ def test_what_cannot_be_measured_is_told(folders, model_path, tmp_path, capsys):
         capsys, *flags(model=encoder), *text
     )
     (tmp_path / "there.json").touch()
+    assert "there is no folder" in refused(
+        capsys, *flags(model=folders / "dense", output=tmp_path / "missing" / "found.json"), *text
+    )
     assert "is there already" in refused(
         capsys, *flags(model=folders / "dense", output=tmp_path / "there.json"), *text
     )

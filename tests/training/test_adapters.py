@@ -20,12 +20,14 @@ import torch
 from accelerate import PartialState
 from models import tiny_batch, tiny_model
 from trainers import Interrupt, arguments, make_trainer, pruning, same, weights
+from transformers import TrainerCallback
 from transformers.pytorch_utils import Conv1D
 from workers import together
 
 from optimum_camcut import CamCutTrainer, PruningConfig, find_groups, load_pruned
 from optimum_camcut.search.divergence import distillation_loss
-from optimum_camcut.training.adapters import ADAPTERS_NAME, BASE_NAME
+from optimum_camcut.training import adapters
+from optimum_camcut.training.adapters import ADAPTERS_NAME, BASE_NAME, adapters_of
 
 
 def lora(**changes):
@@ -122,6 +124,66 @@ def test_training_after_prune_uses_adapters_too(tmp_path):
     after = weights(trainer.model)
     assert same({"x": before["classifier.weight"]}, {"x": after["classifier.weight"]}) and not same(before, after)
     assert len(find_groups(trainer.model)) == 6
+
+
+def test_training_again_trains_again(tmp_path):
+    trainer = train(tmp_path)
+    once = weights(trainer.model)
+    trainer.train()
+    twice = weights(trainer.model)
+    assert same(once, trainer.before) and not same(once, twice)
+
+
+def test_adapters_of_a_half_precision_model_are_trained_in_full(tmp_path):
+    trainer = make_trainer(tmp_path, lora(recovery="finetune"), tiny_model("bert").bfloat16(), learning_rate=1e-5)
+    seen = []
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, args, state, control, model, **kwargs):
+            seen.append({name: p.detach().clone() for name, p in adapters_of(model).items()})
+            assert {p.dtype for p in seen[-1].values()} == {torch.float32}
+
+    trainer.add_callback(Watch())
+    trainer.train()
+    assert all((seen[0][name] != seen[-1][name]).float().mean() > 0.9 for name in seen[0])
+    assert {p.dtype for p in trainer.model.parameters()} == {torch.bfloat16}
+
+
+def test_saving_on_the_way_saves_the_merged_model(tmp_path):
+    class Save(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            trainer.save_model(tmp_path / f"step-{state.global_step}")
+
+    trainer = make_trainer(tmp_path, lora(), callbacks=[Save()], learning_rate=1e-2)
+    trainer.train()
+    assert same(weights(load_pruned(tmp_path / "step-6")), weights(trainer.model))
+
+
+def test_what_is_frozen_stays_so(tmp_path):
+    model = tiny_model("bert")
+    model.bert.encoder.layer[0].requires_grad_(False)
+    trainer = make_trainer(tmp_path, lora(recovery="finetune"), model, learning_rate=1e-2)
+    trainer.prune()
+    before = weights(trainer.model)
+    trainer.train()
+    changed = [name for name, value in weights(trainer.model).items() if not torch.equal(value, before[name])]
+    assert changed and not any(name.startswith("bert.encoder.layer.0.") for name in changed)
+    assert not any(p.requires_grad for p in trainer.model.bert.encoder.layer[0].parameters())
+
+
+def test_a_checkpoint_counts_once_its_adapters_are_there(tmp_path, monkeypatch):
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    trainer = make_trainer(tmp_path, lora(), save_strategy="steps", save_steps=2, save_total_limit=1)
+    original, calls = adapters.save_file, []
+    monkeypatch.setattr(adapters, "save_file", lambda *args: fail() if calls else calls.append(original(*args)))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert (tmp_path / "checkpoint-2" / ADAPTERS_NAME).exists()  # not removed before the next one is whole
+    monkeypatch.undo()
+    resumed = make_trainer(tmp_path, lora(), save_strategy="steps", save_steps=2)
+    assert resumed.train(resume_from_checkpoint=True).global_step == 6
 
 
 def test_a_run_that_fails_leaves_a_plain_model(tmp_path):

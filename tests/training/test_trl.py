@@ -24,7 +24,7 @@ from models import tiny_batch, tiny_config, tiny_model
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from optimum_camcut import CamCutTrainer, PruningConfig, load_pruned
@@ -63,6 +63,20 @@ def trainer_of(folder, rows, **changes):
     )
 
 
+class CountCalls(TrainerCallback):
+    """Notes every pass of the model that trains in which gradients are on, with whether it gave hidden states."""
+
+    def __init__(self, calls):
+        self.calls = calls
+
+    def on_train_begin(self, args, state, control, model, **kwargs):
+        def note(module, inputs, outputs):
+            if torch.is_grad_enabled() and module.training:
+                self.calls.append(outputs.get("hidden_states") is not None)
+
+        model.register_forward_hook(note)
+
+
 TEXTS = [{"text": "hello world " * 2}] * 16
 
 
@@ -72,7 +86,11 @@ def test_supervised_fine_tuning_prunes_recovers_and_saves(recovery, weight, tmp_
     batch = next(iter(trainer.get_scoring_dataloader()))
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     dense = trainer.model(**inputs).logits.detach()
+    student = []
+    trainer.add_callback(CountCalls(student))
     trainer.train()
+    assert all(student[1::2])  # the second compares hidden states too
+    assert len(student) == (24 if weight else 0)  # two passes with gradients in each of 12 steps
     assert trainer.pruning_plan is not None and trainer.state.global_step == (12 if weight else 0)
     trainer.save_model(tmp_path / "saved")
     pruned = load_pruned(tmp_path / "saved")
@@ -97,6 +115,23 @@ def patched(model, how):
     else:
         model.bert.encoder.layer[1].forward = model.bert.encoder.layer[1].forward  # bound to what it is of
     return model
+
+
+def test_copies_find_what_a_forward_holds_on_to_in_other_ways(monkeypatch, caplog):
+    for how in ("default", "list", "global"):
+        model = tiny_model("bert")
+        original = type(model).forward
+        if how == "default":
+            model.forward = lambda *args, keep=(original, model), **kwargs: keep[0](keep[1], *args, **kwargs)
+        elif how == "list":
+            held = [model]
+            model.forward = lambda *args, **kwargs: original(held[0], *args, **kwargs)  # noqa: B023
+        else:
+            monkeypatch.setitem(globals(), "HELD", model)
+            model.forward = lambda *args, **kwargs: original(HELD, *args, **kwargs)  # noqa: B023, F821
+        caplog.clear()
+        copied = copy_model(model)
+        assert "forward" not in vars(copied) and "goes by the forward of its class" in caplog.text
 
 
 @pytest.mark.parametrize("how", ["closure", "partial", "bound"])
