@@ -59,11 +59,9 @@ def find_files(name: str | None, train: str | None = None, validation: str | Non
         return {}
     files: dict[str, list[str]] = {}
     for each in sorted(path.iterdir()):
-        if each.suffix.lstrip(".") in FORMATS:
-            files.setdefault(each.stem.partition("-")[0], []).append(str(each))
-    rows = {split: [file for file in found if not file.endswith(".txt")] for split, found in files.items()}
-    if any(rows.values()):  # a README.txt beside them is no data
-        files = {split: found for split, found in rows.items() if found}
+        split = each.stem.partition("-")[0]
+        if each.suffix.lstrip(".") in FORMATS and (each.suffix != ".txt" or split in SPLITS):  # no README.txt
+            files.setdefault(split, []).append(str(each))
     if len({FORMATS[Path(file).suffix.lstrip(".")] for found in files.values() for file in found}) != 1:
         found = ", ".join(sorted(each.name for each in path.iterdir())[:20]) or "nothing"
         raise ValueError(

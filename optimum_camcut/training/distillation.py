@@ -59,8 +59,8 @@ class Distillation:
         Raises:
             `ValueError`: it does not call the model.
         """
-        seen: list[Call] = []
-        with self._watching(model, seen):
+        seen: list[Call] = []  # those with gradients, if the loss has any: others are no part of it
+        with self._watching(model, seen, torch.is_grad_enabled()):
             loss, outputs = compute_loss()
         if not seen:
             raise ValueError(
@@ -82,7 +82,7 @@ class Distillation:
         return (1 - self.weight) * loss + self.weight * sum(distances) / len(distances), outputs
 
     @contextmanager
-    def _watching(self, model: nn.Module, seen: list[Call]) -> Iterator[None]:
+    def _watching(self, model: nn.Module, seen: list[Call], gradients: bool) -> Iterator[None]:
         """Asks for hidden states, and records inputs and outputs of every call of the model."""
         parameters = inspect.signature(type(self.teacher).forward).parameters
         anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
@@ -94,7 +94,7 @@ class Distillation:
             return args, {**kwargs, **wanted}
 
         def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
-            if torch.is_grad_enabled():  # else it is no part of the loss
+            if torch.is_grad_enabled() == gradients:
                 seen.append((args, kwargs, outputs))
 
         with ExitStack() as stack:
