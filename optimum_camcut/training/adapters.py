@@ -129,10 +129,16 @@ def _start_afresh(trainer: CamCutTrainer) -> PreTrainedModel:
     return trainer.model
 
 
+def has_adapters(trainer: CamCutTrainer) -> bool:
+    """Whether the model has adapters of its recovery. Those of a user's own model are none: it is saved as it is."""
+    config = trainer.pruning_config
+    return config is not None and config.lora_rank is not None and bool(adapters_of(bare_model(trainer)))
+
+
 def save_adapters(trainer: CamCutTrainer, checkpoint: Path) -> None:
     """Writes the adapters into a checkpoint, if the model has any."""
-    found = adapters_of(bare_model(trainer))
-    if found and trainer.args.should_save:
+    if has_adapters(trainer) and trainer.args.should_save:
+        found = adapters_of(bare_model(trainer))
         with replacing(checkpoint / ADAPTERS_NAME) as partial:
             save_file(found, str(partial))
 
@@ -191,9 +197,10 @@ def take_off(model: nn.Module) -> None:
 
 
 @contextmanager
-def merged_for_now(model: nn.Module) -> Iterator[None]:
-    """The model as it would be with the adapters merged."""
-    layers = _layers(model)
+def merged_for_now(trainer: CamCutTrainer) -> Iterator[None]:
+    """The model as it would be with the adapters merged, if it has any."""
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+    layers = _layers(model) if has_adapters(trainer) else {}
     try:
         for path, module in layers.items():
             base = module.get_base_layer()

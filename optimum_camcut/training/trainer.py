@@ -310,7 +310,7 @@ class CamCutTrainer(Trainer):
         with (
             write_errors(output_dir or self.args.output_dir, advice),
             whole_checkpoints(self.accelerator) if whole else nullcontext(),
-            merged_for_now(self.accelerator.unwrap_model(self.model, keep_torch_compile=False)),
+            merged_for_now(self),
         ):
             super().save_model(output_dir, _internal_call)
             note_saved(self, output_dir or self.args.output_dir)

@@ -15,6 +15,7 @@
 
 import sys
 
+import peft
 import pytest
 import torch
 from accelerate import PartialState
@@ -157,6 +158,18 @@ def test_saving_on_the_way_saves_the_merged_model(tmp_path):
     trainer = make_trainer(tmp_path, lora(), callbacks=[Save()], learning_rate=1e-2)
     trainer.train()
     assert same(weights(load_pruned(tmp_path / "step-6")), weights(trainer.model))
+
+
+def test_a_model_with_adapters_of_the_users_own_is_saved_as_it_is(tmp_path):
+    model = peft.get_peft_model(tiny_model("bert"), peft.LoraConfig(r=2, target_modules=["query"]))
+    trainer = make_trainer(tmp_path, None, model, save_strategy="steps", save_steps=3, learning_rate=1e-2)
+    trainer.train()
+    own = adapters_of(model)
+    for folder in (tmp_path, tmp_path / "checkpoint-6"):
+        if folder == tmp_path:
+            trainer.save_model()
+        again = adapters_of(peft.PeftModel.from_pretrained(tiny_model("bert"), folder))
+        assert own and same(again, own) and not (folder / ADAPTERS_NAME).exists()
 
 
 def test_what_is_frozen_stays_so(tmp_path):
