@@ -42,11 +42,11 @@ def check_output(path: str, overwrite: bool, model: str | None = None, resumable
 
 
 def check_file(path: Path, overwrite: bool) -> None:
-    """Raises `ValueError` if a file is there, and not to be lost."""
+    """Raises `ValueError` if a file is there, and not to be lost. Makes the folder that it will be in, so that this
+    does not fail after the work."""
     if path.exists() and not overwrite:
         raise ValueError(f"{path} is there already: choose another name, or pass --overwrite")
-    if not path.parent.is_dir():
-        raise ValueError(f"{path} cannot be written: there is no folder {path.parent}")
+    path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def quiet(verbose: bool) -> None:
