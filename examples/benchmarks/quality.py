@@ -61,7 +61,7 @@ from optimum_camcut import (
 )
 from optimum_camcut.planning.allocation import removed_by
 from optimum_camcut.planning.costs import remaining_budget
-from optimum_camcut.scoring import SCORERS
+from optimum_camcut.scoring import scorers_of
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -284,7 +284,8 @@ def _stage(rounds: int, stage: str) -> str:
 def main() -> None:
     parser = make_parser(__doc__)
     add_arguments(parser, "model", "finetune", "dataset_path", tasks={"choices": sorted(TASKS)})
-    add_arguments(parser, methods={"default": [PruningConfig(sparsity=0.5).method], "choices": list(SCORERS)})
+    methods = list(scorers_of(("heads", "neurons")))
+    add_arguments(parser, methods={"default": [PruningConfig(sparsity=0.5).method], "choices": methods})
     add_arguments(parser, "seeds", keep=[0.6, 0.5, 0.4, 0.3, 0.2], num_samples=2048)
     add_arguments(parser, rounds={"default": 1, "help": "of score, cut and rebuild"})
     parser.add_argument("--allocation", default="per_kind", choices=["per_kind", "global", "uniform", "search"])

@@ -44,7 +44,7 @@ from optimum_camcut import (
     search_plan,
 )
 from optimum_camcut.measure import count_parameters
-from optimum_camcut.scoring import SCORERS
+from optimum_camcut.scoring import scorers_of
 
 
 KEY = ("task", "model", "method", "seed", "allocation")  # of a run; no allocation is the default one
@@ -139,7 +139,8 @@ def main() -> None:
     parser.add_argument("task", choices=list(TASKS))
     add_arguments(parser, model={"type": named_path, "nargs": "+", "metavar": "NAME=PATH", "help": "folder or Hub id"})
     parser.add_argument("--data", help="folder in place of the Hub: see the task's class")
-    add_arguments(parser, methods={"default": ["smooth_cut", "fisher", "magnitude"], "choices": list(SCORERS)})
+    methods = list(scorers_of(("heads", "neurons")))
+    add_arguments(parser, methods={"default": ["smooth_cut", "fisher", "magnitude"], "choices": methods})
     add_arguments(parser, keep=[0.7, 0.5], seeds=[1, 2])
     parser.add_argument("--allocation", choices=["global", "uniform", "search"], help="default: that of PruningConfig")
     add_arguments(parser, num_samples={"default": None, "help": "examples to score on"})

@@ -198,7 +198,7 @@ def edits(wanted: list[str], given: list[str]) -> int:
 
 
 class Text(RealTask):
-    """Perplexity of a causal language model on windows of 256 tokens of WikiText-2.
+    """Perplexity of a causal language model on windows of WikiText-2, of 256 tokens or `--window`.
 
     Scored on and rebuilt from the validation set, measured from the start of the test set. `--data` is a folder with
     `wiki.valid.raw` and `wiki.test.raw`.
@@ -206,7 +206,12 @@ class Text(RealTask):
 
     auto_class = AutoModelForCausalLM
     num_samples, rebuild_samples, examples = 8, 32, 16
-    window = 256
+    tokens_at_once = 2048
+
+    def __init__(self, path: str, options: argparse.Namespace) -> None:
+        self.window = options.window
+        self.batch_size = max(self.tokens_at_once // self.window, 1)
+        super().__init__(path, options)
 
     def prepare(self) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(self.path)

@@ -14,7 +14,7 @@
 """Scoring methods: from activations, gradients or weights to a score for each unit. A method is one function and one
 registration."""
 
-from . import cam_cut, smooth_cut, baselines  # noqa: I001 - registers the methods, the project's own first
+from . import cam_cut, smooth_cut, baselines, obs  # noqa: I001 - registers the methods, the project's own first
 from .registry import (
     KIND_SCORERS,
     SCORERS,

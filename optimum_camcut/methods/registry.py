@@ -22,8 +22,13 @@ from typing import Any, Literal
 from ..utils.files import nearest
 
 
-Source = Literal["gradient", "activation", "norms", "input", "stream", "weights"]
-OF_KINDS = {"norms": ("experts",), "input": ("heads", "neurons"), "stream": ("layers",)}  # sources of some kinds alone
+Source = Literal["gradient", "activation", "norms", "input", "curvature", "stream", "weights"]
+OF_KINDS = {  # sources of some kinds alone
+    "norms": ("experts",),
+    "input": ("heads", "neurons"),
+    "curvature": ("heads", "neurons"),
+    "stream": ("layers",),
+}
 
 
 @dataclass(frozen=True)
@@ -40,9 +45,13 @@ class Scorer:
             a sum and what it is to be divided by, each summed over all examples first. For `"input"`, of heads and
             neurons alone, from `weight` (`(units, width, outputs)`, of the output projection), `mean` and `square`
             (`(units, width)`, of what flows into it: the mean over all real tokens, and the mean square) to
-            `(units,)`. For `"stream"`, of whole blocks alone, from the residual stream before and after a block
-            (`(tokens, hidden size)` each, real tokens) to `(tokens,)`, whose mean is the result. For `"weights"`, from
-            `weights` (`(units, weights of a unit)`) and a seeded `torch.Generator` to `(units,)`.
+            `(units,)`. For `"curvature"`, of the same kinds, from `weight` (`(inputs, outputs)`), `inputs` (`(inputs,
+            inputs)`, the mean of xxᵀ over tokens, less that of what a bias takes over), `gradients` (`(outputs,
+            outputs)`, of each example the sum of ggᵀ over tokens, g the loss gradient behind the projection, and the
+            mean of that over examples) and the number of units to `(units,)`. For `"stream"`, of whole blocks alone,
+            from the residual stream before and after a block (`(tokens, hidden size)` each, real tokens) to
+            `(tokens,)`, whose mean is the result. For `"weights"`, from `weights` (`(units, weights of a unit)`) and a
+            seeded `torch.Generator` to `(units,)`.
             Methods for single weights: see `weight_scorer`.
         source: what the method observes.
         smooth (`bool`): average the gradients over noisy passes first.

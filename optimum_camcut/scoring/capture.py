@@ -43,17 +43,23 @@ class ActivationCapture:
         model (`nn.Module`): entered as a context, it has the hooks; left, it has none.
         groups: whose activations to watch.
         norms (`bool`): of experts, watch the norms of what they give, weighted by the router. Those have no gradients.
+        behind (`bool`): of projections, the gradient is that of what they give, in place of that of their input.
     """
 
-    def __init__(self, model: nn.Module, groups: Sequence[PrunableGroup], norms: bool = False) -> None:
-        self.model, self.groups, self.norms = model, groups, norms
+    def __init__(
+        self, model: nn.Module, groups: Sequence[PrunableGroup], norms: bool = False, behind: bool = False
+    ) -> None:
+        self.model, self.groups, self.norms, self.behind = model, groups, norms, behind
         self._hooks = ExitStack()
         self._run: _Run | None = None
 
     def __enter__(self) -> ActivationCapture:
         for group in self.groups:
             path, watch = group.output.module, partial(self._forward, group)
-            if group.observed == "inputs":
+            if group.observed == "inputs" and self.behind:
+                self._before(path, lambda _, args: self._start_graph(args[0]))
+                self._behind(path, lambda _, args, result, watch=watch: watch(args[0], result=result))
+            elif group.observed == "inputs":
                 self._before(path, lambda _, args, watch=watch: watch(args[0]))
             elif group.observed == "outputs":
                 added = next(path for path, gives in group.bypass.items() if gives.startswith("zeros"))
@@ -106,7 +112,7 @@ class ActivationCapture:
             run.recomputing = True
             value.backward()
 
-        run = _Run(batch_size, observe, activations, gradients=True)
+        run = _Run(batch_size, observe, activations, gradients=True, behind=self.behind)
         with torch.enable_grad():
             self._observe(forward_and_backward, run)
 
@@ -119,9 +125,15 @@ class ActivationCapture:
         finally:
             self._run = None
 
-    def _forward(self, group: PrunableGroup, activation: Tensor, spread: Spread | None = None) -> None:
+    def _forward(
+        self, group: PrunableGroup, activation: Tensor, spread: Spread | None = None, result: Tensor | None = None
+    ) -> None:
         if self._run is not None:
-            self._run.forward(group, activation, spread)
+            self._run.forward(group, activation, spread, result)
+
+    def _start_graph(self, activation: Tensor) -> None:
+        if self._run is not None:
+            activation.requires_grad_(True)
 
 
 def _first(result: Any) -> Tensor:
@@ -146,8 +158,10 @@ def _norms(watch: Callable[..., None], group: PrunableGroup, module: nn.Module, 
 class _Run:
     """What one run has seen so far: group name -> one tensor a call of its output projection."""
 
-    def __init__(self, batch_size: int, observe: Observe, activations: bool, gradients: bool) -> None:
-        self.batch_size, self.observe = batch_size, observe
+    def __init__(
+        self, batch_size: int, observe: Observe, activations: bool, gradients: bool, behind: bool = False
+    ) -> None:
+        self.batch_size, self.observe, self.behind = batch_size, observe, behind
         self.keep_activations, self.keep_gradients = activations, gradients
         self.activations: dict[str, list[Tensor]] = defaultdict(list)
         self.gradients: dict[str, list[Tensor]] = defaultdict(list)
@@ -155,7 +169,9 @@ class _Run:
         self.spread: dict[str, list[Spread | None]] = defaultdict(list)
         self.recomputing = False  # gradient checkpointing runs blocks again in the backward pass
 
-    def forward(self, group: PrunableGroup, activation: Tensor, spread: Spread | None = None) -> None:
+    def forward(
+        self, group: PrunableGroup, activation: Tensor, spread: Spread | None = None, result: Tensor | None = None
+    ) -> None:
         if self.recomputing:
             activation.requires_grad_(True)  # as it was the first time
             return
@@ -165,9 +181,9 @@ class _Run:
         if self.keep_gradients:
             if not activation.requires_grad:
                 activation.requires_grad_(True)
-            gradients = self.gradients[group.name]
-            activation.register_hook(partial(self.backward, group, len(gradients)))
-            gradients.append(activation.new_zeros(()).expand(activation.shape))  # stays so if no gradient ever comes
+            watched, gradients = activation if result is None else result, self.gradients[group.name]
+            watched.register_hook(partial(self.backward, group, len(gradients)))
+            gradients.append(watched.new_zeros(()).expand(watched.shape))  # stays so if no gradient ever comes
             self.missing[group.name] += 1
 
     def backward(self, group: PrunableGroup, call: int, gradient: Tensor) -> None:
@@ -181,12 +197,14 @@ class _Run:
         gradients = self.gradients.pop(group.name, [])
         spread = self.spread.pop(group.name, [])
         if activations or gradients:
-            self.observe(group, self.join(group, activations, spread), self.join(group, gradients, spread))
+            units = group.size
+            of_gradients = units if not self.behind else 1
+            self.observe(group, self.join(activations, spread, units), self.join(gradients, spread, of_gradients))
 
-    def join(self, group: PrunableGroup, calls: list[Tensor], spread: Sequence[Spread | None]) -> Tensor | None:
+    def join(self, calls: list[Tensor], spread: Sequence[Spread | None], units: int) -> Tensor | None:
         if not calls:
             return None
         calls = [values if to_units is None else to_units(values) for values, to_units in zip(calls, spread)]
         joined = calls[0] if len(calls) == 1 else torch.cat(calls, dim=1)
         # Multiple choice flattens (batch, choices, tokens): its choices become more tokens of the same example.
-        return joined.reshape(self.batch_size, -1, group.size, joined.shape[-1] // group.size).float()
+        return joined.reshape(self.batch_size, -1, units, joined.shape[-1] // units).float()

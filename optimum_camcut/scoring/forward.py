@@ -65,7 +65,7 @@ def score_inputs(
         size = count_examples(piece)
 
         def observe(group: PrunableGroup, activation: Tensor, gradient: None) -> None:
-            values, wide = activation[_real(piece, group.name, model, activation)], widest(activation.device)
+            values, wide = activation[real_tokens(piece, group.name, model, activation)], widest(activation.device)
             counts = values.new_full(values.shape[1:], len(values), dtype=wide)
             total, square = values.sum(0, dtype=wide), values.square().sum(0, dtype=wide)
             found.append((group.name, torch.stack([total, square, counts])))
@@ -77,7 +77,7 @@ def score_inputs(
     totals, scores = sums.reduce(PartialState().device), {}
     for group in groups:
         total, square, count = totals[group.name].double()
-        weight = _output_weight(model, group).reshape(group.size, group.output.width, -1)
+        weight = output_weight(model, group).reshape(group.size, group.output.width, -1)
         count = count.clamp(min=1)
         scores[group.name] = scorer.function(weight, total / count, square / count).float()
     return scores
@@ -86,7 +86,7 @@ def score_inputs(
 def check_inputs(groups: Sequence[PrunableGroup], scorer: Scorer) -> None:
     """Raises `ValueError` for groups inside of experts if the method scores by what flows into projections."""
     inside = [group.name for group in groups if group.observed != "inputs"]
-    if inside and scorer.source == "input":
+    if inside and scorer.source in ("input", "curvature"):
         raise ValueError(f"the method {scorer.name!r} scores no units of experts, such as {inside[0]!r}")
 
 
@@ -115,7 +115,7 @@ def score_blocks(
             after = out[0] if isinstance(out, tuple | list) else out
             shape = (*before.shape[:1], -1, before.shape[-1])  # images may be maps of two dimensions
             before, after = before.reshape(shape), after.reshape(shape)
-            real, wide = _real(piece, inside[path][0], model, before), widest(before.device)
+            real, wide = real_tokens(piece, inside[path][0], model, before), widest(before.device)
             values = scorer.function(before[real].float(), after[real].float())
             found.append((path, torch.stack([values.sum(dtype=wide), values.new_tensor(len(values), dtype=wide)])))
 
@@ -145,12 +145,12 @@ def _score(watch: Callable[[Batch, Found], None], sums: RunningSums, pieces: lis
     return add
 
 
-def _real(batch: Batch, name: str, model: nn.Module, values: Tensor) -> Tensor:
+def real_tokens(batch: Batch, name: str, model: nn.Module, values: Tensor) -> Tensor:
     """Which tokens of `values` are real: `(batch, tokens)`."""
     return mask_for(batch, name, model, *values.shape[:2]).to(values.device) > 0
 
 
-def _output_weight(model: nn.Module, group: PrunableGroup) -> Tensor:
+def output_weight(model: nn.Module, group: PrunableGroup) -> Tensor:
     """Of the output projection: `(inputs, outputs)`, float64, on the CPU."""
     module = linear_map(model, group.output.module)
     with align_module_device(module):  # in memory, if it is offloaded

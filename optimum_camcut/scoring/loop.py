@@ -36,8 +36,9 @@ from ..utils.files import nearest
 from ..utils.sharding import is_sharded, reshard, whole
 from .batches import Batch, count_examples, for_each_batch, limit, mask_for
 from .capture import ActivationCapture
+from .curvature import score_curvature
 from .forward import score_blocks, score_inputs
-from .loss import SCORED, SKIPPED, CheckedLoss, LossFunction, loss_shares, model_loss, tell_skipped
+from .loss import EXAMPLES, SCORED, SKIPPED, CheckedLoss, LossFunction, each_loss, model_loss, tell_skipped
 from .noise import GaussianNoise, smoothing
 from .sums import RunningSums, widest
 from .weights import EachBatch, score_weights
@@ -113,7 +114,8 @@ def score_groups(
     else:
         if dataloader is None:
             raise ValueError(f"the method {scorer.name!r} needs batches to score on, and dataloader is None")
-        of_units = {"input": score_inputs, "stream": score_blocks}.get(scorer.source, _score_units)
+        special = {"input": score_inputs, "curvature": score_curvature, "stream": score_blocks}
+        of_units = special.get(scorer.source, _score_units)
         score = score_weights if WEIGHTS in config.granularity else of_units
         dropout = model.training and WEIGHTS in config.granularity if config.dropout is None else config.dropout
         sums = _running_sums(progress_file, model, present, config, dropout)
@@ -197,7 +199,6 @@ def unit_weights(model: nn.Module, group: PrunableGroup) -> Tensor:
     return torch.cat(columns, dim=1)
 
 
-EXAMPLES = "examples"  # the name of their number among the sums
 DIVISOR = ".divisor"  # after the name of a sum: what a method gave to divide it by, in place of the examples
 
 
@@ -250,19 +251,15 @@ def _score_units(
     for name, size in sizes.items():
         sums.values.setdefault(name, torch.zeros(size, dtype=torch.float64))
 
-    noise, joint = GaussianNoise(config.seed), is_sharded(model)
+    noise, all_run = GaussianNoise(config.seed), scorer.source != "gradient" or is_sharded(model)
 
     def score(pieces: list[Batch]) -> Callable[[], None]:
-        examples, shares = sum(map(count_examples, pieces)), loss_shares(model, pieces)
+        examples = sum(map(count_examples, pieces))
         found = [
             (SCORED, torch.ones(1, dtype=torch.float64)),
             (EXAMPLES, torch.tensor([float(examples)], dtype=torch.float64)),
         ]
-        for piece, share in zip(pieces, shares):
-            if share == 0 and scorer.source == "gradient" and not joint:
-                continue  # none of its labels counts
-            # The sum over the examples, so that each keeps its own gradient.
-            loss = lambda model, batch, factor=share * examples: loss_function(model, batch) * factor  # noqa: E731
+        for piece, loss in each_loss(model, pieces, loss_function, all_run):
             for name, scores in _score_batch(model, capture, piece, config, scorer, loss, noise):
                 found.append((name, scores.to(widest(scores.device)).sum(0)))
         if scorer.source == "gradient" and loss_function.of_nothing:
@@ -288,7 +285,7 @@ def _score_batch(
     batch: Batch,
     config: PruningConfig,
     scorer: Scorer,
-    loss_function: LossFunction,
+    loss: Callable[[], Tensor],
     noise: GaussianNoise,
 ) -> Iterator[tuple[str, Tensor]]:
     """Yields the names of sums with the scores of one batch: `(batch, units)`."""
@@ -311,9 +308,6 @@ def _score_batch(
 
     def average(group: PrunableGroup, activation: None, gradient: Tensor) -> None:
         means[group.name] = means.get(group.name, 0) + gradient / passes
-
-    def loss() -> Tensor:
-        return loss_function(model, batch)
 
     if scorer.source == "gradient" and not scorer.smooth:
         capture.gradients(loss, size, score)

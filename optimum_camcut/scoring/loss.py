@@ -16,7 +16,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import torch
 from accelerate import PartialState
@@ -32,6 +33,7 @@ logger = logging.getLogger(__name__)
 LossFunction = Callable[[PreTrainedModel, Batch], Tensor]
 
 IGNORED = -100  # the label of what no loss counts
+EXAMPLES = "examples"  # the name of their number among the sums
 SCORED, SKIPPED = "batches with labels", "batches without labels"  # the names of their numbers among the sums
 
 
@@ -99,6 +101,21 @@ def loss_shares(model: nn.Module, pieces: list[Batch]) -> list[float]:
     if len(counts) < len(pieces) or not any(counts):
         counts = [count_examples(piece) for piece in pieces]
     return [count / sum(counts) for count in counts]
+
+
+def each_loss(
+    model: nn.Module, pieces: list[Batch], loss_function: LossFunction, all_run: bool
+) -> Iterator[tuple[Batch, Callable[[], Tensor]]]:
+    """Each piece of a batch with its part of the loss, summed over the batch's examples, so that each keeps its own
+    gradient. Pieces of which no label counts are left out, unless `all_run`."""
+    examples = sum(map(count_examples, pieces))
+    for piece, share in zip(pieces, loss_shares(model, pieces)):
+        if share or all_run:
+            yield piece, partial(_part, loss_function, model, piece, share * examples)
+
+
+def _part(loss_function: LossFunction, model: PreTrainedModel, batch: Batch, factor: float) -> Tensor:
+    return loss_function(model, batch) * factor
 
 
 def tell_skipped(totals: Mapping[str, Tensor]) -> None:
