@@ -23,9 +23,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object, send_to_device
+from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.utils import find_labels
@@ -33,6 +35,7 @@ from transformers.utils import find_labels
 from ..architectures.groups import PrunableGroup, check_bare
 from ..architectures.modes import scoring_mode
 from ..config import PruningConfig
+from ..methods import get_scorer
 from ..planning.allocation import budget_of, make_plan
 from ..planning.costs import Costs
 from ..planning.exclusion import with_kept
@@ -77,13 +80,14 @@ def search_plan(
     as it is). Then, from coarse to fine:
 
     1. Each group alone is cut as evenly as the budget wants, and the divergence measured. It and the errors tell what
-       each size of the group costs in divergence; dynamic programming gives the sizes with the least sum.
+       each size of the group costs in divergence; dynamic programming gives the sizes with the least sum. The method
+       `obs` tells what each size costs by itself.
     2. In up to 4 rounds, each group alone is made whole again in the best plan so far, and what that gains replaces
        the first estimate. Where the new sizes are no better, the search ends.
 
-    The plans of `allocation="uniform"` and `"per_kind"` take part: the result is never behind them by this measure.
+    The plans of the other allocations take part: the result is never behind them by this measure.
 
-    Its cost is one pass over the examples, and at most `(groups + 2) * 5` measurements, each a forward pass of about
+    Its cost is one pass over the examples, and at most `(groups + 3) * 5` measurements, each a forward pass of about
     150 billion parameters times tokens (1,024 tokens at least). The Gram matrices take 8 bytes times the square of the
     inputs of each projection, all at once.
 
@@ -110,7 +114,7 @@ def search_plan(
     check_bare(model, "search_plan")
     check_whole(model, "search_plan")
     groups = [group for group in groups if group.kind in config.granularity]
-    starts = [dataclasses.replace(config, allocation=each) for each in ("uniform", "per_kind")]
+    starts = [dataclasses.replace(config, allocation=each) for each in ("uniform", "per_kind", "global")]
     plans = [make_plan(scores, groups, each, latency=latency) for each in starts]  # raises what is wrong
     inside = [group.name for group in groups if group.observed != "inputs"]
     if inside:
@@ -136,12 +140,18 @@ def search_plan(
         disable = disable_tqdm or not PartialState().is_local_main_process
         bar = stack.enter_context(
             tqdm(
-                total=(len(groups) + 2) * (1 + ROUNDS), desc="search", unit="measurement", disable=disable, leave=False
+                total=(len(groups) + 3) * (1 + ROUNDS), desc="search", unit="measurement", disable=disable, leave=False
             )
         )
         identity = [config.to_dict(), orders, [checksum(each) for each in model.parameters()], num_measured]
         measure = _Measure(supernet, batches, num_measured, progress_file, json.dumps(identity), bar)
-        counts = _search(groups, supernet, costs, room, [_counts(plan, groups) for plan in plans], measure)
+        by_scores = get_scorer(config.method, config.granularity).source == "curvature"
+        if by_scores:
+            lost = {group.name: _sums(scores[group.name], orders[group.name]) for group in groups}
+        else:
+            lost = {name: sizes.errors for name, sizes in supernet.sizes.items()}
+        search = _Search(groups, lost, costs, room, measure)
+        counts = search([_counts(plan, groups) for plan in plans], rated=by_scores)
     chosen = {group.name: sorted(group.units[i] for i in orders[group.name][: counts[group.name]]) for group in groups}
     return dataclasses.replace(
         plans[0], keep={name: tuple(units) for name, units in chosen.items()}, config=dataclasses.replace(config)
@@ -152,68 +162,87 @@ def _counts(plan: PruningPlan, groups: Sequence[PrunableGroup]) -> dict[str, int
     return {group.name: len(plan.keep[group.name]) for group in groups}
 
 
-def _search(
-    groups: Sequence[PrunableGroup],
-    supernet: Supernet,
-    costs: Costs,
-    room: float,
-    starts: Sequence[Counts],
-    measure: _Measure,
-) -> Counts:
-    whole = {group.name: group.size for group in groups}
-    even = starts[0]
-    found = [(measure(counts), counts) for counts in starts]
-    rate = {}  # divergence for each group's unit of error
-    for group in groups:
-        count = min(even[group.name], group.size - 1)
-        rate[group.name] = _rate(measure({**whole, group.name: count}), supernet, group.name, count)
-    found.append(_best_plan(groups, supernet, costs, room, rate, measure))
-    best, counts = min(found, key=lambda each: each[0])
-    for number in range(ROUNDS):
-        beside = dict(rate)
-        for name in [name for name, count in counts.items() if count < whole[name]]:
-            gain = best - measure({**counts, name: whole[name]})
-            beside[name] = _rate(max(gain, 0.0), supernet, name, counts[name])
-        # Half way, if all the way is too far: what a group gains changes with the others.
-        middle = {name: (rate[name] * beside[name]) ** 0.5 for name in rate}
-        tried = [_best_plan(groups, supernet, costs, room, each, measure) for each in (beside, middle)]
-        value, new = min(tried, key=lambda each: each[0])
-        logger.info("search, round %d: divergence %.5g, before %.5g", number + 1, value, best)
-        if value >= best:
-            break
-        best, counts, rate = value, new, beside
-    return counts
+def _sums(scores: Tensor, order: Sequence[int]) -> np.ndarray:
+    """What is lost with 0 to all units, where each score is what its unit adds to that."""
+    ranked = scores.masked_fill(torch.isposinf(scores), 0)[order]
+    return np.append(ranked.double().flip(0).cumsum(0).flip(0).numpy(), 0.0)
 
 
-def _rate(divergence: float, supernet: Supernet, name: str, count: int) -> float:
-    return max(divergence, 1e-12) / max(float(supernet.sizes[name].errors[count]), 1e-30)
+class _Search:
+    """Chooses sizes.
 
+    Args:
+        lost: group name -> what is lost with 0 to all units, in any unit: a rate, searched for, makes it divergence.
+        costs, room: the budget.
+        measure: gives the divergence at chosen sizes.
+    """
 
-def _best_plan(
-    groups: Sequence[PrunableGroup],
-    supernet: Supernet,
-    costs: Costs,
-    room: float,
-    rate: Mapping[str, float],
-    measure: _Measure,
-) -> tuple[float, dict[str, int]]:
-    """The sizes with the least sum of what each loses, by these rates, and their divergence."""
-    worth = {name: -each * supernet.sizes[name].errors for name, each in rate.items()}
-    counts = best_sizes(worth, groups, costs, room, within=True)
-    left = room - sum(float(costs.price[name][count]) for name, count in counts.items())
-    while True:  # what rounding has left over
-        steps = []
-        for group in groups:
-            more = counts[group.name] + costs.multiple(group)
-            if more <= group.size:
-                price = float(costs.price[group.name][more] - costs.price[group.name][counts[group.name]])
-                gain = float(worth[group.name][more] - worth[group.name][counts[group.name]])
-                if price <= left:
-                    steps.append((gain / max(price, 1e-30), group.name, more, price))
-        if not steps:
-            return measure(counts), counts
-        _, name, more, price = max(steps)
-        counts[name], left = more, left - price
+    def __init__(
+        self,
+        groups: Sequence[PrunableGroup],
+        lost: Mapping[str, np.ndarray],
+        costs: Costs,
+        room: float,
+        measure: _Measure,
+    ) -> None:
+        self.groups, self.lost, self.costs, self.room, self.measure = groups, lost, costs, room, measure
+        self.whole = {group.name: group.size for group in groups}
+
+    def __call__(self, starts: Sequence[Counts], rated: bool) -> Counts:
+        """Searches from the sizes of some plans, of which the first is even.
+
+        Args:
+            rated (`bool`): what is lost is comparable between groups as it is.
+        """
+        found = [(self.measure(counts), counts) for counts in starts]
+        rate = dict.fromkeys(self.whole, 1.0) if rated else self._coarse(starts[0])
+        found.append(self._best_plan(rate))
+        best, counts = min(found, key=lambda each: each[0])
+        for number in range(ROUNDS):
+            beside = dict(rate)
+            for name in [name for name, count in counts.items() if count < self.whole[name]]:
+                gain = best - self.measure({**counts, name: self.whole[name]})
+                beside[name] = self._rate(max(gain, 0.0), name, counts[name])
+            # Half way, if all the way is too far: what a group gains changes with the others.
+            middle = {name: (rate[name] * beside[name]) ** 0.5 for name in rate}
+            value, new = min((self._best_plan(each) for each in (beside, middle)), key=lambda each: each[0])
+            logger.info("search, round %d: divergence %.5g, before %.5g", number + 1, value, best)
+            if value >= best:
+                break
+            best, counts, rate = value, new, beside
+        return counts
+
+    def _coarse(self, even: Counts) -> dict[str, float]:
+        """Divergence for each group's unit of what is lost, where it alone is cut."""
+        rate = {}
+        for group in self.groups:
+            count = min(even[group.name], group.size - 1)
+            rate[group.name] = self._rate(self.measure({**self.whole, group.name: count}), group.name, count)
+        return rate
+
+    def _rate(self, divergence: float, name: str, count: int) -> float:
+        return max(divergence, 1e-12) / max(float(self.lost[name][count]), 1e-30)
+
+    def _best_plan(self, rate: Mapping[str, float]) -> tuple[float, dict[str, int]]:
+        """The sizes with the least sum of what each loses, by these rates, and their divergence."""
+        worth = {name: -each * self.lost[name] for name, each in rate.items()}
+        price = self.costs.price
+        counts = best_sizes(worth, self.groups, self.costs, self.room, within=True)
+        left = self.room - sum(float(price[name][count]) for name, count in counts.items())
+        while True:  # what rounding has left over
+            steps = []
+            for group in self.groups:
+                count = counts[group.name]
+                more = count + self.costs.multiple(group)
+                if more <= group.size:
+                    added = float(price[group.name][more] - price[group.name][count])
+                    gain = float(worth[group.name][more] - worth[group.name][count])
+                    if added <= left:
+                        steps.append((gain / max(added, 1e-30), group.name, more, added))
+            if not steps:
+                return self.measure(counts), counts
+            _, name, more, added = max(steps)
+            counts[name], left = more, left - added
 
 
 class _Measure:
@@ -299,5 +328,5 @@ def _first(model: PreTrainedModel, batches: Sequence[dict[str, Any]], examples: 
 
 def _positions(batch: Batch, size: int) -> float:
     """Of images and sound, about: as many as 16 by 16 pixels, or 320 samples, make."""
-    values = max(value.numel() for value in batch.values() if isinstance(value, torch.Tensor))
+    values = max(value.numel() for value in batch.values() if isinstance(value, Tensor))
     return max(values / size / 768, 1.0)
