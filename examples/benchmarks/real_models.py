@@ -142,7 +142,7 @@ def main() -> None:
     methods = list(scorers_of(("heads", "neurons")))
     add_arguments(parser, methods={"default": ["smooth_cut", "fisher", "magnitude"], "choices": methods})
     add_arguments(parser, keep=[0.7, 0.5], seeds=[1, 2])
-    parser.add_argument("--allocation", choices=["global", "uniform", "search"], help="default: that of PruningConfig")
+    parser.add_argument("--allocation", choices=["global", "uniform", "per_kind", "search"], help="default: that of PruningConfig")
     add_arguments(parser, num_samples={"default": None, "help": "examples to score on"})
     parser.add_argument("--rebuild_samples", type=int, help="examples to rebuild from; the first are scored on")
     add_arguments(parser, examples={"help": "to measure on"})

@@ -39,17 +39,15 @@ from ..scoring.batches import Batch, count_examples, limit
 from ..utils.files import nearest
 from ..utils.sharding import check_whole
 from .streams import (
-    Stage,
     Stream,
     factor_of,
     find_stages,
-    inputs_of,
     run_dense,
-    run_stage,
     select_read_tokens,
     start_stream,
     without_cache,
 )
+from .walk import Given, walk
 
 
 logger = logging.getLogger(__name__)
@@ -86,7 +84,8 @@ def reconstruct(
         plan (`PruningPlan`): what was applied.
         dataloader (`Iterable[Batch]`): dicts of tensors as the model takes them; labels are not used. Give several
             times as many tokens as the widest projection has inputs. The hidden states of all batches are kept in
-            memory, four times `tokens * hidden size` numbers (of ALBERT, twice that for every call of a block).
+            memory, and what a block has computed when it comes to a projection, in all about `tokens * (8 * hidden
+            size + inputs)` numbers (of ALBERT, `4 * tokens * hidden size` for every call of a block).
         num_samples (`int`, *optional*): read no more examples than this.
         disable_tqdm (`bool`): no progress bar.
 
@@ -209,7 +208,7 @@ def _rebuild(
         tell: called after every projection.
     """
     state = PartialState()
-    stacks = find_stages(jobs[0].model, batches[0], rebuilt)
+    stacks = find_stages(dense_model, batches[0], rebuilt)
     first = np.cumsum([0, *map(count_examples, batches)]).tolist()  # numbers of the examples
     own = list(zip(first, batches))[state.process_index :: state.num_processes]
     for stages in stacks:
@@ -220,17 +219,12 @@ def _rebuild(
             targets = [run_dense(dense_model, stage, stream) for stream in dense]
             if stage.blocks == list_blocks(dense_model)[-1:]:
                 select_read_tokens(dense_model, stage, [batch for _, batch in own], dense)
-            for name in [group.name for group in stage.groups]:
-                wanted = [target.pop(name) for target in targets]
-                for job in jobs:
-                    if name in job.groups:
-                        _solve(job, stage, job.groups[name], dense, wanted)
-                        tell()
-                del wanted
-            if number + 1 < len(stages):
-                for job in jobs:
-                    for stream in job.streams:
-                        stream.hidden = run_stage(job.model, stage, stream)
+            for job in jobs:
+                solved = [job.groups[group.name] for group in stage.groups if group.name in job.groups]
+                calls = max((len(found) for target in targets for found in target.values()), default=1)
+                for group, given in walk(job.model, stage, solved, job.streams, calls, number + 1 < len(stages)):
+                    _solve(job.model, group, given, dense, [target[group.name] for target in targets])
+                    tell()
 
 
 def _to_solve(
@@ -297,15 +291,15 @@ class _Job:
 
 
 def _solve(
-    job: _Job,
-    stage: Stage,
+    model: PreTrainedModel,
     group: PrunableGroup,
+    inputs_given: Given,
     dense: Sequence[Stream],
     targets: Sequence[list[Tensor]],
 ) -> None:
     """Solves one projection of a pruned model: `targets` are the residual streams after it, of each batch one a call;
     the masks are those of the dense streams."""
-    projection = job.model.get_submodule(group.output.module)
+    projection = model.get_submodule(group.output.module)
     weight, bias = projection.weight if isinstance(projection, Conv1D) else projection.weight.T, projection.bias
     inputs, outputs = weight.shape
     # The bias is the weight of a first input that is 1: first, because to eliminate the others before it leaves little
@@ -327,9 +321,8 @@ def _solve(
                 gram[part] += (given.T @ given).to(device)
                 cross[part] += (given.T @ missing).to(device)
 
-    for masks, stream, wanted in zip(dense, job.streams, targets):
-        x, residual = inputs_of(job.model, stage, group, stream, len(wanted))
-        y = (torch.cat(wanted, dim=1) - residual.float()) / factor_of(job.model, group)
+    for masks, (x, residual), wanted in zip(dense, inputs_given, targets):
+        y = (torch.cat(wanted, dim=1) - residual.float()) / factor_of(model, group)
         real, held_out = (each.repeat(1, x.shape[1] // each.shape[1]) for each in (masks.mask, masks.held_out))
         for part, chosen in enumerate((real & ~held_out, real & held_out)):
             given = x[chosen]

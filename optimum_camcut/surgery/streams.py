@@ -63,7 +63,7 @@ class Stop(Exception):
     """Ends a forward pass early."""
 
 
-def _hook(module: nn.Module, function: Callable[..., Any], pre: bool = False) -> Any:
+def hook_on(module: nn.Module, function: Callable[..., Any], pre: bool = False) -> Any:
     if pre:
         return module.register_forward_pre_hook(function, with_kwargs=True)
     return module.register_forward_hook(function)
@@ -106,7 +106,11 @@ def find_stages(model: PreTrainedModel, batch: Batch, groups: Sequence[PrunableG
     handed_on: dict[str, tuple[Any, ...]] = {}  # stack -> what its last block gave
     lengths: dict[str, int] = {}
     stack_of = {block.path: block.name.partition("layer.")[0] for block in blocks_of(model)}
+    called: dict[str, None] = {}  # projections, in order
     with ExitStack() as stack:
+        for path in dict.fromkeys(group.output.module for group in groups):
+            note = lambda module, args, output, path=path: called.setdefault(path)  # noqa: E731
+            stack.callback(hook_on(model.get_submodule(path), note).remove)
         for path in stack_of:
 
             def record(module: nn.Module, args: Any, keywords: Any, output: Any, path: str = path) -> None:
@@ -122,10 +126,12 @@ def find_stages(model: PreTrainedModel, batch: Batch, groups: Sequence[PrunableG
             stack.callback(model.get_submodule(path).register_forward_hook(record, with_kwargs=True).remove)
         forward_to_stop(model, take(batch, 1))
     stages, start = dict[str, list[Stage]](), 0
+    order = {path: number for number, path in enumerate(called)}
     for end in range(1, len(calls) + 1):
         if not set(calls[start:end]) & set(calls[end:]):
             blocks = calls[start:end]
-            inside = [g for path in dict.fromkeys(blocks) for g in groups if g.output.module.startswith(f"{path}.")]
+            of_blocks = [g for path in dict.fromkeys(blocks) for g in groups if g.output.module.startswith(f"{path}.")]
+            inside = sorted(of_blocks, key=lambda group: order.get(group.output.module, len(order)))
             stages.setdefault(stack_of[blocks[0]], []).append(Stage(blocks, inside, lengths))
             start = end
     for of_stack in stages.values():
@@ -218,7 +224,7 @@ def _residuals(model: PreTrainedModel, groups: Sequence[PrunableGroup]) -> Itera
 
             if group.residual is None:
                 continue
-            stack.callback(_hook(model.get_submodule(group.residual), keep, pre=True).remove)
+            stack.callback(hook_on(model.get_submodule(group.residual), keep, pre=True).remove)
         yield streams
 
 
@@ -230,12 +236,12 @@ def run_dense(dense_model: PreTrainedModel, stage: Stage, stream: Stream) -> dic
         residuals = stack.enter_context(_residuals(dense_model, stage.groups))
         for group in stage.groups:
             keep = lambda module, args, output, name=group.name: outputs[name].append(output)  # noqa: E731
-            stack.callback(_hook(dense_model.get_submodule(group.output.module), keep).remove)
+            stack.callback(hook_on(dense_model.get_submodule(group.output.module), keep).remove)
         rows = len(stream.hidden)
         stream.hidden = run_stage(dense_model, stage, stream)
     found = {}
     for group in stage.groups:
-        calls, before = _by_row(outputs[group.name], rows), _by_row(residuals[group.name], rows)
+        calls, before = by_row(outputs[group.name], rows), by_row(residuals[group.name], rows)
         factor = factor_of(dense_model, group)
         found[group.name] = [r.float() + factor * y.float() for r, y in zip(before, calls)] if before else calls
     return found
@@ -250,7 +256,7 @@ def factor_of(model: nn.Module, group: PrunableGroup) -> Tensor | float:
     return factor.float() if isinstance(factor, Tensor) else 1.0 if factor is None else factor
 
 
-def _by_row(calls: Sequence[Tensor], rows: int) -> list[Tensor]:
+def by_row(calls: Sequence[Tensor], rows: int) -> list[Tensor]:
     """`(rows, tokens, features)`: some modules see all tokens in one row, or an image in windows."""
     return [call.reshape(rows, math.prod(call.shape[:-1]) // rows, call.shape[-1]) for call in calls]
 
@@ -316,7 +322,7 @@ def inputs_of(
         if len(seen) == calls:
             raise Stop
 
-    handle = _hook(model.get_submodule(group.output.module), catch, pre=True)
+    handle = hook_on(model.get_submodule(group.output.module), catch, pre=True)
     with _residuals(model, [group]) as residuals:
         try:
             run_stage(model, stage, stream)
@@ -326,4 +332,4 @@ def inputs_of(
             handle.remove()
     rows, found = len(stream.hidden), residuals[group.name]
     zero = torch.zeros((), device=seen[0].device)
-    return torch.cat(_by_row(seen, rows), dim=1), torch.cat(_by_row(found, rows), dim=1) if found else zero
+    return torch.cat(by_row(seen, rows), dim=1), torch.cat(by_row(found, rows), dim=1) if found else zero
