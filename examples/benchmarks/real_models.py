@@ -33,8 +33,10 @@ import time
 
 from real_tasks import TASKS, RealTask
 from study import add, add_arguments, find, header, line, make_parser, matches, read
+from transformers import PreTrainedModel
 
 from optimum_camcut import (
+    PrunableGroup,
     PruningConfig,
     apply_plan,
     find_groups,
@@ -74,7 +76,12 @@ def run(task: RealTask, method: str, seed: int, keep: list[float], allocation: s
             apply_plan(model, make_plan(scores, groups, config))
     planned = time.perf_counter()
     rows = [
-        {"keep": fraction, "parameters": count_parameters(model), "cut": task.measure(model)}
+        {
+            "keep": fraction,
+            "parameters": count_parameters(model),
+            "of_layers": share_of(model, groups),
+            "cut": task.measure(model),
+        }
         for fraction, model in zip(keep, models)
     ]
     cut = time.perf_counter()
@@ -85,6 +92,13 @@ def run(task: RealTask, method: str, seed: int, keep: list[float], allocation: s
     seconds = {"scoring_seconds": scored - start, "rebuilding_seconds": rebuilt - cut}
     seconds["planning_seconds"] = planned - scored
     return {**{name: round(value, 1) for name, value in seconds.items()}, "results": rows}
+
+
+def share_of(model: PreTrainedModel, groups: list[PrunableGroup]) -> float:
+    """What is left of the parameters that go with these heads and neurons."""
+    left = {group.name: group.size for group in find_groups(model)}
+    total = sum(group.size * group.unit_parameters for group in groups)
+    return round(sum(left.get(group.name, 0) * group.unit_parameters for group in groups) / total, 4)
 
 
 def tables(runs: list[dict]) -> str:
@@ -142,10 +156,12 @@ def main() -> None:
     methods = list(scorers_of(("heads", "neurons")))
     add_arguments(parser, methods={"default": ["smooth_cut", "fisher", "magnitude"], "choices": methods})
     add_arguments(parser, keep=[0.7, 0.5], seeds=[1, 2])
-    parser.add_argument("--allocation", choices=["global", "uniform", "per_kind", "search"], help="default: that of PruningConfig")
+    allocations = ["global", "uniform", "per_kind", "search"]
+    parser.add_argument("--allocation", choices=allocations, help="default: that of PruningConfig")
     add_arguments(parser, num_samples={"default": None, "help": "examples to score on"})
     parser.add_argument("--rebuild_samples", type=int, help="examples to rebuild from; the first are scored on")
     add_arguments(parser, examples={"help": "to measure on"})
+    parser.add_argument("--window", type=int, default=256, help="of text: tokens of an example")
     add_arguments(parser, "tables", output={"required": True})
     options = parser.parse_args()
     if not options.tables:

@@ -84,7 +84,8 @@ class RealTask:
         raise NotImplementedError
 
     def settings(self) -> dict[str, int]:
-        return {name: getattr(self, name) for name in ("num_samples", "rebuild_samples", "examples")}
+        names = ("num_samples", "rebuild_samples", "examples", "window")
+        return {name: getattr(self, name) for name in names if hasattr(self, name)}
 
     def to_score(self, batches: list[Batch]) -> list[Batch]:
         return batches[: len(self.parts(self.num_samples))]

@@ -38,6 +38,7 @@ from ..planning.plan import PruningPlan, is_weight, without_removed
 from ..scoring.batches import Batch, count_examples, limit
 from ..utils.files import nearest
 from ..utils.sharding import check_whole
+from .device import blocks_on
 from .streams import (
     Stream,
     factor_of,
@@ -62,6 +63,7 @@ def reconstruct(
     dataloader: Iterable[Batch],
     *,
     num_samples: int | None = None,
+    device: torch.device | str | None = None,
     disable_tqdm: bool = False,
 ) -> PreTrainedModel:
     """Makes the output projections of a pruned model reproduce those of the dense one, in place.
@@ -87,6 +89,10 @@ def reconstruct(
             memory, and what a block has computed when it comes to a projection, in all about `tokens * (8 * hidden
             size + inputs)` numbers (of ALBERT, `4 * tokens * hidden size` for every call of a block).
         num_samples (`int`, *optional*): read no more examples than this.
+        device (*optional*): where to compute, for models in CPU memory that are too big for it: one block is there at
+            a time, with one batch and the sums, `2 * (inputs² + inputs * hidden size)` numbers of 8 bytes; hidden
+            states stay in CPU memory. A block is then computed again for each of its projections. `dense_model` may
+            also be offloaded by its `device_map`. Default: where the models are.
         disable_tqdm (`bool`): no progress bar.
 
     Returns:
@@ -96,7 +102,8 @@ def reconstruct(
         `ValueError`: the models and the plan do not belong together, no batches, or activations that are not finite;
             the weights are then as before.
     """
-    reconstruct_all([model], dense_model, [plan], dataloader, num_samples=num_samples, disable_tqdm=disable_tqdm)
+    options: dict[str, Any] = {"num_samples": num_samples, "device": device, "disable_tqdm": disable_tqdm}
+    reconstruct_all([model], dense_model, [plan], dataloader, **options)
     return model
 
 
@@ -108,6 +115,7 @@ def reconstruct_all(
     dataloader: Iterable[Batch],
     *,
     num_samples: int | None = None,
+    device: torch.device | str | None = None,
     disable_tqdm: bool = False,
 ) -> None:
     """`reconstruct` for several cuts of one dense model, which runs once for all of them.
@@ -116,8 +124,8 @@ def reconstruct_all(
         models (`Sequence[PreTrainedModel]`): each after `apply_plan` with its plan.
         dense_model (`PreTrainedModel`): the model as it was before all of them.
         plans (`Sequence[PruningPlan]`): one for each model.
-        dataloader, num_samples, disable_tqdm: as of `reconstruct`; each model more keeps `tokens * hidden size`
-            numbers more.
+        dataloader, num_samples, device, disable_tqdm: as of `reconstruct`; each model more keeps
+            `tokens * hidden size` numbers more.
 
     Raises:
         `ValueError`: as of `reconstruct`; the weights of all models are then as before.
@@ -145,11 +153,12 @@ def reconstruct_all(
         for model in (dense_model, *(job.model for job in jobs)):
             stack.enter_context(scoring_mode(model))
             stack.enter_context(without_cache(model))
+            stack.enter_context(blocks_on(model, device))
         bar = stack.enter_context(
             tqdm(total=len(projections), desc="reconstruct", unit="projection", disable=disable, leave=False)
         )
         rebuilt = [group for name, group in dense_groups.items() if any(name in job.groups for job in jobs)]
-        _rebuild(jobs, dense_model, rebuilt, batches, bar.update)
+        _rebuild(jobs, dense_model, rebuilt, batches, bar.update, wait=device is None)
 
 
 def _read_batches(
@@ -200,12 +209,14 @@ def _rebuild(
     rebuilt: Sequence[PrunableGroup],
     batches: Sequence[Batch],
     tell: Callable[[], object],
+    wait: bool,
 ) -> None:
     """Goes through the stages of all models side by side, and solves the projections of each on the way.
 
     Args:
         rebuilt: the dense model's groups of which a projection is to be solved in any of the others.
         tell: called after every projection.
+        wait: see `walk`.
     """
     state = PartialState()
     stacks = find_stages(dense_model, batches[0], rebuilt)
@@ -222,7 +233,8 @@ def _rebuild(
             for job in jobs:
                 solved = [job.groups[group.name] for group in stage.groups if group.name in job.groups]
                 calls = max((len(found) for target in targets for found in target.values()), default=1)
-                for group, given in walk(job.model, stage, solved, job.streams, calls, number + 1 < len(stages)):
+                once, to_end = wait and calls == 1, number + 1 < len(stages)
+                for group, given in walk(job.model, stage, solved, job.streams, calls, once, to_end):
                     _solve(job.model, group, given, dense, [target[group.name] for target in targets])
                     tell()
 
@@ -322,8 +334,10 @@ def _solve(
                 cross[part] += (given.T @ missing).to(device)
 
     for masks, (x, residual), wanted in zip(dense, inputs_given, targets):
-        y = (torch.cat(wanted, dim=1) - residual.float()) / factor_of(model, group)
-        real, held_out = (each.repeat(1, x.shape[1] // each.shape[1]) for each in (masks.mask, masks.held_out))
+        y = (torch.cat(wanted, dim=1).to(x.device) - residual.float()) / factor_of(model, group)
+        real, held_out = (
+            each.repeat(1, x.shape[1] // each.shape[1]).to(x.device) for each in (masks.mask, masks.held_out)
+        )
         for part, chosen in enumerate((real & ~held_out, real & held_out)):
             given = x[chosen]
             missing = y[chosen] - projection(given).float()

@@ -89,7 +89,8 @@ def without_cache(model: PreTrainedModel) -> Iterator[None]:
 
 def forward_to_stop(model: PreTrainedModel, batch: Batch) -> None:
     """Runs a model until something in it raises `Stop`, if it does."""
-    device = next(model.parameters()).device
+    devices = (parameter.device for parameter in model.parameters())
+    device = next((each for each in devices if each.type != "meta"), torch.device("cpu"))  # or hooks move what goes in
     try:
         model(**send_to_device(dict(batch), device))
     except Stop:
@@ -243,7 +244,8 @@ def run_dense(dense_model: PreTrainedModel, stage: Stage, stream: Stream) -> dic
     for group in stage.groups:
         calls, before = by_row(outputs[group.name], rows), by_row(residuals[group.name], rows)
         factor = factor_of(dense_model, group)
-        found[group.name] = [r.float() + factor * y.float() for r, y in zip(before, calls)] if before else calls
+        wanted = [r.float() + factor * y.float() for r, y in zip(before, calls)] if before else calls
+        found[group.name] = [each.to(stream.hidden.device) for each in wanted]
     return found
 
 

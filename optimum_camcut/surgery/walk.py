@@ -41,6 +41,7 @@ def walk(
     groups: Sequence[PrunableGroup],
     streams: Sequence[Stream],
     calls: int,
+    once: bool,
     to_end: bool,
 ) -> Iterator[tuple[PrunableGroup, Given]]:
     """Moves streams behind a stage; on the way, gives each group with what flows into its projection, as `inputs_of`.
@@ -48,10 +49,12 @@ def walk(
 
     Args:
         groups: whose projections to stop at, in the order in which they are called.
-        calls: of each projection in one pass. Where they are several, each stop is a pass of its own.
+        calls: of each projection in one pass.
+        once (`bool`): batches wait at a projection, which is called once. Else each stop is a pass of its own, and no
+            more is kept than the hidden states.
         to_end (`bool`): whether to go on behind the last of them.
     """
-    if calls == 1 and groups:
+    if once and groups:
         yield from _walk_once(model, stage, groups, streams, to_end)
         return
     for group in groups:

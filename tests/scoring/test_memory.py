@@ -53,8 +53,8 @@ def cases():
     """Every method that reads data, of units and of single weights."""
     units = [(UNITS, name) for name, method in SCORERS.items() if method.source != "weights"]
     weights = [(("weights",), name) for name, method in WEIGHT_SCORERS.items() if method.source != "weights"]
-    forward = [(UNITS, "flap"), (UNITS, "wanda_sp")]
-    return [pytest.param(*case, id=f"{case[0][0]}-{case[1]}") for case in [*units, *forward, *weights]]
+    more = [(UNITS, "flap"), (UNITS, "wanda_sp"), (UNITS, "obs")]
+    return [pytest.param(*case, id=f"{case[0][0]}-{case[1]}") for case in [*units, *more, *weights]]
 
 
 class Limited:
@@ -286,7 +286,7 @@ def offloads(tmp_path):
 @pytest.mark.parametrize("checkpointing", few([True, False]))
 def test_offloaded_models(where, checkpointing, tmp_path):
     model = tiny_model("bert")
-    methods = [*SCORERS, "flap", "wanda_sp"]
+    methods = [*SCORERS, "flap", "wanda_sp", "obs"]
     expected = {method: score(model, method) for method in methods}
     model = offloads(tmp_path)[where](model)
     assert model.bert.encoder.layer[0].intermediate.dense.weight.is_meta

@@ -34,7 +34,7 @@ from optimum_camcut.scoring.sums import RunningSums
 
 LENGTHS = {"uneven": (4, 4, 3, 5, 4, 2, 1), "fewer than processes": (3,)}  # examples in each batch
 CASES = [
-    *((("heads", "neurons"), method, False) for method in [*SCORERS, "flap", "wanda_sp"]),
+    *((("heads", "neurons"), method, False) for method in [*SCORERS, "flap", "wanda_sp", "obs"]),
     (("layers",), "block_influence", False),
     *((("heads", "layers"), method, False) for method in ("cam_cut", "smooth_cut")),
     *((("weights",), method, False) for method in WEIGHT_SCORERS),
