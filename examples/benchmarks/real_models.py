@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 import time
 
@@ -38,6 +39,7 @@ from transformers import PreTrainedModel
 from optimum_camcut import (
     PrunableGroup,
     PruningConfig,
+    PruningPlan,
     apply_plan,
     find_groups,
     make_plan,
@@ -52,45 +54,52 @@ from optimum_camcut.scoring import scorers_of
 KEY = ("task", "model", "method", "seed", "allocation")  # of a run; no allocation is the default one
 
 
-def run(task: RealTask, method: str, seed: int, keep: list[float], allocation: str | None = None) -> dict:
-    """Scores the dense model once; then cuts to each fraction, rebuilds and measures."""
-    start = time.perf_counter()
-    batches, groups = task.batches(seed), find_groups(task.model)
-    # A model may share one key-value head among all queries.
-    kinds = tuple(dict.fromkeys(group.kind for group in groups if group.size > 1))
-    groups = [group for group in groups if group.kind in kinds]
-    settings = {
-        "method": method,
-        "granularity": kinds,
-        "seed": seed,
-        **({"allocation": allocation} if allocation else {}),
-    }
-    configs = [PruningConfig(sparsity=1 - fraction, **settings) for fraction in keep]
-    scores = score_groups(task.model, groups, task.to_score(batches), configs[0], loss_function=task.loss)
-    scored = time.perf_counter()
-    models = [copy.deepcopy(task.model) for _ in keep]
-    for model, config in zip(models, configs):
+class Scored:
+    """A dense model with scores of its heads and neurons."""
+
+    def __init__(self, task: RealTask, method: str, seed: int) -> None:
+        start = time.perf_counter()
+        self.task, self.method, self.seed = task, method, seed
+        self.batches, groups = task.batches(seed), find_groups(task.model)
+        # A model may share one key-value head among all queries.
+        kinds = {group.kind for group in groups if group.size > 1}
+        self.groups = [group for group in groups if group.kind in kinds]
+        to_score = task.to_score(self.batches)
+        self.scores = score_groups(task.model, self.groups, to_score, self.config(0.5), loss_function=task.loss)
+        self.seconds = time.perf_counter() - start
+
+    def config(self, keep: float, **changes: str) -> PruningConfig:
+        kinds = tuple(dict.fromkeys(group.kind for group in self.groups))
+        return PruningConfig(self.method, granularity=kinds, sparsity=1 - keep, seed=self.seed, **changes)
+
+    def plan(self, keep: float, allocation: str | None) -> PruningPlan:
+        config = self.config(keep, **({"allocation": allocation} if allocation else {}))
         if allocation == "search":
-            apply_plan(model, search_plan(task.model, groups, scores, config, batches))
-        else:
-            apply_plan(model, make_plan(scores, groups, config))
+            return search_plan(self.task.model, self.groups, self.scores, config, self.batches)
+        return make_plan(self.scores, self.groups, config)
+
+
+def run(scored: Scored, keep: list[float], allocation: str | None = None) -> dict:
+    """Cuts the dense model to each fraction, rebuilds and measures."""
+    task, start = scored.task, time.perf_counter()
+    models = [apply_plan(copy.deepcopy(task.model), scored.plan(fraction, allocation)) for fraction in keep]
     planned = time.perf_counter()
     rows = [
         {
             "keep": fraction,
             "parameters": count_parameters(model),
-            "of_layers": share_of(model, groups),
+            "of_layers": share_of(model, scored.groups),
             "cut": task.measure(model),
         }
         for fraction, model in zip(keep, models)
     ]
     cut = time.perf_counter()
-    reconstruct_all(models, task.model, [model.pruning_plan for model in models], batches)
+    reconstruct_all(models, task.model, [model.pruning_plan for model in models], scored.batches)
     rebuilt = time.perf_counter()
     for row, model in zip(rows, models):
         row["rebuilt"] = task.measure(model)
-    seconds = {"scoring_seconds": scored - start, "rebuilding_seconds": rebuilt - cut}
-    seconds["planning_seconds"] = planned - scored
+    seconds = {"scoring_seconds": scored.seconds, "rebuilding_seconds": rebuilt - cut}
+    seconds["planning_seconds"] = planned - start
     return {**{name: round(value, 1) for name, value in seconds.items()}, "results": rows}
 
 
@@ -101,8 +110,12 @@ def share_of(model: PreTrainedModel, groups: list[PrunableGroup]) -> float:
     return round(sum(left.get(group.name, 0) * group.unit_parameters for group in groups) / total, 4)
 
 
-def tables(runs: list[dict]) -> str:
-    """Markdown, one a model and measure. Means and standard deviations are over the seeds."""
+def tables(runs: list[dict], peers: list[dict]) -> str:
+    """Markdown, one a model and measure. Means and standard deviations are over the seeds.
+
+    Args:
+        peers: figures of others' code on the same work, which are put into the file by hand.
+    """
     parts = []
     for task, model in dict.fromkeys((run["task"], run["model"]) for run in runs):
         own = [run for run in runs if (run["task"], run["model"]) == (task, model)]
@@ -116,6 +129,10 @@ def tables(runs: list[dict]) -> str:
                     cells = [[row[stage][measure] for row in rows if row["keep"] == keep] for keep in fractions]
                     name = f"`{method}`, `{allocation}`" if allocation else f"`{method}`"
                     lines.append(line(f"{name}, {'cut only' if stage == 'cut' else stage}", cells, 1))
+            for peer in dict.fromkeys(row["peer"] for row in peers if row["model"] == model):
+                rows = [row for row in peers if (row["peer"], row["model"]) == (peer, model)]
+                cells = [[row[measure] for row in rows if row["keep"] == keep] for keep in fractions]
+                lines.append(line(f"{peer}, its published code", cells, 1))
             parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
@@ -123,20 +140,17 @@ def tables(runs: list[dict]) -> str:
 def run_all(options: argparse.Namespace) -> None:
     for name, path in options.model:
         task = None
-        for seed in options.seeds:
-            for method in options.methods:
-                key = dict(zip(KEY, (options.task, name, method, seed, options.allocation)))
+        for seed, method in itertools.product(options.seeds, options.methods):
+            scored = None
+            for allocation in options.allocations:
+                key = dict(zip(KEY, (options.task, name, method, seed, allocation)))
                 if found := find(read(options.output), **key):
                     if [row["keep"] for row in found["results"]] != options.keep:
                         raise SystemExit(f"{key} in {options.output} is of other --keep: choose another --output")
                     continue
                 task = task or TASKS[options.task](path, options)
-                result = {
-                    **key,
-                    **task.settings(),
-                    "dense": task.dense,
-                    **run(task, method, seed, options.keep, options.allocation),
-                }
+                scored = scored or Scored(task, method, seed)
+                result = {**key, **task.settings(), "dense": task.dense, **run(scored, options.keep, allocation)}
                 print(json.dumps(result), flush=True)
                 add(options.output, result, KEY)
 
@@ -157,7 +171,9 @@ def main() -> None:
     add_arguments(parser, methods={"default": ["smooth_cut", "fisher", "magnitude"], "choices": methods})
     add_arguments(parser, keep=[0.7, 0.5], seeds=[1, 2])
     allocations = ["global", "uniform", "per_kind", "search"]
-    parser.add_argument("--allocation", choices=allocations, help="default: that of PruningConfig")
+    parser.add_argument(
+        "--allocations", nargs="+", default=[None], choices=allocations, help="default: that of PruningConfig"
+    )
     add_arguments(parser, num_samples={"default": None, "help": "examples to score on"})
     parser.add_argument("--rebuild_samples", type=int, help="examples to rebuild from; the first are scored on")
     add_arguments(parser, examples={"help": "to measure on"})
@@ -168,7 +184,7 @@ def main() -> None:
         if not options.model:
             parser.error("--model is required")
         run_all(options)
-    print(tables(read(options.output)))
+    print(tables(read(options.output), read(options.output, "peers")))
 
 
 if __name__ == "__main__":

@@ -149,7 +149,7 @@ def test_a_run_is_what_the_steps_give(tasks, model_path, tmp_path, monkeypatch):
     data = text(tmp_path, model_path)
     options = real_models.argparse.Namespace(data=str(data), num_samples=8, rebuild_samples=12, examples=3, window=256)
     task = tasks.TASKS["text"](str(tmp_path / "model"), options)
-    found = real_models.run(task, "fisher", 2, [0.5])["results"][0]
+    found = real_models.run(real_models.Scored(task, "fisher", 2), [0.5])["results"][0]
     model, batches, groups = copy.deepcopy(task.model), task.batches(2), find_groups(task.model)
     assert sum(len(batch["input_ids"]) for batch in batches) == 12
     config = PruningConfig(method="fisher", sparsity=0.5, num_samples=8, seed=2)

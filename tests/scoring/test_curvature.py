@@ -18,6 +18,7 @@ import itertools
 import pytest
 import torch
 from models import tiny_batch, tiny_model
+from trainers import make_trainer
 from types_of_models import batch_of, model_of
 
 from optimum_camcut import (
@@ -168,3 +169,10 @@ def test_neurons_inside_of_experts_are_refused():
 def test_other_kinds_are_refused(granularity):
     with pytest.raises(ValueError, match="'obs' scores heads and neurons alone"):
         PruningConfig(method="obs", granularity=granularity, sparsity=0.5)
+
+
+@pytest.mark.parametrize("recovery", ["finetune", "reconstruct+finetune"])
+def test_a_trainer_says_that_it_counts_on_the_rebuild(recovery, tmp_path, caplog):
+    config = PruningConfig(method="obs", sparsity=0.5, recovery=recovery)
+    make_trainer(tmp_path, config, max_steps=2).train()
+    assert ("method 'obs' counts on a rebuild" in caplog.text) == (recovery == "finetune")
