@@ -57,7 +57,7 @@ class PruningConfig:
 
     Args:
         method: how units are scored: `cam_cut`, `smooth_cut`, `smooth_cam_cut`, `taylor`, `fisher`, `activation`,
-            `magnitude` or `random`; for heads and neurons also `flap` and `wanda_sp`; for whole blocks also
+            `magnitude` or `random`; for heads and neurons also `obs`, `flap`, `wanda_sp`; for whole blocks also
             `block_influence`; for experts also `reap`; for single weights `cam_cut`, `smooth_cut`, `smooth_cam_cut`,
             `magnitude`, `gradient`, `snip`, `wanda` or `random`.
         granularity: what is removed: `"heads"`, `"neurons"`, `"experts"` with their rows of the router, `"layers"`

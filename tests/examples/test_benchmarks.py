@@ -34,6 +34,17 @@ PARTS = {
         ["batch_size", "tokens", "model"],
         {"milliseconds", "speed_up", "speed_up_by_flops", "tokens_per_second", "peak_memory_mb"},
     ),
+    "decoding": (
+        ["model"],
+        {
+            "parameters_million",
+            "prompt_milliseconds",
+            "prompt_speed_up",
+            "milliseconds_per_token",
+            "decoding_speed_up",
+            "cache_mb",
+        },
+    ),
     "memory": (["task"], {"peak_memory_mb", "to_plain", "to_adam"}),
     "load_time": (
         ["way"],
@@ -46,6 +57,7 @@ ROWS = {
     "scoring_cost": ["plain", "cam_cut", "smooth_cut", "smooth_cam_cut", "taylor", "fisher", "activation"],
     "overhead": ["Trainer", "CamCutTrainer"],
     "latency": [(1, 8, "dense"), (1, 8, "50%"), (2, 8, "dense"), (2, 8, "50%")],
+    "decoding": ["dense", "50%"],
     "memory": [
         *(f"{task}{half}" for half in ("", ", half kept") for task in ("forward", "plain", "adam")),
         "cam_cut",
@@ -59,6 +71,7 @@ TO_ITSELF = {  # ratios that are 1
     "scoring_cost": ("plain", "pass_to_plain"),
     "overhead": ("Trainer", "to_trainer"),
     "latency": ((2, 8, "dense"), "speed_up"),
+    "decoding": ("dense", "decoding_speed_up"),
     "load_time": ("dense", "answered_to_dense"),
 }
 

@@ -37,7 +37,7 @@ from study import add_arguments, make_parser, read, write
 
 
 HERE = Path(__file__).resolve().parent
-PARTS = ("scoring_cost", "overhead", "latency", "memory", "load_time", "job", "h200")
+PARTS = ("scoring_cost", "overhead", "latency", "decoding", "memory", "load_time", "job", "h200")
 COMPILED = ["--compile", "--batch_sizes", "1", "32", "--tokens", "128"]  # it takes long to compile a shape
 
 
