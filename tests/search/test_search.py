@@ -120,7 +120,7 @@ def test_no_other_allocation_is_nearer_to_the_dense_model(architecture, task, bu
     largest = max(costs) / sum(cost * group.size for cost, group in zip(costs, groups))
     assert 0.5 - largest <= kept <= 0.5 + largest / 2
     found = divergence(cut, model, batches)
-    for allocation in ("uniform", "per_kind"):
+    for allocation in ("uniform", "per_kind", "global"):
         other = make_plan(scores, groups, PruningConfig(**{**config.to_dict(), "allocation": allocation}))
         assert found <= divergence(apply_plan(copy.deepcopy(model), other), model, batches) + 1e-7
     assert plan.config.allocation == "search"
@@ -137,6 +137,22 @@ def test_what_does_nothing_goes_first(recovery):
     plan = search_plan(model, groups, scores, config, batches)
     assert len(plan.keep["layer.1.neurons"]) == 1
     assert len(make_plan(scores, groups, pruning(sparsity=0.4)).keep["layer.1.neurons"]) == 37
+
+
+def test_scores_of_obs_are_what_sizes_cost(tmp_path, monkeypatch):
+    """They are not measured first, group by group."""
+    monkeypatch.setattr(search, "ROUNDS", 0)
+    model, groups, _, config, batches = setting()
+    scores = {group.name: torch.full((group.size,), 1.0 / group.size) for group in groups}
+    measured = []
+    for method in ("fisher", "obs"):
+        file = tmp_path / method
+        changed = PruningConfig(**{**config.to_dict(), "method": method, "sparsity": 0.3})
+        search_plan(model, groups, scores, changed, batches, progress_file=file)
+        measured.append(len(json.loads(file.read_text())["measured"]))
+    assert measured[0] > len(groups) and measured[1] <= 4
+    lost = search._sums(torch.tensor([3.0, float("inf"), 1.0, 2.0]), [1, 0, 3, 2])
+    assert lost.tolist() == [6, 6, 3, 1, 0]
 
 
 def test_limits_are_kept():
