@@ -11,10 +11,12 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What scoring needs beyond the weights of a decoder, and that an offloaded one never is in memory as a whole.
+"""What scoring and the rebuild need beyond the weights of a decoder, and that an offloaded one never is in memory as a
+whole.
 
 A llama of the given shape with random bfloat16 weights is scored in memory and offloaded to disk, with and without
-gradient checkpointing, each in a process of its own.
+gradient checkpointing; and cut to a half and rebuilt, with the whole one in memory and on disk. Each runs in a process
+of its own.
 
     python examples/benchmarks/big_model.py --output big_model.json
 """
@@ -22,10 +24,12 @@ gradient checkpointing, each in a process of its own.
 from __future__ import annotations
 
 import argparse
+import copy
 import multiprocessing
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -33,7 +37,8 @@ from accelerate import disk_offload
 from study import add, add_arguments, make_parser, settings_of
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from optimum_camcut import PruningConfig, find_groups, score_groups
+from optimum_camcut import PruningConfig, apply_plan, find_groups, make_plan, reconstruct, score_groups
+from optimum_camcut.scoring.batches import Batch
 
 
 def memory() -> int:
@@ -44,39 +49,72 @@ def memory() -> int:
     return int(line.split()[1]) * 1024
 
 
-def measure(options: argparse.Namespace, offloaded: bool, checkpointing: bool) -> dict[str, float]:
-    """Scores one model; what it took."""
+def random_llama(options: argparse.Namespace) -> tuple[LlamaForCausalLM, list[Batch]]:
+    """Of the given shape, in CPU memory, and examples."""
     torch.manual_seed(0)
     shape = {name: getattr(options, name) for name in ("hidden_size", "intermediate_size", "num_hidden_layers")}
     heads = options.hidden_size // 64
     config = LlamaConfig(**shape, num_attention_heads=heads, num_key_value_heads=heads, vocab_size=32000)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with torch.device("cpu"):
         model = LlamaForCausalLM._from_config(config, dtype=torch.bfloat16).eval()
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    groups = find_groups(model)
     ids = torch.randint(0, 32000, (options.examples, options.tokens))
-    batches = [{"input_ids": i, "labels": i} for i in ids.split(options.batch_size)]
+    return model, [{"input_ids": i, "labels": i} for i in ids.split(options.batch_size)]
+
+
+def watched(task: Callable[[], object]) -> dict[str, float]:
+    """Runs a task: the most memory that it took, and its time."""
+    peak, done = [memory()], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.01):
+            peak[0] = max(peak[0], memory())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    start = time.perf_counter()
+    try:
+        task()
+    finally:
+        done.set()
+        watcher.join()
+    return {"peak": peak[0], "seconds": time.perf_counter() - start}
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def measure(options: argparse.Namespace, offloaded: bool, checkpointing: bool) -> dict[str, float]:
+    """Scores one model; what it took."""
+    model, batches = random_llama(options)
+    weights, groups = size_of(model), find_groups(model)
     if checkpointing:
         model.gradient_checkpointing_enable()
     with tempfile.TemporaryDirectory() as folder:
-        model = disk_offload(model, folder, execution_device=device) if offloaded else model.to(device)
-        peak, done = [memory()], threading.Event()
+        model = disk_offload(model, folder, execution_device=device()) if offloaded else model.to(device())
+        config = PruningConfig("cam_cut", sparsity=0.5)
+        return {"weights": weights, **watched(lambda: score_groups(model, groups, batches, config, disable_tqdm=True))}
 
-        def watch() -> None:
-            while not done.wait(0.01):
-                peak[0] = max(peak[0], memory())
 
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        start = time.perf_counter()
-        try:
-            score_groups(model, groups, batches, PruningConfig("cam_cut", sparsity=0.5), disable_tqdm=True)
-        finally:
-            done.set()
-            watcher.join()
-        seconds = time.perf_counter() - start
-    return {"weights": weights, "peak": peak[0], "seconds": seconds}
+def measure_rebuild(options: argparse.Namespace, offloaded: bool) -> dict[str, float]:
+    """Rebuilds a half of one model from all of it: both where they compute, or one block at a time, and the whole one
+    on disk."""
+    dense, batches = random_llama(options)
+    groups, config = find_groups(dense), PruningConfig("random", sparsity=0.5)
+    plan = make_plan(score_groups(dense, groups, None, config), groups, config)
+    model, weights = apply_plan(copy.deepcopy(dense), plan), size_of(dense)
+    weights += size_of(model)
+    with tempfile.TemporaryDirectory() as folder:
+        if offloaded:
+            dense = disk_offload(dense, folder, execution_device=device())
+        else:
+            dense, model = dense.to(device()), model.to(device())
+        settings = {"device": device() if offloaded else None, "disable_tqdm": True}
+        return {"weights": weights, **watched(lambda: reconstruct(model, dense, plan, batches, **settings))}
+
+
+def size_of(model: LlamaForCausalLM) -> int:
+    return sum(p.numel() * p.element_size() for p in model.parameters())
 
 
 def idle(options: argparse.Namespace) -> int:
@@ -96,6 +134,7 @@ def main() -> None:
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         base = pool.apply(idle, (options,))
         results = [pool.apply(measure, (options, *case)) for case in cases]
+        rebuilt = [pool.apply(measure_rebuild, (options, offloaded)) for offloaded in (False, True)]
     mb, tokens = 2**20, options.batch_size * options.tokens
     print(f"weights {results[0]['weights'] / mb:.0f} MB; {tokens} tokens a batch; a process takes {base / mb:.0f} MB")
     print(f"{'weights':<10}{'checkpointing':>14}{'beyond the process, MB':>25}{'seconds a batch':>17}")
@@ -103,8 +142,12 @@ def main() -> None:
         row = f"{'on disk' if offloaded else 'in memory':<10}{'on' if checkpointing else 'off':>14}"
         seconds = r["seconds"] * options.batch_size / options.examples
         print(f"{row}{(r['peak'] - base) / mb:>25.0f}{seconds:>17.1f}")
+    print(f"rebuild: weights of both models {rebuilt[0]['weights'] / mb:.0f} MB")
+    for where, r in zip(("in memory", "the whole one on disk"), rebuilt):
+        print(f"{where:<24}{(r['peak'] - base) / mb:>25.0f}{r['seconds']:>10.1f} s")
     if options.output:
         named = [{"offloaded": o, "checkpointing": c, **r} for (o, c), r in zip(cases, results)]
+        named += [{"rebuild": True, "offloaded": bool(o), **r} for o, r in enumerate(rebuilt)]
         run = {"settings": settings_of(options), "idle": base, "results": named}
         add(options.output, run, ["settings"])
 

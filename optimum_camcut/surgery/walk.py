@@ -82,22 +82,25 @@ def _walk_once(
                 if isinstance(here, _Walk):
                     here.beside[name] = args[0]
 
-            def stop(module: nn.Module, args: Sequence[Any], keywords: Any) -> None:
+            def stop(module: nn.Module, args: Sequence[Any], keywords: Any, name: str = group.name) -> None:
                 here = getcurrent()
                 if isinstance(here, _Walk):  # to solve a projection calls it too
-                    here.parent.switch(args[0])
+                    here.parent.switch((name, args[0]))
 
             if group.residual is not None:
                 stack.callback(hook_on(model.get_submodule(group.residual), read, pre=True).remove)
             stack.callback(hook_on(model.get_submodule(group.output.module), stop, pre=True).remove)
         walks = [_Walk(model, stage, stream) for stream in streams]
         for group in groups:
-            yield group, [_given(group, walk.switch(), walk, stream) for walk, stream in zip(walks, streams)]
+            yield group, [_come_to(group, walk, stream) for walk, stream in zip(walks, streams)]
         for walk, stream in zip(walks, streams) if to_end else ():
             stream.hidden = walk.switch()
 
 
-def _given(group: PrunableGroup, values: Tensor, walk: _Walk, stream: Stream) -> tuple[Tensor, Tensor]:
-    rows, beside = len(stream.hidden), walk.beside.pop(group.name, None)
+def _come_to(group: PrunableGroup, walk: _Walk, stream: Stream) -> tuple[Tensor, Tensor]:
+    stopped = walk.switch()
+    if not isinstance(stopped, tuple) or stopped[0] != group.name:
+        raise RuntimeError(f"{group.output.module} was not called, or not once and in its turn: please report this")
+    rows, values, beside = len(stream.hidden), stopped[1], walk.beside.pop(group.name, None)
     zero = torch.zeros((), device=values.device)
     return by_row([values], rows)[0], zero if beside is None else by_row([beside], rows)[0]
