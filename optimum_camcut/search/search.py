@@ -55,6 +55,7 @@ logger = logging.getLogger(__name__)
 
 WORK = 1.5e11  # parameters times tokens of one measurement, unless `num_measured` says how many examples
 LEAST_TOKENS = 1024
+STEP = 4.0  # by what factor a rate may change in a round
 ROUNDS = 4  # of measuring what each group loses beside the others
 Counts = Mapping[str, int]
 
@@ -83,7 +84,7 @@ def search_plan(
        each size of the group costs in divergence; dynamic programming gives the sizes with the least sum. The method
        `obs` tells what each size costs by itself.
     2. In up to 4 rounds, each group alone is made whole again in the best plan so far, and what that gains replaces
-       the first estimate. Where the new sizes are no better, the search ends.
+       the first estimate, which changes by a factor of 4 at most. Where the new sizes are no better, the search ends.
 
     The plans of the other allocations take part: the result is never behind them by this measure.
 
@@ -202,7 +203,9 @@ class _Search:
             beside = dict(rate)
             for name in [name for name, count in counts.items() if count < self.whole[name]]:
                 gain = best - self.measure({**counts, name: self.whole[name]})
-                beside[name] = self._rate(max(gain, 0.0), name, counts[name])
+                # What gains nothing now, or much, may be otherwise when the others change.
+                new_rate = self._rate(max(gain, 0.0), name, counts[name])
+                beside[name] = min(max(new_rate, rate[name] / STEP), rate[name] * STEP)
             # Half way, if all the way is too far: what a group gains changes with the others.
             middle = {name: (rate[name] * beside[name]) ** 0.5 for name in rate}
             value, new = min((self._best_plan(each) for each in (beside, middle)), key=lambda each: each[0])
