@@ -59,7 +59,7 @@ from optimum_camcut import (
     score_groups,
     search_plan,
 )
-from optimum_camcut.planning.allocation import JOINT, removed_by
+from optimum_camcut.planning.allocation import removed_by
 from optimum_camcut.planning.costs import remaining_budget
 from optimum_camcut.scoring import scorers_of
 
@@ -165,7 +165,7 @@ class Benchmark(GlueTask):
                 config = PruningConfig(
                     sparsity=1 - (1 - (1 - row["keep"]) * removed_by(number, rounds)) / left,
                     allocation=options.allocation,
-                    budget="flops" if options.allocation in JOINT else "params",  # as it is counted here
+                    budget="flops" if options.allocation == "search" else "params",  # as it is counted here
                     sequence_length=counted.sequence_length,
                     **settings,
                 )
