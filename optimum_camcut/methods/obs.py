@@ -21,7 +21,7 @@ from torch import Tensor
 from .registry import scorer
 
 
-DAMPING = 1e-2  # of the mean squared input
+DAMPINGS = (1e-2, 1e-1, 1.0)  # of the mean squared input: the first with which rounding does no harm
 STEPS = 64  # in which the units of a group go
 
 
@@ -37,17 +37,26 @@ def obs(weight: Tensor, inputs: Tensor, gradients: Tensor, units: int) -> Tensor
     order in which units stay, the sum of the squares of a unit's rows in LᵀW G^½ is twice what it adds. No unit scores
     less than one that goes before it.
     """
-    width, root = len(weight) // units, _root(gradients)
-    damped = inputs.clone()
-    diagonal = damped.diagonal()
-    diagonal += DAMPING * (diagonal.mean() or 1.0)
-    seen = weight @ root
+    if not (torch.isfinite(inputs).all() and torch.isfinite(gradients).all()):
+        return weight.new_full((units,), float("nan"))
+    width, damped, seen = len(weight) // units, _damped(inputs), weight @ _root(gradients)
     gone = _eliminate(damped, seen, units)
     places = _places(gone.flip(0), width)
     factor = torch.linalg.cholesky(damped[places][:, places])
     rows = (factor.T @ seen[places]).square().sum(1)
     lost = rows.view(units, width).sum(1).flip(0) / 2
     return torch.empty_like(lost).scatter_(0, gone, lost.cummax(0).values)
+
+
+def _damped(matrix: Tensor) -> Tensor:
+    """With more on the diagonal, so that it has a Cholesky factor."""
+    for damping in DAMPINGS:
+        damped = matrix.clone()
+        diagonal = damped.diagonal()
+        diagonal += damping * (diagonal.mean() or 1.0)
+        if not torch.linalg.cholesky_ex(damped).info:
+            return damped
+    raise ValueError("the inputs' second moments are not positive, but for rounding: score in float32")
 
 
 def _places(units: Tensor, width: int) -> Tensor:
@@ -69,7 +78,7 @@ def _eliminate(hessian: Tensor, weight: Tensor, units: int) -> Tensor:
         blocks = inverse.view(len(left), width, len(left), width).diagonal(dim1=0, dim2=2).movedim(-1, 0)
         rows = weight.view(len(left), width, -1)
         ranked = (rows * torch.linalg.solve(blocks, rows)).sum((1, 2)).argsort(stable=True)
-        count = max(units // STEPS, 1)
+        count = -(-units // STEPS)
         gone.append(left[ranked[:count]])
         stay = ranked[count:].sort().values
         out, kept = _places(ranked[:count], width), _places(stay, width)

@@ -26,12 +26,12 @@ from ..architectures.groups import PrunableGroup
 from ..architectures.structure import linear_map
 from ..config import PruningConfig
 from ..methods.registry import Scorer
-from ..utils.sharding import is_sharded
+from ..utils.sharding import compute_device, is_sharded
 from .batches import Batch, count_examples
 from .capture import ActivationCapture
 from .forward import check_inputs, output_weight, real_tokens
 from .loss import EXAMPLES, SCORED, SKIPPED, CheckedLoss, each_loss, tell_skipped
-from .sums import RunningSums
+from .sums import RunningSums, widest
 from .weights import EachBatch
 
 
@@ -63,22 +63,24 @@ def score_curvature(
 
     def score(pieces: list[Batch]) -> Callable[[], None]:
         examples = sum(map(count_examples, pieces))
-        found = [(SCORED, torch.ones(1, dtype=torch.float64)), (EXAMPLES, torch.tensor([float(examples)]).double())]
+        found = {SCORED: torch.ones(1).double(), EXAMPLES: torch.tensor([float(examples)]).double()}
         for piece, loss in each_loss(model, pieces, loss_function, all_run=is_sharded(model)):
 
             def observe(group: PrunableGroup, activation: Tensor, gradient: Tensor, piece: Batch = piece) -> None:
                 real = real_tokens(piece, group.name, model, activation) & (gradient != 0).any(-1).any(-1)
                 values, behind = activation[real].flatten(1), gradient[real].flatten(1)
                 values = torch.cat([values.new_ones(len(values), 1), values], dim=1)
-                for name, rows in ((group.name, values), (group.name + GRADIENTS, behind)):
-                    found.append((name, rows.T @ rows))
+                with torch.autocast(values.device.type, enabled=False):
+                    for name, rows in ((group.name, values), (group.name + GRADIENTS, behind)):
+                        product = rows.T @ rows
+                        found[name] = found[name].add_(product) if name in found else product
 
             capture.gradients(loss, count_examples(piece), observe)
         if loss_function.of_nothing:
-            found = [(SKIPPED, torch.ones(1, dtype=torch.float64))]
+            found = {SKIPPED: torch.ones(1).double()}
 
         def add() -> None:
-            for name, value in found:
+            for name, value in found.items():
                 sums.add(name, value)
 
         return add
@@ -87,12 +89,16 @@ def score_curvature(
         each_batch(score)
     totals, scores = sums.reduce(PartialState().device), {}
     tell_skipped(totals)
+    device = compute_device(model)
+    device = device if widest(device) == torch.float64 else torch.device("cpu")
     for group in groups:
-        moments, gradients = (totals.pop(name).double() for name in (group.name, group.name + GRADIENTS))
+        moments, gradients = (
+            totals.pop(name).to(device, torch.float64) for name in (group.name, group.name + GRADIENTS)
+        )
         moments /= moments[0, 0].clamp(min=1)
         inputs, mean = moments[1:, 1:], moments[0, 1:]
         if getattr(linear_map(model, group.output.module), "bias", None) is not None:
             inputs = inputs - torch.outer(mean, mean)  # the bias makes up for what is always there
-        weight = output_weight(model, group)
-        scores[group.name] = scorer.function(weight, inputs, gradients / totals[EXAMPLES], group.size).float()
+        weight, examples = output_weight(model, group).to(device), float(totals[EXAMPLES])
+        scores[group.name] = scorer.function(weight, inputs, gradients / examples, group.size).float().cpu()
     return scores

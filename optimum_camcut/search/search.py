@@ -125,6 +125,7 @@ def search_plan(
     check_scores({group.name: scores[group.name] for group in groups}, groups)
     scores = with_kept(scores, groups, config)
     costs, room = budget_of(scores, groups, config, latency)
+    groups = [group for group in groups if group.size]  # the others are as they are
     orders = {group.name: order_of(scores[group.name], group) for group in groups}
     labels = find_labels(type(model))
     batches = [
@@ -155,7 +156,9 @@ def search_plan(
         counts = search([_counts(plan, groups) for plan in plans], rated=by_scores)
     chosen = {group.name: sorted(group.units[i] for i in orders[group.name][: counts[group.name]]) for group in groups}
     return dataclasses.replace(
-        plans[0], keep={name: tuple(units) for name, units in chosen.items()}, config=dataclasses.replace(config)
+        plans[0],
+        keep={name: tuple(chosen.get(name, units)) for name, units in plans[0].keep.items()},
+        config=dataclasses.replace(config),
     )
 
 
@@ -200,11 +203,16 @@ class _Search:
         found.append(self._best_plan(rate))
         best, counts = min(found, key=lambda each: each[0])
         for number in range(ROUNDS):
+            cut = [name for name, count in counts.items() if count < self.whole[name]]
+            gains = {name: max(best - self.measure({**counts, name: self.whole[name]}), 0.0) for name in cut}
+            # In the unit of the gains; no plan depends on a factor that all rates have.
+            expected = sum(rate[name] * float(self.lost[name][counts[name]]) for name in cut)
+            unit = sum(gains.values()) / max(expected, 1e-30) or 1.0
+            rate = {name: each * unit for name, each in rate.items()}
             beside = dict(rate)
-            for name in [name for name, count in counts.items() if count < self.whole[name]]:
-                gain = best - self.measure({**counts, name: self.whole[name]})
+            for name, gain in gains.items():
                 # What gains nothing now, or much, may be otherwise when the others change.
-                new_rate = self._rate(max(gain, 0.0), name, counts[name])
+                new_rate = self._rate(gain, name, counts[name])
                 beside[name] = min(max(new_rate, rate[name] / STEP), rate[name] * STEP)
             # Half way, if all the way is too far: what a group gains changes with the others.
             middle = {name: (rate[name] * beside[name]) ** 0.5 for name in rate}

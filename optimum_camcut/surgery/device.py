@@ -40,6 +40,13 @@ def blocks_on(model: PreTrainedModel, device: torch.device | str | None) -> Iter
     if device is None:
         yield
         return
+    for module in model.modules():
+        runs_on = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+        if runs_on is not None and torch.device(runs_on).type != torch.device(device).type:
+            raise ValueError(
+                f"device={str(device)!r}, but the offloaded model computes on {str(runs_on)!r}: offload it with "
+                f"execution_device={str(device)!r}, as in accelerate.disk_offload(model, folder, execution_device)"
+            )
     home = torch.device("cpu") if model.device.type == "meta" else model.device
     there: list[nn.Module] = []
 

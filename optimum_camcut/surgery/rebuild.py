@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -87,7 +88,8 @@ def reconstruct(
         dataloader (`Iterable[Batch]`): dicts of tensors as the model takes them; labels are not used. Give several
             times as many tokens as the widest projection has inputs. The hidden states of all batches are kept in
             memory, and what a block has computed when it comes to a projection, in all about `tokens * (8 * hidden
-            size + inputs)` numbers (of ALBERT, `4 * tokens * hidden size` for every call of a block).
+            size + inputs)` numbers, and with eager attention its maps (of ALBERT, `4 * tokens * hidden size` for every
+            call of a block).
         num_samples (`int`, *optional*): read no more examples than this.
         device (*optional*): where to compute, for models in CPU memory that are too big for it: one block is there at
             a time, with one batch and the sums, `2 * (inputs² + inputs * hidden size)` numbers of 8 bytes; hidden
@@ -311,6 +313,8 @@ def _solve(
 ) -> None:
     """Solves one projection of a pruned model: `targets` are the residual streams after it, of each batch one a call;
     the masks are those of the dense streams."""
+    given_by_batch = iter(inputs_given)
+    first = list(itertools.islice(given_by_batch, 1))  # this may move the block, and its weights with it
     projection = model.get_submodule(group.output.module)
     weight, bias = projection.weight if isinstance(projection, Conv1D) else projection.weight.T, projection.bias
     inputs, outputs = weight.shape
@@ -333,7 +337,7 @@ def _solve(
                 gram[part] += (given.T @ given).to(device)
                 cross[part] += (given.T @ missing).to(device)
 
-    for masks, (x, residual), wanted in zip(dense, inputs_given, targets):
+    for masks, (x, residual), wanted in zip(dense, itertools.chain(first, given_by_batch), targets):
         y = (torch.cat(wanted, dim=1).to(x.device) - residual.float()) / factor_of(model, group)
         real, held_out = (
             each.repeat(1, x.shape[1] // each.shape[1]).to(x.device) for each in (masks.mask, masks.held_out)

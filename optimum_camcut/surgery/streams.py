@@ -34,6 +34,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from ..architectures.groups import PrunableGroup
 from ..architectures.structure import blocks_of, list_blocks
 from ..scoring.batches import Batch, count_examples, mask_for, take
+from ..utils.sharding import compute_device
 
 
 HELD_OUT = 8  # one example of so many is held out
@@ -89,10 +90,8 @@ def without_cache(model: PreTrainedModel) -> Iterator[None]:
 
 def forward_to_stop(model: PreTrainedModel, batch: Batch) -> None:
     """Runs a model until something in it raises `Stop`, if it does."""
-    devices = (parameter.device for parameter in model.parameters())
-    device = next((each for each in devices if each.type != "meta"), torch.device("cpu"))  # or hooks move what goes in
     try:
-        model(**send_to_device(dict(batch), device))
+        model(**send_to_device(dict(batch), compute_device(model)))
     except Stop:
         pass
 

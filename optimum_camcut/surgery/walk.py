@@ -70,6 +70,11 @@ class _Walk(greenlet):
         super().__init__(lambda: run_stage(model, stage, stream))
         self.beside: dict[str, Tensor] = {}  # the residual stream of a group, as soon as it has been read
 
+    def end(self) -> None:
+        """Leaves the pass where it is: the frames of a greenlet that waits would keep the model for ever."""
+        if not self.dead:
+            self.throw()
+
 
 def _walk_once(
     model: PreTrainedModel, stage: Stage, groups: Sequence[PrunableGroup], streams: Sequence[Stream], to_end: bool
@@ -91,6 +96,8 @@ def _walk_once(
                 stack.callback(hook_on(model.get_submodule(group.residual), read, pre=True).remove)
             stack.callback(hook_on(model.get_submodule(group.output.module), stop, pre=True).remove)
         walks = [_Walk(model, stage, stream) for stream in streams]
+        for walk in walks:
+            stack.callback(walk.end)
         for group in groups:
             yield group, [_come_to(group, walk, stream) for walk, stream in zip(walks, streams)]
         for walk, stream in zip(walks, streams) if to_end else ():

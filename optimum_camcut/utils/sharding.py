@@ -76,8 +76,11 @@ def check_whole(model: nn.Module, action: str) -> None:
 
 
 def compute_device(model: nn.Module) -> torch.device:
-    """Where the model computes: its parameters may be offloaded to the CPU in between."""
-    return PartialState().device if is_sharded(model) else next(model.parameters()).device
+    """Where the model computes: its parameters may be offloaded to the CPU in between. Of parameters that a
+    `device_map` has offloaded nothing is known; if all are, the CPU, from where hooks take what goes in."""
+    if is_sharded(model):
+        return PartialState().device
+    return next((each.device for each in model.parameters() if not each.is_meta), torch.device("cpu"))
 
 
 def whole(tensor: Tensor) -> Tensor:

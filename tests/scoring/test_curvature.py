@@ -29,7 +29,7 @@ from optimum_camcut import (
     score_groups,
 )
 from optimum_camcut.methods import get_scorer, registry, scorer
-from optimum_camcut.methods.obs import DAMPING
+from optimum_camcut.methods.obs import DAMPINGS
 from optimum_camcut.scoring.batches import mask_for
 
 
@@ -44,7 +44,7 @@ def moments(size, seed):
 
 def least_loss(weight, inputs, gradients, left):
     """½ min tr(G Dᵀ A D) over changes D that leave only the inputs `left`, by solving for them."""
-    inputs = inputs + DAMPING * inputs.diagonal().mean() * torch.eye(len(inputs))
+    inputs = inputs + DAMPINGS[0] * inputs.diagonal().mean() * torch.eye(len(inputs))
     solved = torch.zeros_like(weight)
     if left:
         solved[left] = torch.linalg.solve(inputs[left][:, left], inputs[left] @ weight)
@@ -176,3 +176,17 @@ def test_a_trainer_says_that_it_counts_on_the_rebuild(recovery, tmp_path, caplog
     config = PruningConfig(method="obs", sparsity=0.5, recovery=recovery)
     make_trainer(tmp_path, config, max_steps=2).train()
     assert ("method 'obs' counts on a rebuild" in caplog.text) == (recovery == "finetune")
+
+
+def test_autocast_is_left_out_of_the_sums(moments_of):
+    model, batch = tiny_model("bert"), tiny_batch(8)
+    groups = find_groups(model, UNITS)
+    wanted = moments_of(model, groups, [batch])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = moments_of(model, groups, [batch])
+    for (inputs, _), (same, _) in zip(wanted, found, strict=True):
+        torch.testing.assert_close(same, inputs, rtol=0.05, atol=0.05 * float(inputs.abs().max()))
+        assert torch.linalg.eigvalsh(same).min() > -1e-4 * same.diagonal().mean()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        scores = score_groups(model, groups, [batch], PruningConfig(method="obs", sparsity=0.5), disable_tqdm=True)
+    assert all(values.isfinite().all() for values in scores.values())

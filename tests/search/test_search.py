@@ -20,12 +20,21 @@ import numpy as np
 import pytest
 import torch
 from accelerate import PartialState
-from models import tiny_batch, tiny_model
+from models import outputs, tiny_batch, tiny_model
 from torch.nn import functional
 from trainers import make_trainer, pruning
 from workers import last_line, together
 
-from optimum_camcut import PruningConfig, apply_plan, compare, find_groups, make_plan, score_groups, search_plan
+from optimum_camcut import (
+    PruningConfig,
+    PruningPlan,
+    apply_plan,
+    compare,
+    find_groups,
+    make_plan,
+    score_groups,
+    search_plan,
+)
 from optimum_camcut.planning.costs import remaining_budget, unit_cost
 from optimum_camcut.scoring.batches import mask_for
 from optimum_camcut.search import search
@@ -153,6 +162,27 @@ def test_scores_of_obs_are_what_sizes_cost(tmp_path, monkeypatch):
     assert measured[0] > len(groups) and measured[1] <= 4
     lost = search._sums(torch.tensor([3.0, float("inf"), 1.0, 2.0]), [1, 0, 3, 2])
     assert lost.tolist() == [6, 6, 3, 1, 0]
+
+
+def test_a_layer_without_neurons_is_searched_around():
+    model, batches = tiny_model("bert"), [tiny_batch(8, labels=False)]
+    model = apply_plan(model, PruningPlan({"layer.1.neurons": []}))
+    groups = find_groups(model)
+    config = PruningConfig(method="magnitude", sparsity=0.3, allocation="search", min_units=0)
+    keep = search_plan(model, groups, score_groups(model, groups, None, config), config, batches).keep
+    assert list(keep) == [group.name for group in groups] and keep["layer.1.neurons"] == ()
+    assert outputs(apply_plan(model, PruningPlan(keep)), batches[0]).isfinite().all()
+
+
+def test_rates_are_in_the_unit_of_what_is_measured():
+    """Scores that are all too small by one factor give the same plan."""
+    model, groups, _, config, batches = setting()
+    config = PruningConfig(**{**config.to_dict(), "method": "obs"})
+    draw = torch.Generator().manual_seed(0)
+    scores = {group.name: torch.rand(group.size, generator=draw) for group in groups}
+    small = {name: values / 4096 for name, values in scores.items()}
+    plans = [search_plan(model, groups, each, config, batches).keep for each in (scores, small)]
+    assert plans[0] == plans[1]
 
 
 def test_limits_are_kept():

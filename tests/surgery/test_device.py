@@ -14,6 +14,8 @@
 """Rebuilding with one block at a time where it is computed, and dense weights on disk."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -53,6 +55,45 @@ def test_same_weights_wherever_it_is_computed(architecture):
     assert any(not torch.equal(value, before[name]) for name, value in whole.state_dict().items())
     assert_same(rebuilt(model, dense, plan, device="cpu"), whole)
     assert not any("forward" in vars(module) for module in (*model.modules(), *dense.modules()))
+
+
+@pytest.mark.parametrize("architecture", ["bert", "llama"])
+def test_what_is_solved_comes_back_with_the_block(architecture, monkeypatch):
+    """Another device has its own memory: there, a weight of a block that was moved is no longer the one before."""
+    model, dense, plan = pair(architecture)
+    whole, to = rebuilt(model, dense, plan), nn.Module.to
+
+    def move(module, device):
+        for parameter in module.parameters():
+            parameter.data = parameter.data.clone()
+        return to(module, device)
+
+    monkeypatch.setattr(nn.Module, "to", move)
+    assert_same(rebuilt(model, dense, plan, device="cpu"), whole)
+
+
+def test_where_an_offloaded_model_computes_must_be_the_device(tmp_path):
+    model, dense, plan = pair("llama")
+    dense = disk_offload(dense, str(tmp_path), execution_device=torch.device("cpu"))
+    with pytest.raises(ValueError, match="the offloaded model computes on 'cpu': offload it with execution_device="):
+        reconstruct(model, dense, plan, batches(model), disable_tqdm=True, device="cuda")
+
+
+@pytest.mark.parametrize("fault", [False, True])
+def test_nothing_keeps_the_models(fault):
+    """Passes that wait in front of a projection are ended, behind the last one and after an error."""
+    model, dense, plan = pair("bert")
+    if fault:
+        hook = dense.bert.encoder.layer[-1].output.dense.register_forward_hook
+        hook(lambda module, args, output: output * float("nan"))
+        with pytest.raises(ValueError, match="NaN"):
+            reconstruct(model, dense, plan, batches(model), disable_tqdm=True)
+    else:
+        reconstruct(model, dense, plan, batches(model), disable_tqdm=True)
+    kept = [weakref.ref(each) for each in (model, dense)]
+    del model, dense
+    gc.collect()
+    assert all(each() is None for each in kept)
 
 
 def test_dense_weights_may_be_on_disk(tmp_path):
