@@ -108,7 +108,7 @@ def find_stages(model: PreTrainedModel, batch: Batch, groups: Sequence[PrunableG
     stack_of = {block.path: block.name.partition("layer.")[0] for block in blocks_of(model)}
     called: dict[str, None] = {}  # projections, in order
     with ExitStack() as stack:
-        for path in dict.fromkeys(group.output.module for group in groups):
+        for path in dict.fromkeys(group.output.module for group in groups if group.observed == "inputs"):
             note = lambda module, args, output, path=path: called.setdefault(path)  # noqa: E731
             stack.callback(hook_on(model.get_submodule(path), note).remove)
         for path in stack_of:

@@ -29,7 +29,7 @@ from optimum_camcut import (
     score_groups,
 )
 from optimum_camcut.methods import get_scorer, registry, scorer
-from optimum_camcut.methods.obs import DAMPINGS
+from optimum_camcut.methods.elimination import DAMPINGS
 from optimum_camcut.scoring.batches import mask_for
 
 

@@ -827,7 +827,7 @@ def test_reconstruct_makes_up_for_sublayers(architecture):
 
 def test_reconstruct_solves_each_projection_once(monkeypatch):
     module, solved = importlib.import_module("optimum_camcut.surgery.rebuild"), []
-    monkeypatch.setattr(module, "_solve", lambda model, stage, group, *_: solved.append(group.name))
+    monkeypatch.setattr(module, "_solve", lambda model, group, *_: solved.append(group.name))
     dense, plan = tiny_model("bert"), without("layer.1.attention")
     reconstruct(apply_plan(copy.deepcopy(dense), plan), dense, plan, [tiny_batch()], disable_tqdm=True)
     assert solved == ["layer.1.neurons", "layer.2.heads", "layer.2.neurons"]
