@@ -148,10 +148,9 @@ def search_plan(
         identity = [config.to_dict(), orders, [checksum(each) for each in model.parameters()], num_measured]
         measure = _Measure(supernet, batches, num_measured, progress_file, json.dumps(identity), bar)
         by_scores = get_scorer(config.method, config.granularity).source == "curvature"
+        lost = {name: sizes.errors for name, sizes in supernet.sizes.items()}
         if by_scores:
-            lost = {group.name: _sums(scores[group.name], orders[group.name]) for group in groups}
-        else:
-            lost = {name: sizes.errors for name, sizes in supernet.sizes.items()}
+            lost = {name: _sums(scores[name], order) for name, order in orders.items()}
         search = _Search(groups, lost, costs, room, measure)
         counts = search([_counts(plan, groups) for plan in plans], rated=by_scores)
     chosen = {group.name: sorted(group.units[i] for i in orders[group.name][: counts[group.name]]) for group in groups}
