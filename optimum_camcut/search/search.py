@@ -140,11 +140,8 @@ def search_plan(
         stack.enter_context(without_cache(model))
         supernet = stack.enter_context(Supernet(model, groups, orders, batches, config.recovery != "none"))
         disable = disable_tqdm or not PartialState().is_local_main_process
-        bar = stack.enter_context(
-            tqdm(
-                total=(len(groups) + 3) * (1 + ROUNDS), desc="search", unit="measurement", disable=disable, leave=False
-            )
-        )
+        total, unit = (len(groups) + 3) * (1 + ROUNDS), "measurement"
+        bar = stack.enter_context(tqdm(total=total, desc="search", unit=unit, disable=disable, leave=False))
         identity = [config.to_dict(), orders, [checksum(each) for each in model.parameters()], num_measured]
         measure = _Measure(supernet, batches, num_measured, progress_file, json.dumps(identity), bar)
         by_scores = get_scorer(config.method, config.granularity).source == "curvature"
