@@ -34,8 +34,11 @@ def blocks_on(model: PreTrainedModel, device: torch.device | str | None) -> Iter
     is given goes there, what it gives comes back.
 
     Args:
-        model (`PreTrainedModel`): in CPU memory; or offloaded by its `device_map`, whose hooks then move the weights.
+        model (`PreTrainedModel`): in CPU memory; or offloaded, with hooks that move the weights.
         device: None changes nothing.
+
+    Raises:
+        `ValueError`: hooks move the weights to another device.
     """
     if device is None:
         yield

@@ -94,7 +94,7 @@ def reconstruct(
         device (*optional*): where to compute, for models in CPU memory that are too big for it: one block is there at
             a time, with one batch and the sums, `2 * (inputs² + inputs * hidden size)` numbers of 8 bytes; hidden
             states stay in CPU memory. A block is then computed again for each of its projections. `dense_model` may
-            also be offloaded by its `device_map`. Default: where the models are.
+            also be offloaded, with this as its `execution_device`. Default: where the models are.
         disable_tqdm (`bool`): no progress bar.
 
     Returns:
