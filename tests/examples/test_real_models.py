@@ -167,3 +167,19 @@ def test_words_are_counted(tasks):
     for wanted, given, errors in [("a b c", "a b c", 0), ("a b c", "a x c", 1), ("a b c", "", 3), ("", "a", 1)]:
         assert tasks.edits(wanted.split(), given.split()) == errors
     assert tasks.edits("a b c d".split(), "b c d e".split()) == 2  # one goes, one comes
+
+
+@pytest.mark.long
+def test_recovery_of_a_language_model_runs_and_is_not_run_again(model_path, tmp_path):
+    data, output = text(tmp_path, model_path), tmp_path / "runs.json"
+    arguments = ["--model", f"tiny={tmp_path}/model", "--data", data, "--output", output, "--keep", 0.5]
+    arguments += ["--window", 64, "--train_window", 32, "--num_samples", 4, "--rebuild_samples", 5, "--examples", 3]
+    arguments += ["--steps", 30, "--learning_rate", 0.02, "--lora_rank", 4]
+    done = run_script("recover_language_model", *arguments, folder=FOLDER)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (found,) = json.loads(output.read_text())["runs"]
+    assert (found["model"], found["keep"], found["seed"], found["train_window"]) == ("tiny", 0.5, 1, 32)
+    assert found["trained"]["perplexity"] < found["rebuilt"]["perplexity"]
+    assert f"| tiny: perplexity, dense {found['dense']['perplexity']:.1f} | 50% |" in done.stdout
+    (tmp_path / "model" / "config.json").unlink()  # it would not load again
+    assert run_script("recover_language_model", *arguments, folder=FOLDER).returncode == 0
