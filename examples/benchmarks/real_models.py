@@ -60,17 +60,18 @@ class Scored:
     def __init__(self, task: RealTask, method: str, seed: int) -> None:
         start = time.perf_counter()
         self.task, self.method, self.seed = task, method, seed
-        self.batches, groups = task.batches(seed), find_groups(task.model)
-        # A model may share one key-value head among all queries.
-        kinds = {group.kind for group in groups if group.size > 1}
-        self.groups = [group for group in groups if group.kind in kinds]
+        self.batches, self.all_groups = task.batches(seed), find_groups(task.model)
+        # A model may share one key-value head among all queries: its neurons alone go, and more of them.
+        kinds = {group.kind for group in self.all_groups if group.size > 1}
+        self.groups = [group for group in self.all_groups if group.kind in kinds]
         to_score = task.to_score(self.batches)
         self.scores = score_groups(task.model, self.groups, to_score, self.config(0.5), loss_function=task.loss)
         self.seconds = time.perf_counter() - start
 
     def config(self, keep: float, **changes: str) -> PruningConfig:
         kinds = tuple(dict.fromkeys(group.kind for group in self.groups))
-        return PruningConfig(self.method, granularity=kinds, sparsity=1 - keep, seed=self.seed, **changes)
+        sparsity = (1 - keep) * (parameters_of(self.all_groups) / parameters_of(self.groups))
+        return PruningConfig(self.method, granularity=kinds, sparsity=sparsity, seed=self.seed, **changes)
 
     def plan(self, keep: float, allocation: str | None) -> PruningPlan:
         config = self.config(keep, **({"allocation": allocation} if allocation else {}))
@@ -88,7 +89,7 @@ def run(scored: Scored, keep: list[float], allocation: str | None = None) -> dic
         {
             "keep": fraction,
             "parameters": count_parameters(model),
-            "of_layers": share_of(model, scored.groups),
+            "of_layers": share_of(model, scored.all_groups),
             "cut": task.measure(model),
         }
         for fraction, model in zip(keep, models)
@@ -106,8 +107,11 @@ def run(scored: Scored, keep: list[float], allocation: str | None = None) -> dic
 def share_of(model: PreTrainedModel, groups: list[PrunableGroup]) -> float:
     """What is left of the parameters that go with these heads and neurons."""
     left = {group.name: group.size for group in find_groups(model)}
-    total = sum(group.size * group.unit_parameters for group in groups)
-    return round(sum(left.get(group.name, 0) * group.unit_parameters for group in groups) / total, 4)
+    return round(sum(left.get(group.name, 0) * group.unit_parameters for group in groups) / parameters_of(groups), 4)
+
+
+def parameters_of(groups: list[PrunableGroup]) -> int:
+    return sum(group.size * group.unit_parameters for group in groups)
 
 
 def tables(runs: list[dict], peers: list[dict]) -> str:

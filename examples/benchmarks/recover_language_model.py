@@ -91,7 +91,7 @@ def run(scored: Scored, short: Text, keep: float, options: argparse.Namespace) -
         trainer.train()
         minutes = (time.perf_counter() - rebuilt.start) / 60
     model = trainer.model.eval()
-    share, trained = share_of(model, scored.groups), task.measure(model)
+    share, trained = share_of(model, scored.all_groups), task.measure(model)
     return {"of_layers": share, "rebuilt": rebuilt.found, "trained": trained, "training_minutes": round(minutes, 1)}
 
 

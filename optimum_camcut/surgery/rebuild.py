@@ -355,7 +355,9 @@ def _solve(
     if not (torch.isfinite(gram).all() and torch.isfinite(cross).all()):
         raise ValueError(f"the activations at {group.name!r} are NaN or infinite; the model is as it was before")
     least = _choose_damping(gram, cross, biased)
-    updates = (_ridge(gram.sum(0), cross.sum(0), biased, damping) for damping in DAMPINGS if damping >= least)
+    gram[0] += gram[1]  # in place: of wide projections they are the most of what this needs
+    cross[0] += cross[1]
+    updates = (_ridge(gram[0], cross[0], biased, damping) for damping in DAMPINGS if damping >= least)
     update = next((update for update in updates if update is not None), None)
     if update is None:
         raise ValueError(f"no weights fit the activations at {group.name!r}: is there a token that is not masked?")
@@ -386,5 +388,6 @@ def _ridge(gram: Tensor, cross: Tensor, biased: int, damping: float) -> Tensor |
     diagonal = matrix.diagonal()[biased:]
     if len(diagonal):
         diagonal += damping * (diagonal.mean() or 1.0)  # inputs that are all zero get no weights
-    factor, failed = torch.linalg.cholesky_ex(matrix)
-    return None if failed else torch.cholesky_solve(cross, factor)
+    failed = torch.zeros((), dtype=torch.int32, device=gram.device)
+    torch.linalg.cholesky_ex(matrix, out=(matrix, failed))
+    return None if failed else torch.cholesky_solve(cross, matrix)

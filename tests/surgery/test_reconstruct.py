@@ -682,11 +682,11 @@ def test_a_failure_in_the_middle_changes_nothing(error, monkeypatch):
     late = 3 * (len(module.DAMPINGS) + 1) + 1  # in the fourth projection
     calls, cholesky = [], torch.linalg.cholesky_ex
 
-    def fail_late(matrix):
+    def fail_late(matrix, **keywords):
         calls.append(matrix)
         if len(calls) == late:
             raise error("stop")
-        return cholesky(matrix)
+        return cholesky(matrix, **keywords)
 
     monkeypatch.setattr(torch.linalg, "cholesky_ex", fail_late)
     check_refused(model, dense, plan, batches_of(2), "stop", error)
