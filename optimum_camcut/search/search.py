@@ -53,10 +53,10 @@ from .supernet import Supernet
 
 logger = logging.getLogger(__name__)
 
-WORK = 1.5e11  # parameters times tokens of one measurement, unless `num_measured` says how many examples
+WORK = 5e11  # parameters times tokens of one measurement, unless `num_measured` says how many examples
 LEAST_TOKENS = 1024
 STEP = 4.0  # by what factor a rate may change in a round
-ROUNDS = 4  # of measuring what each group loses beside the others
+ROUNDS = 8
 Counts = Mapping[str, int]
 
 
@@ -83,14 +83,17 @@ def search_plan(
     1. Each group alone is cut as evenly as the budget wants, and the divergence measured. It and the errors tell what
        each size of the group costs in divergence; dynamic programming gives the sizes with the least sum. The method
        `obs` tells what each size costs by itself.
-    2. In up to 4 rounds, each group alone is made whole again in the best plan so far, and what that gains replaces
-       the first estimate, which changes by a factor of 4 at most. Where the new sizes are no better, the search ends.
+    2. In up to 8 rounds, the gradient of the divergence tells the part that each group has in it, in the best plan so
+       far: half of the sum, over the weights of its output projection, of gradient times change. Where the divergence
+       D is quadratic in the changes c, as it is near the dense model, the parts add up to it: D = cᵀHc/2, and its
+       gradient is Hc. They replace the first estimates, which change by a factor of 4 at most. Where the new sizes
+       are no better, the search ends.
 
     The plans of the other allocations take part: the result is never behind them by this measure.
 
-    Its cost is one pass over the examples, and at most `(groups + 3) * 5` measurements, each a forward pass of about
-    150 billion parameters times tokens (1,024 tokens at least). The Gram matrices take 8 bytes times the square of the
-    inputs of each projection, all at once.
+    Its cost is one pass over the examples, at most `groups + 20` measurements (20 with `obs`), each a forward pass of
+    about 5·10¹¹ parameters times tokens (1,024 tokens at least), and at most 8 gradients, each three times as much.
+    The Gram matrices take 8 bytes times the square of the inputs of each projection, all at once.
 
     Args:
         model (`PreTrainedModel`): whole and in memory; as it was after the call.
@@ -140,7 +143,7 @@ def search_plan(
         stack.enter_context(without_cache(model))
         supernet = stack.enter_context(Supernet(model, groups, orders, batches, config.recovery != "none"))
         disable = disable_tqdm or not PartialState().is_local_main_process
-        total, unit = (len(groups) + 3) * (1 + ROUNDS), "measurement"
+        total, unit = len(groups) + 4 + 3 * ROUNDS, "measurement"
         bar = stack.enter_context(tqdm(total=total, desc="search", unit=unit, disable=disable, leave=False))
         identity = [config.to_dict(), orders, [checksum(each) for each in model.parameters()], num_measured]
         measure = _Measure(supernet, batches, num_measured, progress_file, json.dumps(identity), bar)
@@ -200,17 +203,17 @@ class _Search:
         best, counts = min(found, key=lambda each: each[0])
         for number in range(ROUNDS):
             cut = [name for name, count in counts.items() if count < self.whole[name]]
-            gains = {name: max(best - self.measure({**counts, name: self.whole[name]}), 0.0) for name in cut}
-            # In the unit of the gains; no plan depends on a factor that all rates have.
+            parts = self.measure.parts(counts)
+            # In the unit of the parts; no plan depends on a factor that all rates have.
             expected = sum(rate[name] * float(self.lost[name][counts[name]]) for name in cut)
-            unit = sum(gains.values()) / max(expected, 1e-30) or 1.0
+            unit = sum(max(parts[name], 0.0) for name in cut) / max(expected, 1e-30) or 1.0
             rate = {name: each * unit for name, each in rate.items()}
             beside = dict(rate)
-            for name, gain in gains.items():
-                # What gains nothing now, or much, may be otherwise when the others change.
-                new_rate = self._rate(gain, name, counts[name])
+            for name in cut:
+                # What costs nothing now, or much, may be otherwise when the others change.
+                new_rate = self._rate(parts[name], name, counts[name])
                 beside[name] = min(max(new_rate, rate[name] / STEP), rate[name] * STEP)
-            # Half way, if all the way is too far: what a group gains changes with the others.
+            # Half way, if all the way is too far: the part of a group changes with the others.
             middle = {name: (rate[name] * beside[name]) ** 0.5 for name in rate}
             value, new = min((self._best_plan(each) for each in (beside, middle)), key=lambda each: each[0])
             logger.info("search, round %d: divergence %.5g, before %.5g", number + 1, value, best)
@@ -253,7 +256,8 @@ class _Search:
 
 
 class _Measure:
-    """Measures how far the outputs are from the dense model's. What was measured before is known."""
+    """Measures how far the outputs are from the dense model's, and the part of each group in it. What was measured
+    before is known."""
 
     def __init__(
         self,
@@ -269,27 +273,47 @@ class _Measure:
         self.own = self.batches[self.state.process_index :: self.state.num_processes]
         self.dense = {number: supernet.model(**batch) for number, batch in self.own}
         self.path, self.identity = Path(progress_file) if progress_file else None, identity
-        self.known: dict[str, float] = {}
+        self.known: dict[str, list[float]] = {}
         if self.path:
             stored = read_json(self.path) if self.state.is_main_process and self.path.is_file() else {}
             known = stored.get("measured", {}) if stored.get("identity") == identity else {}
             self.known = broadcast_object_list([known])[0] if self.state.num_processes > 1 else known
 
     def __call__(self, counts: Counts) -> float:
-        key = ",".join(str(counts[name]) for name in self.supernet.groups)
+        """The divergence at these sizes."""
+        return self._measured("", counts)[0]
+
+    def parts(self, counts: Counts) -> dict[str, float]:
+        """The part of each group in the divergence at these sizes."""
+        return dict(zip(self.supernet.groups, self._measured("parts ", counts)))
+
+    def _measured(self, what: str, counts: Counts) -> list[float]:
+        key = what + ",".join(str(counts[name]) for name in self.supernet.groups)
         if key not in self.known:
             self.supernet.set(counts)
-            found = [(number, *self._of_batch(number, batch)) for number, batch in self.own]
+            measure = self._parts_of_batch if what else self._value_of_batch
+            found = [(number, *measure(number, batch)) for number, batch in self.own]
             if self.state.num_processes > 1:
                 found = gather_object(found)
             found.sort()  # the same sum for any number of processes
-            self.known[key] = sum(value * weight for _, value, weight in found) / sum(w for _, _, w in found)
+            total = sum(weight for _, _, weight in found)
+            sums = [sum(column) for column in zip(*([v * weight for v in values] for _, values, weight in found))]
+            self.known[key] = [value / total for value in sums]
             if self.path and self.state.is_main_process:
                 write_json(self.path, {"identity": self.identity, "measured": self.known})
         self.bar.update()
         return self.known[key]
 
-    def _of_batch(self, number: int, batch: Batch) -> tuple[float, float]:
+    def _value_of_batch(self, number: int, batch: Batch) -> tuple[list[float], float]:
+        value, weight = self._of_batch(number, batch)
+        return [float(value)], weight
+
+    def _parts_of_batch(self, number: int, batch: Batch) -> tuple[list[float], float]:
+        with self.supernet.differentiable(), torch.enable_grad():
+            value, weight = self._of_batch(number, batch)
+            return self.supernet.parts(value), weight
+
+    def _of_batch(self, number: int, batch: Batch) -> tuple[Tensor, float]:
         """The divergence, and what it weighs: tokens where there are predictions for each, else examples."""
         dense, found, mask = self.dense[number], self.supernet.model(**batch), token_mask(batch)
         if any(name.endswith("logits") for name in found):
@@ -298,13 +322,13 @@ class _Measure:
             except ValueError as error:
                 told = str(error).partition("Override compute")[0].replace("distill_weight > 0", "allocation='search'")
                 raise ValueError(f"{told}choose another allocation") from error
-            value = float(distillation_loss(_logits(found), _logits(dense), 1.0, mask, meanings))
+            value = distillation_loss(_logits(found), _logits(dense), 1.0, mask, meanings)
             of_tokens = any(found[name].dim() == 3 for name in found if name.endswith("logits"))
             return value, float(mask.sum()) if of_tokens and mask is not None else float(count_examples(batch))
         states, wanted = (each[0].float() for each in (found, dense))
         chosen = mask.bool() if mask is not None and mask.shape == states.shape[:2] else ...
         states, wanted = states[chosen], wanted[chosen]
-        return float((states - wanted).square().sum() / wanted.square().sum()), float(count_examples(batch))
+        return (states - wanted).square().sum() / wanted.square().sum(), float(count_examples(batch))
 
 
 def _logits(outputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,13 +16,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -123,10 +125,12 @@ class Supernet:
         self.counts = {group.name: group.size for group in groups}
         self.before: dict[str, tuple[Tensor, Tensor | None]] = {}
 
+    def _module(self, name: str) -> Any:
+        return linear_map(self.model, self.groups[name].output.module)
+
     def _parameters(self, name: str) -> tuple[Tensor, Tensor | None]:
-        module = linear_map(self.model, self.groups[name].output.module)
-        weight = module.weight.detach() if isinstance(module, Conv1D) else module.weight.detach().T
-        return weight, None if module.bias is None else module.bias.detach()
+        module = self._module(name)
+        return _by_input(module, module.weight.detach()), None if module.bias is None else module.bias.detach()
 
     @torch.no_grad()
     def set(self, counts: Mapping[str, int]) -> None:
@@ -144,6 +148,34 @@ class Supernet:
                 bias.copy_(new_bias)
             self.counts[name] = count
 
+    @contextmanager
+    def differentiable(self) -> Iterator[None]:
+        """The output projections require gradients meanwhile, for `parts`."""
+        parameters = [parameter for name in self.groups for parameter in self._module(name).parameters()]
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        try:
+            yield
+        finally:
+            for parameter in parameters:
+                parameter.requires_grad_(False)
+
+    def parts(self, value: Tensor) -> list[float]:
+        """The part of each group in what the model gives at these sizes: half of the sum of gradient times change over
+        the weights and the bias of its projection."""
+        changed = [(name, self._module(name)) for name in self.before]
+        biased = [(name, module) for name, module in changed if module.bias is not None]
+        parameters = [*(module.weight for _, module in changed), *(module.bias for _, module in biased)]
+        gradients = iter(torch.autograd.grad(value, parameters, allow_unused=True))
+        found = dict.fromkeys(self.groups, 0.0)
+        for number, modules in enumerate((changed, biased)):
+            for (name, module), gradient in zip(modules, gradients):
+                now, dense = self._parameters(name)[number], self.before[name][number]
+                if gradient is not None and now is not None and dense is not None:
+                    gradient = gradient if number else _by_input(module, gradient)
+                    found[name] += 0.5 * float((gradient.float() * (now - dense).float()).sum())
+        return list(found.values())
+
     def __enter__(self) -> Supernet:
         return self
 
@@ -151,6 +183,11 @@ class Supernet:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.set({name: group.size for name, group in self.groups.items()})
+
+
+def _by_input(module: nn.Module, values: Tensor) -> Tensor:
+    """What is laid out as the weight of a linear layer, as `(inputs, outputs)`."""
+    return values if isinstance(module, Conv1D) else values.T
 
 
 def _grams(model: PreTrainedModel, groups: Sequence[PrunableGroup], batches: Iterable[Batch]) -> dict[str, Tensor]:

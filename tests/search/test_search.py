@@ -22,6 +22,7 @@ import torch
 from accelerate import PartialState
 from models import outputs, tiny_batch, tiny_model
 from torch.nn import functional
+from tqdm.auto import tqdm
 from trainers import make_trainer, pruning
 from workers import last_line, together
 
@@ -35,6 +36,7 @@ from optimum_camcut import (
     score_groups,
     search_plan,
 )
+from optimum_camcut.architectures.modes import scoring_mode
 from optimum_camcut.planning.costs import remaining_budget, unit_cost
 from optimum_camcut.scoring.batches import mask_for
 from optimum_camcut.search import search
@@ -113,6 +115,39 @@ def test_sizes_are_those_of_least_squares(architecture, task):
             now = (module.weight if conv else module.weight.T).detach().double()
             torch.testing.assert_close(now[left], solved[int(biased) :], rtol=1e-3, atol=1e-4)
             assert not now[gone].any()
+
+
+@pytest.mark.parametrize(("architecture", "task"), TASKS[:3])
+def test_parts_are_half_the_slopes_and_add_up(architecture, task):
+    """Against differences of the divergence, as each projection changes a little more or less."""
+    model, groups, scores, _, batches = setting(architecture, task)
+    model = model.double()
+    orders = {group.name: scores[group.name].argsort(descending=True).tolist() for group in groups}
+    counts = {group.name: group.size - 1 for group in groups}
+    modules = [model.get_submodule(group.output.module) for group in groups]
+    parameters = [list(module.parameters()) for module in modules]
+    dense = copy.deepcopy(model)
+
+    def moved(number, step):
+        with torch.no_grad():
+            before = [value.clone() for value in parameters[number]]
+            for value, whole in zip(
+                parameters[number], dense.get_submodule(groups[number].output.module).parameters()
+            ):
+                value.add_(step * (value - whole))
+            found = divergence(model, dense, batches)
+            for value, own in zip(parameters[number], before):
+                value.copy_(own)
+        return found
+
+    with scoring_mode(model), Supernet(model, groups, orders, batches, rebuilt=True) as net, tqdm(disable=True) as bar:
+        with torch.no_grad():
+            measure = search._Measure(net, batches, 24, None, "", bar)
+            parts = measure.parts(counts)
+        slopes = [(moved(number, 1e-3) - moved(number, -1e-3)) / 2e-3 for number in range(len(groups))]
+        np.testing.assert_allclose(list(parts.values()), np.array(slopes) / 2, rtol=1e-2, atol=1e-10)
+        assert sum(parts.values()) == pytest.approx(measure(counts), rel=0.3)
+    assert all(value.requires_grad and value.grad is None for value in model.parameters())
 
 
 @pytest.mark.parametrize("budget", ["params", "flops"])
