@@ -92,9 +92,9 @@ def reconstruct(
             call of a block).
         num_samples (`int`, *optional*): read no more examples than this.
         device (*optional*): where to compute, for models in CPU memory that are too big for it: one block is there at
-            a time, with one batch and the sums, `2 * (inputs² + inputs * hidden size)` numbers of 8 bytes; hidden
-            states stay in CPU memory. A block is then computed again for each of its projections. `dense_model` may
-            also be offloaded, with this as its `execution_device`. Default: where the models are.
+            a time, with one batch, the sums and the solution, `3 * inputs² + 4 * inputs * hidden size` numbers of 8
+            bytes; hidden states stay in CPU memory. A block is then computed again for each of its projections.
+            `dense_model` may also be offloaded, with this as its `execution_device`. Default: where the models are.
         disable_tqdm (`bool`): no progress bar.
 
     Returns:
@@ -376,7 +376,7 @@ def _choose_damping(gram: Tensor, cross: Tensor, biased: int) -> float:
         update = _ridge(gram[0], cross[0], biased, damping)
         if update is None:
             return float("inf")
-        return float((update * (gram[1] @ update - 2 * cross[1])).sum())
+        return float((gram[1] @ update).sub_(cross[1], alpha=2).mul_(update).sum())
 
     return min(DAMPINGS, key=error)
 
