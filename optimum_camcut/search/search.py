@@ -86,8 +86,8 @@ def search_plan(
     2. In up to 8 rounds, the gradient of the divergence tells the part that each group has in it, in the best plan so
        far: half of the sum, over the weights of its output projection, of gradient times change. Where the divergence
        D is quadratic in the changes c, as it is near the dense model, the parts add up to it: D = cᵀHc/2, and its
-       gradient is Hc. They replace the first estimates, which change by a factor of 4 at most. Where the new sizes
-       are no better, the search ends.
+       gradient is Hc. They replace the first estimates, which change by a factor of 4 at most, or part of the way.
+       Where no step makes it better, the search ends.
 
     The plans of the other allocations take part: the result is never behind them by this measure.
 
@@ -201,6 +201,7 @@ class _Search:
         rate = dict.fromkeys(self.whole, 1.0) if rated else self._coarse(starts[0])
         found.append(self._best_plan(rate))
         best, counts = min(found, key=lambda each: each[0])
+        way = 1.0
         for number in range(ROUNDS):
             cut = [name for name, count in counts.items() if count < self.whole[name]]
             parts = self.measure.parts(counts)
@@ -213,13 +214,16 @@ class _Search:
                 # What costs nothing now, or much, may be otherwise when the others change.
                 new_rate = self._rate(parts[name], name, counts[name])
                 beside[name] = min(max(new_rate, rate[name] / STEP), rate[name] * STEP)
-            # Half way, if all the way is too far: the part of a group changes with the others.
-            middle = {name: (rate[name] * beside[name]) ** 0.5 for name in rate}
-            value, new = min((self._best_plan(each) for each in (beside, middle)), key=lambda each: each[0])
+            # Part of the way, if all of it is too far: the part of a group changes with the others.
+            tried = [{name: rate[name] ** (1 - far) * beside[name] ** far for name in rate} for far in (way, way / 2)]
+            (value, new), chosen = min(((self._best_plan(each), each) for each in tried), key=lambda each: each[0][0])
             logger.info("search, round %d: divergence %.5g, before %.5g", number + 1, value, best)
-            if value >= best:
+            if value < best:
+                best, counts, rate = value, new, chosen
+            elif way < 1:
                 break
-            best, counts, rate = value, new, beside
+            else:
+                way /= 4
         return counts
 
     def _coarse(self, even: Counts) -> dict[str, float]:
