@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -66,8 +67,7 @@ It needs an extra: pip install "optimum-camcut[evaluate]".
         if output is not None:
             check_file(output, arguments.overwrite)
         for path in arguments.text or ():
-            if not Path(path).is_file():
-                raise FileNotFoundError(f"there is no file {path} to read (--text)")
+            _check_text(Path(path))
         names = list(dict.fromkeys([*([arguments.dense] if arguments.dense else []), arguments.model]))
         for name in names:
             check_model(name)
@@ -78,6 +78,17 @@ It needs an extra: pip install "optimum-camcut[evaluate]".
         if output is not None:
             settings = {name: getattr(arguments, name) for name in ("dtype", "num_fewshot", "limit", "max_length")}
             write_json(output, {**settings, "results": results})
+
+
+def _check_text(path: Path) -> None:
+    """Raises an error unless a file holds text."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path} to read (--text)")
+    try:
+        if not path.read_text(encoding="utf-8").strip():
+            raise ValueError(f"{path} holds no text (--text)")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8 (--text): {error}") from error
 
 
 def _tasks(arguments: argparse.Namespace) -> tuple[list[Any], Any]:
@@ -131,12 +142,16 @@ def _measure(name: str, tasks: list[Any], manager: Any, arguments: argparse.Name
     from lm_eval.models.huggingface import HFLM
     from transformers import AutoTokenizer
 
+    from ..planning.measure import longest_input
     from ..tasks.models import load_model
 
     device = str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
     model = load_model(name, dtype=getattr(torch, arguments.dtype))
     if not model.can_generate():
         raise ValueError(f"{name} is a {type(model).__name__}, and evaluate is for models that write text")
+    longest = longest_input(model, sys.maxsize)
+    if arguments.max_length and arguments.max_length > longest:
+        raise ValueError(f"{name} takes {longest} tokens at most, not {arguments.max_length} (--max_length)")
     measured = HFLM(
         pretrained=model.to(device),
         tokenizer=AutoTokenizer.from_pretrained(name),

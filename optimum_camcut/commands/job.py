@@ -209,13 +209,15 @@ def _read_data(arguments: argparse.Namespace, evaluates: bool) -> Data:
     return Data(*hold_out(data[train_split], ordered), train_split, None, ordered)
 
 
-def _told(data: Data, task: Task, evaluates: bool) -> str:
+def _told(data: Data, task: Task, evaluates: bool, arguments: argparse.Namespace) -> str:
     """What is taken for what."""
     from ..tasks.data import HELD_OUT, SEED
 
     columns = [*task.text_columns, *([task.label_column] if task.label_column else [])]
-    told = f"reading {', '.join(columns)} of {data.train_split} ({len(data.train)} rows)"
-    rows = 0 if data.held_out is None else len(data.held_out)
+    told = (
+        f"reading {', '.join(columns)} of {data.train_split} ({_rows(data.train, arguments.max_train_samples)} rows)"
+    )
+    rows = 0 if data.held_out is None else _rows(data.held_out, arguments.max_eval_samples if evaluates else None)
     if data.eval_split is None:
         which = "the last" if data.ordered else f"drawn by seed {SEED}"
         others = f"{rows} others of its rows ({HELD_OUT:.0%}, {which}: there is no other split)"
@@ -225,6 +227,10 @@ def _told(data: Data, task: Task, evaluates: bool) -> str:
     if evaluates:
         told += f"; comparing by {task.headline} ({'more' if task.larger_is_better else 'less'} is better)"
     return told
+
+
+def _rows(data: Any, limit: int | None) -> int:
+    return len(data) if limit is None else min(len(data), limit)
 
 
 def _load_rest(
@@ -289,7 +295,7 @@ def make_job(
     task.fit_to(model, processor, arguments.max_length or (arguments.sequence_length if task.packs else None))
     if task_class.generates:
         training.predict_with_generate, training.generation_max_length = task.generates, task.target_length
-    logger.info(_told(data, task, evaluates))
+    logger.info(_told(data, task, evaluates, arguments))
     with training.main_process_first(desc="encoding the data"):
         encoded = task.prepare(data.train, arguments.max_train_samples)
         eval_encoded = task.prepare(data.held_out, arguments.max_eval_samples) if evaluates else None

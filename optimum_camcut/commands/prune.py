@@ -99,6 +99,8 @@ TrainingArguments, for the recovery by fine-tuning:
             scores.check_settings(arguments.given)
             if scores.origin.batch_size is not None:  # by default; --batch_size and the section `training` beat it
                 arguments.batch_size = arguments.given.get("batch_size", scores.origin.batch_size)
+            if length := scores.origin.data.get("sequence_length"):
+                arguments.sequence_length = arguments.given.setdefault("sequence_length", length)
         settings = scores.origin.settings if scores is not None else {}
         weights = "weights" in arguments.given.get("granularity", settings.get("granularity", ()))
         config = pruning_config(arguments, **{"recovery": "none" if weights else "reconstruct", **settings})

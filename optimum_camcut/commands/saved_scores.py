@@ -74,7 +74,11 @@ class Origin:
         return cls(
             {name: value for name, value in config.to_dict().items() if name in SCORING_FIELDS},
             identify(job.model, arguments.model),
-            {name: getattr(arguments, name) for name in DATA_FIELDS},
+            {
+                **{name: getattr(arguments, name) for name in DATA_FIELDS},
+                # which texts are cut into blocks of
+                "sequence_length": arguments.sequence_length if job.task.packs else None,
+            },
             examples,
             batch_size,
         )

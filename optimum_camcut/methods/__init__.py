@@ -23,6 +23,7 @@ from .registry import (
     get_scorer,
     scorer,
     scorers_of,
+    warn_without_rebuild,
     weight_scorer,
 )
 
@@ -35,5 +36,6 @@ __all__ = [
     "get_scorer",
     "scorer",
     "scorers_of",
+    "warn_without_rebuild",
     "weight_scorer",
 ]

@@ -15,11 +15,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..utils.files import nearest
+
+
+logger = logging.getLogger(__name__)
 
 
 Source = Literal["gradient", "activation", "norms", "input", "curvature", "stream", "weights"]
@@ -131,6 +135,17 @@ def scorers_of(granularity: Iterable[str]) -> dict[str, Scorer]:
         return WEIGHT_SCORERS
     own = {name: each for name, each in KIND_SCORERS.items() if kinds and kinds <= set(OF_KINDS[each.source])}
     return SCORERS | own
+
+
+def warn_without_rebuild(name: str, granularity: Iterable[str], recovery: str) -> None:
+    """Says so where a method counts on a rebuild that a recovery leaves out."""
+    if get_scorer(name, granularity).source == "curvature" and "reconstruct" not in recovery:
+        logger.warning(
+            "method %r counts on a rebuild, which recovery=%r leaves out: take recovery='reconstruct' or "
+            "'reconstruct+finetune', or another method",
+            name,
+            recovery,
+        )
 
 
 def get_scorer(name: str, granularity: Iterable[str] = ()) -> Scorer:

@@ -31,7 +31,7 @@ from transformers.trainer_pt_utils import nested_concat
 from ..architectures.groups import WEIGHTS, PrunableGroup, check_bare, find_groups
 from ..architectures.modes import scoring_mode
 from ..config import PruningConfig
-from ..methods import get_scorer
+from ..methods import get_scorer, warn_without_rebuild
 from ..planning.allocation import check_budget, make_plan
 from ..planning.latency import latency_table
 from ..planning.measure import LatencyResult, count_flops, count_parameters, input_size, measure_latency
@@ -111,6 +111,8 @@ def compare(
     configs = _configs(config, methods, sparsities, recovery, repeats)
     quality = _evaluator(evaluate, eval_dataloader, metric)
     kinds = config.granularity
+    for method in methods:
+        warn_without_rebuild(method, kinds, recovery)
     reads = recovery == "reconstruct" or config.allocation == "search"
     reads = reads or any(get_scorer(method, kinds).source != "weights" for method in methods)
     if not reads:

@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -44,6 +45,7 @@ from ..planning.ranking import best_sizes, order_of
 from ..planning.times import LatencyTable
 from ..scoring.batches import Batch, count_examples, limit, take, token_mask
 from ..scoring.loop import Scores, check_scores, checksum
+from ..scoring.sums import digest
 from ..surgery.streams import without_cache
 from ..utils.files import read_json, write_json
 from ..utils.sharding import check_whole
@@ -115,8 +117,7 @@ def search_plan(
     """
     if config.allocation != "search":
         raise ValueError(f"search_plan takes a config with allocation='search'; got {config.allocation!r}")
-    check_bare(model, "search_plan")
-    check_whole(model, "search_plan")
+    _check_model(model)
     groups = [group for group in groups if group.kind in config.granularity]
     starts = [dataclasses.replace(config, allocation=each) for each in ("uniform", "per_kind", "global")]
     plans = [make_plan(scores, groups, each, latency=latency) for each in starts]  # raises what is wrong
@@ -143,11 +144,13 @@ def search_plan(
         stack.enter_context(without_cache(model))
         supernet = stack.enter_context(Supernet(model, groups, orders, batches, config.recovery != "none"))
         disable = disable_tqdm or not PartialState().is_local_main_process
-        total, unit = len(groups) + 4 + 3 * ROUNDS, "measurement"
-        bar = stack.enter_context(tqdm(total=total, desc="search", unit=unit, disable=disable, leave=False))
-        identity = [config.to_dict(), orders, [checksum(each) for each in model.parameters()], num_measured]
-        measure = _Measure(supernet, batches, num_measured, progress_file, json.dumps(identity), bar)
         by_scores = get_scorer(config.method, config.granularity).source == "curvature"
+        total, unit = 4 + 3 * ROUNDS + (0 if by_scores else len(groups)), "measurement"
+        bar = stack.enter_context(tqdm(total=total, desc="search", unit=unit, disable=disable, leave=False))
+        examples = functools.reduce(lambda before, batch: digest(batch, before), batches, 0)
+        sums = [checksum(each) for each in model.parameters()]
+        identity = [config.to_dict(), orders, sums, examples, num_measured]
+        measure = _Measure(supernet, batches, num_measured, progress_file, json.dumps(identity), bar)
         lost = {name: sizes.errors for name, sizes in supernet.sizes.items()}
         if by_scores:
             lost = {name: _sums(scores[name], order) for name, order in orders.items()}
@@ -159,6 +162,13 @@ def search_plan(
         keep={name: tuple(chosen.get(name, units)) for name, units in plans[0].keep.items()},
         config=dataclasses.replace(config),
     )
+
+
+def _check_model(model: PreTrainedModel) -> None:
+    check_bare(model, "search_plan")
+    check_whole(model, "search_plan")
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ValueError("search_plan changes weights of the model, so none may be offloaded: load it whole")
 
 
 def _counts(plan: PruningPlan, groups: Sequence[PrunableGroup]) -> dict[str, int]:

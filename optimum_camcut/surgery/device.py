@@ -38,7 +38,7 @@ def blocks_on(model: PreTrainedModel, device: torch.device | str | None) -> Iter
         device: None changes nothing.
 
     Raises:
-        `ValueError`: hooks move the weights to another device.
+        `ValueError`: the device cannot compute, or hooks move the weights to another one.
     """
     if device is None:
         yield
@@ -50,6 +50,10 @@ def blocks_on(model: PreTrainedModel, device: torch.device | str | None) -> Iter
                 f"device={str(device)!r}, but the offloaded model computes on {str(runs_on)!r}: offload it with "
                 f"execution_device={str(device)!r}, as in accelerate.disk_offload(model, folder, execution_device)"
             )
+    try:
+        torch.zeros((), device=device).item()
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(f"device={str(device)!r} cannot compute here: {str(error).splitlines()[0]}") from error
     home = torch.device("cpu") if model.device.type == "meta" else model.device
     there: list[nn.Module] = []
 

@@ -47,6 +47,7 @@ from .streams import (
     run_dense,
     select_read_tokens,
     start_stream,
+    warn_of_few,
     without_cache,
 )
 from .walk import Given, walk
@@ -222,10 +223,13 @@ def _rebuild(
     """
     state = PartialState()
     stacks = find_stages(dense_model, batches[0], rebuilt)
+    found = [job.model.get_submodule(group.output.module) for job in jobs for group in job.groups.values()]
+    widest = max(module.weight.shape[not isinstance(module, Conv1D)] for module in found)
     first = np.cumsum([0, *map(count_examples, batches)]).tolist()  # numbers of the examples
     own = list(zip(first, batches))[state.process_index :: state.num_processes]
     for stages in stacks:
         dense = [start_stream(dense_model, stages, batch, number) for number, batch in own]
+        warn_of_few(dense, widest)
         for job in jobs:
             job.streams = [start_stream(job.model, stages, batch, number) for number, batch in own]
         for number, stage in enumerate(stages):

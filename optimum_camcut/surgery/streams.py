@@ -19,6 +19,7 @@ what leaves one goes into the next, so that going through all stages costs one f
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -27,6 +28,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -36,6 +38,8 @@ from ..architectures.structure import blocks_of, list_blocks
 from ..scoring.batches import Batch, count_examples, mask_for, take
 from ..utils.sharding import compute_device
 
+
+logger = logging.getLogger(__name__)
 
 HELD_OUT = 8  # one example of so many is held out
 
@@ -334,3 +338,20 @@ def inputs_of(
     rows, found = len(stream.hidden), residuals[group.name]
     zero = torch.zeros((), device=seen[0].device)
     return torch.cat(by_row(seen, rows), dim=1), torch.cat(by_row(found, rows), dim=1) if found else zero
+
+
+def warn_of_few(streams: Sequence[Stream], inputs: int) -> None:
+    """Says so where a projection has more inputs than there are tokens to fit it to.
+
+    Args:
+        streams: of this process, which has a share of all.
+        inputs: of the widest projection.
+    """
+    tokens = sum(int(stream.mask.sum()) for stream in streams) * PartialState().num_processes
+    if tokens < inputs and PartialState().is_main_process:
+        logger.warning(
+            "a rebuild from %d tokens, fewer than the %d inputs of the widest projection, fits these tokens alone: "
+            "give several times as many",
+            tokens,
+            inputs,
+        )

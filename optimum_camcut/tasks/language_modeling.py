@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 
 PIECE = 100_000  # characters of a text that are tokenized at once
+CHATS = (("messages",), ("conversations",))  # columns of them
+ROLES = {"human": "user", "gpt": "assistant"}  # of ShareGPT, whose messages have `from` and `value`
 
 
 class LanguageModel(Task):
@@ -112,7 +114,7 @@ class TextGeneration(LanguageModel):
     end in a line break, as those of a text file do, go on in the next one."""
 
     head = "CausalLM"
-    texts = (("messages",), ("conversations",), *LanguageModel.texts)
+    texts = (*CHATS, *LanguageModel.texts)
     shift = 1
     sums_tokens = True
     packs = True
@@ -161,6 +163,11 @@ class TextGeneration(LanguageModel):
                 continue
             if cell is not None and not isinstance(cell, str):
                 raise ValueError(f"{self.place(number, self.text_columns[0])} is no text: {cell!r}")
+            if cell and self.text_columns in CHATS:
+                raise ValueError(
+                    f"{self.place(number, self.text_columns[0])} is text, and the column is for chats, lists of "
+                    "messages with a role and a content: decode it first, or give the column another name"
+                )
             text += cell or ""
             goes_on = text.endswith("\n")
             if text.strip() and (not goes_on or len(text) > PIECE):
@@ -182,9 +189,17 @@ class TextGeneration(LanguageModel):
                 f"the column {self.text_columns[0]!r} holds chats, and the tokenizer has no template for them: choose "
                 "a column of texts by --text_columns, or a tokenizer with a template by --tokenizer"
             )
+        messages = [_as_message(each) for each in messages]
         try:
             text = self.tokenizer.apply_chat_template(messages, tokenize=False)
         except Exception as error:  # whatever the template raises
             place = self.place(number, self.text_columns[0])
             raise ValueError(f"{place} is no chat that the tokenizer's template takes: {error}") from error
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _as_message(message: Any) -> Any:
+    """With a role and a content, where it has the names of ShareGPT."""
+    if not isinstance(message, Mapping) or "role" in message or not {"from", "value"} <= set(message):
+        return message
+    return {"role": ROLES.get(message["from"], message["from"]), "content": message["value"]}

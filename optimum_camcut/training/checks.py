@@ -114,13 +114,6 @@ def check_model(trainer: Trainer, model: PreTrainedModel, config: PruningConfig)
     """
     scorer = get_scorer(config.method, config.granularity)
     check_inputs(find_groups(model, config.granularity), scorer)
-    if scorer.source == "curvature" and not config.rebuilds:
-        logger.warning(
-            "method %r counts on a rebuild, which recovery=%r leaves out: take recovery='reconstruct' or "
-            "'reconstruct+finetune', or another method",
-            config.method,
-            config.recovery,
-        )
     for asked, setting in (
         (trainer.is_fsdp_enabled, "FSDP"),
         (config.rebuilds, f"recovery={config.recovery!r}"),

@@ -30,6 +30,7 @@ from transformers.trainer_utils import TrainOutput
 
 from ..architectures.groups import WEIGHTS, PrunableGroup, find_groups, inner_model
 from ..config import PruningConfig
+from ..methods import warn_without_rebuild
 from ..planning.allocation import check_budget, make_plan
 from ..planning.latency import latency_table
 from ..planning.plan import PruningPlan
@@ -72,6 +73,7 @@ def prepare(trainer: CamCutTrainer) -> None:
     if not has_data and (config.finetunes or config.dense_epochs):
         raise ValueError("train_dataset is None: there is nothing to train on")
     check_own_model(trainer)
+    warn_without_rebuild(config.method, config.granularity, config.recovery)
     measure_latency(trainer)
     check_budget(find_groups(trainer.model, config.granularity), config, trainer.latency_table)
     if trainer.is_fsdp_enabled and trainer.accelerator.state.fsdp_plugin.cpu_ram_efficient_loading:

@@ -679,6 +679,10 @@ def test_chats_go_by_the_template():
     assert blocks_of([{"messages": chat, "text": "x"}, {"messages": chat[:1], "text": "y"}], 6) == ["uhi;by", "es;uhi"]
     with pytest.raises(ValueError, match="the tokenizer has no template for them: choose a column of texts"):
         blocks_of([{"messages": chat}], 6, chat_template=None)
+    shared = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yes"}]
+    assert blocks_of([{"conversations": shared}], 20) == ["uhi;ayes;"]
+    with pytest.raises(ValueError, match=r"is text, and the column is for chats, lists of messages with a role"):
+        blocks_of([{"messages": json.dumps(chat)}], 6)
 
 
 def test_a_text_file_is_read_line_by_line_and_its_end_held_out(model_path, tmp_path, caplog):
@@ -715,6 +719,19 @@ def test_a_run_of_packed_texts_is_resumed_and_dry_run(model_path, tmp_path, caps
             main("prune", *arguments, *more, *flags(output=output))
     main("prune", *arguments, *more, *flags(output=output, resume=True))
     assert (output / "pruning_results.json").exists()
+
+
+def test_scores_of_packed_texts_tell_how_they_were_packed(model_path, tmp_path, caplog):
+    model = decoder(model_path, tmp_path / "model")
+    data = write(tmp_path / "data", [{"text": sentence(n, 10)} for n in range(16)])
+    own = flags(model=model, dataset=data, task="text-generation", max_train_samples=12)
+    main("score", *own, *flags(method="taylor", num_samples=8, sequence_length=24, output=tmp_path / "scores"))
+    prune = [*own, *flags(scores=tmp_path / "scores", sparsity=0.3, recovery="none", dry_run=True, repeats=1)]
+    with caplog.at_level("INFO", "optimum_camcut.commands"):
+        main("prune", *prune, *flags(output=tmp_path / "out"))
+    assert "reading text of train (12 rows); " in caplog.text
+    with pytest.raises(SystemExit, match="by other examples: sequence_length was 24 and is now 32"):
+        main("prune", *prune, *flags(output=tmp_path / "out", sequence_length=32))
 
 
 def stop(*_, **__):

@@ -132,6 +132,14 @@ def test_what_cannot_be_measured_is_told(folders, model_path, tmp_path, capsys):
     told = refused(capsys, *flags(model=folders / "dense", tasks=["hellaswagg"]))
     assert "has no task hellaswagg" in told and "did you mean 'hellaswag'?" in told
     assert "no file gone.txt to read" in refused(capsys, *flags(model=folders / "dense", text=["gone.txt"]))
+    empty, binary = tmp_path / "empty.txt", tmp_path / "binary.txt"
+    empty.write_text(" \n")
+    binary.write_bytes(b"\xff\xfe\x00")
+    assert "empty.txt holds no text (--text)" in refused(capsys, *flags(model=folders / "dense", text=[empty]))
+    assert "binary.txt is no text in UTF-8" in refused(capsys, *flags(model=folders / "dense", text=[binary]))
+    assert "tokens at most, not 4096 (--max_length)" in refused(
+        capsys, *flags(model=folders / "dense", max_length=4096), *text
+    )
     assert "no folder gone (--task_folder)" in refused(
         capsys, *flags(model=folders / "dense", task_folder="gone"), *text
     )

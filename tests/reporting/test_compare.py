@@ -155,6 +155,15 @@ def test_a_generator_of_batches_serves_all_methods():
     assert [row.quality for row in again.rows] == [row.quality for row in result.rows]
 
 
+@pytest.mark.parametrize("recovery", ["none", "reconstruct"])
+def test_a_method_that_counts_on_a_rebuild_says_so(recovery, caplog):
+    model, batches = tiny_model("bert"), [tiny_batch(8)]
+    config = PruningConfig(sparsity=0.5, num_samples=8, sequence_length=9, latency_batch_size=2)
+    options = {"sparsities": (0.5,), "recovery": recovery, "repeats": 1}
+    compare(model, batches, lambda each: 1.0, config, methods=("taylor", "obs"), **options)
+    assert caplog.text.count("method 'obs' counts on a rebuild") == (recovery == "none")
+
+
 def test_no_data_for_methods_that_read_none():
     result = compare(
         tiny_model("bert"),

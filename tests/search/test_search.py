@@ -252,7 +252,10 @@ def test_a_search_that_was_stopped_goes_on(tmp_path, monkeypatch):
     assert search_plan(model, groups, scores, config, batches, progress_file=file).keep == expected.keep
     whole = len(json.loads(file.read_text())["measured"])
     assert len(calls) - 31 == 3 * (whole - known)
-    # Of another model, nothing is known.
+    # Of other examples or another model, nothing is known.
+    calls[:] = [1] * 31
+    search_plan(model, groups, scores, config, [tiny_batch(8, labels=False, seed=9), *batches[1:]], progress_file=file)
+    assert len(calls) - 31 >= 3 * 10
     with torch.no_grad():
         model.classifier.weight.mul_(2)
     calls[:] = [1] * 31
@@ -308,5 +311,8 @@ def test_what_cannot_be_searched_is_refused():
         PruningConfig(sparsity=0.5, allocation="search", granularity="layers")
     with pytest.raises(ValueError, match="the dataloader gave no batches: there is nothing to search by"):
         search_plan(model, groups, scores, config, [])
+    with pytest.raises(ValueError, match="none may be offloaded: load it whole"):
+        search_plan(model.to("meta"), groups, scores, config, batches)
+    model = tiny_model("bert")
     with pytest.raises(ValueError, match="sparsity=0.9999 cannot be reached"):
         search_plan(model, groups, scores, PruningConfig(sparsity=0.9999, allocation="search"), batches)

@@ -28,6 +28,9 @@ from optimum_camcut import apply_plan, reconstruct
 from optimum_camcut.architectures.structure import list_blocks
 
 
+NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is one, which can compute")
+
+
 def pair(architecture):
     dense = tiny_model(architecture) if architecture in ARCHITECTURES else model_of(architecture)
     plan = random_plan(dense, seed=3, kinds=("heads", "neurons"))
@@ -77,6 +80,13 @@ def test_where_an_offloaded_model_computes_must_be_the_device(tmp_path):
     dense = disk_offload(dense, str(tmp_path), execution_device=torch.device("cpu"))
     with pytest.raises(ValueError, match="the offloaded model computes on 'cpu': offload it with execution_device="):
         reconstruct(model, dense, plan, batches(model), disable_tqdm=True, device="cuda")
+
+
+@pytest.mark.parametrize("device", ["meta", "gpu", pytest.param("cuda", marks=NO_GPU)])
+def test_a_device_that_cannot_compute_is_refused(device):
+    model, dense, plan = pair("bert")
+    with pytest.raises(ValueError, match=f"device='{device}' cannot compute here: "):
+        rebuilt(model, dense, plan, device=device)
 
 
 @pytest.mark.parametrize("fault", [False, True])

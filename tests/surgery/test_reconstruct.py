@@ -676,6 +676,18 @@ def test_activations_that_are_not_finite(infinite):
     check_refused(model, dense, plan, batches_of(2), message)
 
 
+def test_fewer_tokens_than_inputs_are_told(caplog):
+    model, dense, plan = pair("bert", PruningPlan({"layer.1.neurons": range(30)}))  # heads: 4 x 8 inputs
+    few = {name: value[:2, :9] for name, value in tiny_batch(16, labels=False).items()}
+    few["attention_mask"] = torch.ones_like(few["attention_mask"])
+    for count, told in ((2, True), (6, False)):
+        caplog.clear()
+        reconstruct(copy.deepcopy(model), dense, plan, [few] * (count // 2))
+        tokens = count * few["input_ids"].shape[1]
+        message = f"a rebuild from {tokens} tokens, fewer than the 37 inputs of the widest projection"
+        assert (message in caplog.text) == told == (tokens < 37), tokens
+
+
 @pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
 def test_a_failure_in_the_middle_changes_nothing(error, monkeypatch):
     model, dense, plan = pair("bert")
