@@ -156,7 +156,7 @@ class PruningConfig:
         metadata={"help": "Heads, and neurons, that every layer keeps: a number, or heads=1,neurons=64."},
     )
     multiple_of: int = field(default=1, metadata={"help": "Keep a multiple of this many neurons in a layer."})
-    sequence_length: int = field(default=128, metadata={"help": "Tokens per example, for flops and latency."})
+    sequence_length: int = field(default=128, metadata={"help": "Tokens of an example: for flops, latency, blocks."})
     latency_batch_size: int = field(default=8, metadata={"help": "Examples at once for the budget latency."})
     seed: int = field(default=0, metadata={"help": "Draws the scoring examples and the noise."})
     exclude: Entries = field(

@@ -71,8 +71,8 @@ def score_curvature(
                 values, behind = activation[real].flatten(1), gradient[real].flatten(1)
                 values = torch.cat([values.new_ones(len(values), 1), values], dim=1)
                 with torch.autocast(values.device.type, enabled=False):
-                    for name, rows in ((group.name, values), (group.name + GRADIENTS, behind)):
-                        product = rows.T @ rows
+                    inputs = _of_biased(values) if _bias(model, group) is not None else values.T @ values
+                    for name, product in ((group.name, inputs), (group.name + GRADIENTS, behind.T @ behind)):
                         found[name] = found[name].add_(product) if name in found else product
 
             capture.gradients(loss, count_examples(piece), observe)
@@ -97,8 +97,27 @@ def score_curvature(
         )
         moments /= moments[0, 0].clamp(min=1)
         inputs, mean = moments[1:, 1:], moments[0, 1:]
-        if getattr(linear_map(model, group.output.module), "bias", None) is not None:
+        if _bias(model, group) is not None:
             inputs = inputs - torch.outer(mean, mean)  # the bias makes up for what is always there
         weight, examples = output_weight(model, group).to(device), float(totals[EXAMPLES])
         scores[group.name] = scorer.function(weight, inputs, gradients / examples, group.size).float().cpu()
     return scores
+
+
+def _bias(model: PreTrainedModel, group: PrunableGroup) -> Tensor | None:
+    return getattr(linear_map(model, group.output.module), "bias", None)
+
+
+def _of_biased(values: Tensor) -> Tensor:
+    """XXᵀ as exact as float64 where it matters: when the mean is taken out of a product in float32, what varies little
+    would be left as rounding.
+
+    Args:
+        values (`Tensor`): `(tokens, inputs)`.
+    """
+    wide = widest(values.device)
+    middle = values.sum(0) / max(len(values), 1)
+    centered = values - middle
+    rest, middle = centered.sum(0, dtype=wide), middle.to(wide)
+    cross = torch.outer(middle, rest + len(values) / 2 * middle)
+    return (centered.T @ centered).to(wide) + cross + cross.T

@@ -117,6 +117,22 @@ def test_moments_are_those_of_real_tokens_that_are_read(moments_of):
         torch.testing.assert_close(gradients, g.T @ g / size, rtol=1e-3, atol=1e-9)
 
 
+def test_a_mean_that_is_large_leaves_no_rounding(moments_of):
+    """Where the bias of a projection makes up for what is always there, what varies is all that counts."""
+    model, batch = tiny_model("bert"), tiny_batch(8)
+    groups = [group for group in find_groups(model) if group.name == "layer.1.neurons"]
+    layer, seen = model.bert.encoder.layer[1], []
+    with torch.no_grad():
+        layer.intermediate.dense.bias += 100
+    layer.output.dense.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach()))
+    ((inputs, _),) = moments_of(model, groups, [batch])
+    x = seen[0][batch["attention_mask"] > 0].double()
+    x = x - x.mean(0)
+    wanted = x.T @ x / len(x)
+    torch.testing.assert_close(inputs, wanted, rtol=1e-4, atol=1e-5 * float(wanted.max()))
+    assert score_groups(model, groups, [batch], PruningConfig(method="obs", sparsity=0.5))["layer.1.neurons"].any()
+
+
 def test_what_another_unit_can_make_up_for_costs_little():
     """Of two neurons that always do the same, one costs next to nothing; the diagonal of the Fisher information holds
     that against neither."""
