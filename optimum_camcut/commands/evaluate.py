@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import math
 import os
 import sys
@@ -31,6 +32,9 @@ from .command import Command
 from .job import check_model
 from .options import MODEL, Option
 from .output import check_file, quiet
+
+
+logger = logging.getLogger(__name__)
 
 
 class EvaluateCommand(Command):
@@ -151,7 +155,11 @@ def _measure(name: str, tasks: list[Any], manager: Any, arguments: argparse.Name
         raise ValueError(f"{name} is a {type(model).__name__}, and evaluate is for models that write text")
     longest = longest_input(model, sys.maxsize)
     if arguments.max_length and arguments.max_length > longest:
-        raise ValueError(f"{name} takes {longest} tokens at most, not {arguments.max_length} (--max_length)")
+        learned = any(path.endswith(("position_embeddings", "wpe")) for path, _ in model.named_modules())
+        told = f"{name} was made for {longest} tokens at most, not {arguments.max_length} (--max_length)"
+        if learned:
+            raise ValueError(told)
+        logger.warning(told)
     measured = HFLM(
         pretrained=model.to(device),
         tokenizer=AutoTokenizer.from_pretrained(name),

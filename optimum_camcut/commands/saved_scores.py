@@ -167,7 +167,8 @@ class SavedScores:
         self.check_model(job.model, arguments.model)
         made, now = self.origin, Origin.of(job, arguments)
         if made.examples != now.examples:
-            different = differences(made.data, now.data) or f"the rows of {dataset_name(arguments)} have changed"
+            asked = {name: now.data.get(name) for name in made.data}  # an older file knows less
+            different = differences(made.data, asked) or f"the rows of {dataset_name(arguments)} have changed"
             raise ValueError(
                 f"the scores in {self.path} are by other examples: {different}. Give the same data, or {ADVICE}"
             )

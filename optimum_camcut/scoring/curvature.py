@@ -119,5 +119,5 @@ def _of_biased(values: Tensor) -> Tensor:
     middle = values.sum(0) / max(len(values), 1)
     centered = values - middle
     rest, middle = centered.sum(0, dtype=wide), middle.to(wide)
-    cross = torch.outer(middle, rest + len(values) / 2 * middle)
-    return (centered.T @ centered).to(wide) + cross + cross.T
+    beside = rest + len(values) / 2 * middle
+    return (centered.T @ centered).to(wide).addr_(middle, beside).addr_(beside, middle)

@@ -107,8 +107,8 @@ def search_plan(
             the measurements, and the plan does not depend on how many they are.
         latency (`LatencyTable`, *optional*): for `budget="latency"`.
         num_measured (`int`, *optional*): examples to measure the divergence on, the first of those read.
-        progress_file (*optional*): measurements are written here, and a call with the same model, scores and config
-            goes on from them, to the same plan.
+        progress_file (*optional*): measurements are written here, and a call with the same model, scores, config and
+            examples goes on from them, to the same plan.
         disable_tqdm (`bool`): no progress bar.
 
     Raises:
@@ -325,7 +325,8 @@ class _Measure:
     def _parts_of_batch(self, number: int, batch: Batch) -> tuple[list[float], float]:
         with self.supernet.differentiable(), torch.enable_grad():
             value, weight = self._of_batch(number, batch)
-            return self.supernet.parts(value), weight
+            # Of a sum over tokens: gradients of a mean would vanish in float16.
+            return [part / weight for part in self.supernet.parts(value * weight)], weight
 
     def _of_batch(self, number: int, batch: Batch) -> tuple[Tensor, float]:
         """The divergence, and what it weighs: tokens where there are predictions for each, else examples."""

@@ -163,11 +163,14 @@ class Supernet:
     def parts(self, value: Tensor) -> list[float]:
         """The part of each group in what the model gives at these sizes: half of the sum of gradient times change over
         the weights and the bias of its projection."""
-        changed = [(name, self._module(name)) for name in self.before]
+        found = dict.fromkeys(self.groups, 0.0)
+        cut = [name for name, group in self.groups.items() if self.counts[name] < group.size]
+        if not cut:
+            return list(found.values())
+        changed = [(name, self._module(name)) for name in cut]
         biased = [(name, module) for name, module in changed if module.bias is not None]
         parameters = [*(module.weight for _, module in changed), *(module.bias for _, module in biased)]
         gradients = iter(torch.autograd.grad(value, parameters, allow_unused=True))
-        found = dict.fromkeys(self.groups, 0.0)
         for number, modules in enumerate((changed, biased)):
             for (name, module), gradient in zip(modules, gradients):
                 now, dense = self._parameters(name)[number], self.before[name][number]

@@ -53,7 +53,9 @@ def blocks_on(model: PreTrainedModel, device: torch.device | str | None) -> Iter
     try:
         torch.zeros((), device=device).item()
     except (AssertionError, NotImplementedError, RuntimeError) as error:
-        raise ValueError(f"device={str(device)!r} cannot compute here: {str(error).splitlines()[0]}") from error
+        raise ValueError(
+            f"device={str(device)!r} cannot compute here: {(str(error).splitlines() or [repr(error)])[0]}"
+        ) from error
     home = torch.device("cpu") if model.device.type == "meta" else model.device
     there: list[nn.Module] = []
 

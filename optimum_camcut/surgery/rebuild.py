@@ -93,7 +93,7 @@ def reconstruct(
             call of a block).
         num_samples (`int`, *optional*): read no more examples than this.
         device (*optional*): where to compute, for models in CPU memory that are too big for it: one block is there at
-            a time, with one batch, the sums and the solution, `3 * inputs² + 4 * inputs * hidden size` numbers of 8
+            a time, with one batch, the sums and the solution, `4 * inputs² + 4 * inputs * hidden size` numbers of 8
             bytes; hidden states stay in CPU memory. A block is then computed again for each of its projections.
             `dense_model` may also be offloaded, with this as its `execution_device`. Default: where the models are.
         disable_tqdm (`bool`): no progress bar.
@@ -223,13 +223,11 @@ def _rebuild(
     """
     state = PartialState()
     stacks = find_stages(dense_model, batches[0], rebuilt)
-    found = [job.model.get_submodule(group.output.module) for job in jobs for group in job.groups.values()]
-    widest = max(module.weight.shape[not isinstance(module, Conv1D)] for module in found)
     first = np.cumsum([0, *map(count_examples, batches)]).tolist()  # numbers of the examples
     own = list(zip(first, batches))[state.process_index :: state.num_processes]
     for stages in stacks:
         dense = [start_stream(dense_model, stages, batch, number) for number, batch in own]
-        warn_of_few(dense, widest)
+        warn_of_few(dense, [job.model for job in jobs], stages)
         for job in jobs:
             job.streams = [start_stream(job.model, stages, batch, number) for number, batch in own]
         for number, stage in enumerate(stages):

@@ -29,9 +29,11 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import reduce as reduce_across_processes
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from ..architectures.groups import PrunableGroup
 from ..architectures.structure import blocks_of, list_blocks
@@ -340,18 +342,27 @@ def inputs_of(
     return torch.cat(by_row(seen, rows), dim=1), torch.cat(by_row(found, rows), dim=1) if found else zero
 
 
-def warn_of_few(streams: Sequence[Stream], inputs: int) -> None:
-    """Says so where a projection has more inputs than there are tokens to fit it to.
+def warn_of_few(streams: Sequence[Stream], models: Sequence[PreTrainedModel], stages: Sequence[Stage]) -> None:
+    """Says so where a projection of some stages has more inputs than there are tokens to fit it to.
 
     Args:
         streams: of this process, which has a share of all.
-        inputs: of the widest projection.
     """
-    tokens = sum(int(stream.mask.sum()) for stream in streams) * PartialState().num_processes
-    if tokens < inputs and PartialState().is_main_process:
+    tokens = torch.tensor(sum(int(stream.mask.sum()) for stream in streams))
+    if PartialState().num_processes > 1:
+        tokens = reduce_across_processes(tokens.to(PartialState().device), "sum")
+    paths = [group.output.module for stage in stages for group in stage.groups if group.observed == "inputs"]
+    found = [
+        modules[path]
+        for modules in (dict(model.named_modules()) for model in models)
+        for path in paths
+        if path in modules
+    ]
+    widest = max((int(module.weight.shape[not isinstance(module, Conv1D)]) for module in found), default=0)
+    if tokens < widest and PartialState().is_main_process:
         logger.warning(
             "a rebuild from %d tokens, fewer than the %d inputs of the widest projection, fits these tokens alone: "
             "give several times as many",
             tokens,
-            inputs,
+            widest,
         )

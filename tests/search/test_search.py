@@ -150,6 +150,23 @@ def test_parts_are_half_the_slopes_and_add_up(architecture, task):
     assert all(value.requires_grad and value.grad is None for value in model.parameters())
 
 
+def parts_of(model, groups, scores, batches, counts):
+    orders = {group.name: scores[group.name].argsort(descending=True).tolist() for group in groups}
+    with torch.no_grad(), scoring_mode(model), Supernet(model, groups, orders, batches, rebuilt=True) as net:
+        with tqdm(disable=True) as bar:
+            return search._Measure(net, batches, 24, None, "", bar).parts(counts)
+
+
+def test_parts_in_half_precision_and_of_a_whole_model():
+    model, groups, scores, _, batches = setting("llama", "CausalLM")
+    counts = {group.name: group.size - (group.kind == "neurons") for group in groups}
+    found = parts_of(model, groups, scores, batches, counts)
+    halves = parts_of(copy.deepcopy(model).half(), groups, scores, batches, counts)
+    for name, part in found.items():
+        assert halves[name] == pytest.approx(part, rel=0.2, abs=1e-5), name
+    assert not any(parts_of(model, groups, scores, batches, {group.name: group.size for group in groups}).values())
+
+
 @pytest.mark.parametrize("budget", ["params", "flops"])
 @pytest.mark.parametrize(("architecture", "task"), TASKS[:3])
 def test_no_other_allocation_is_nearer_to_the_dense_model(architecture, task, budget):
