@@ -120,13 +120,15 @@ def run_all(options: argparse.Namespace) -> None:
             for keep in options.keep
         ]
         missing = [key for key in keys if not find(read(options.output), **key)]
-        task = Text(path, options) if missing else None
+        if not missing:
+            continue
+        task = Text(path, options)
+        short = copy.copy(task)
+        short.rebuild_samples = task.rebuild_samples * task.window // options.train_window
+        short.window = options.train_window
+        short.prepare()
         scored: dict[int, Scored] = {}
         for key in missing:
-            short = copy.copy(task)
-            short.rebuild_samples = task.rebuild_samples * task.window // options.train_window
-            short.window = options.train_window
-            short.prepare()
             seed = key["seed"]
             scored[seed] = scored.get(seed) or Scored(task, options.method, seed)
             result = {**key, **task.settings(), **settings, "dense": task.dense}

@@ -146,7 +146,7 @@ def _measure(name: str, tasks: list[Any], manager: Any, arguments: argparse.Name
     from lm_eval.models.huggingface import HFLM
     from transformers import AutoTokenizer
 
-    from ..planning.measure import longest_input
+    from ..planning.measure import learns_positions, longest_input
     from ..tasks.models import load_model
 
     device = str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
@@ -155,9 +155,8 @@ def _measure(name: str, tasks: list[Any], manager: Any, arguments: argparse.Name
         raise ValueError(f"{name} is a {type(model).__name__}, and evaluate is for models that write text")
     longest = longest_input(model, sys.maxsize)
     if arguments.max_length and arguments.max_length > longest:
-        learned = any(path.endswith(("position_embeddings", "wpe")) for path, _ in model.named_modules())
         told = f"{name} was made for {longest} tokens at most, not {arguments.max_length} (--max_length)"
-        if learned:
+        if learns_positions(model):
             raise ValueError(told)
         logger.warning(told)
     measured = HFLM(

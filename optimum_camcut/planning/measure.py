@@ -260,8 +260,7 @@ def random_inputs(model: PreTrainedModel, batch_size: int, sequence_length: int)
         shape = _input_shape(model, name, sequence_length)
         return {name: torch.rand(batch_size, *shape, generator=generator).to(model.device, model.dtype), **target}
     longest = longest_input(model, sequence_length)
-    learned = any(name.endswith(("position_embeddings", "wpe")) for name, _ in model.named_modules())
-    if sequence_length > longest and learned:  # others compute positions
+    if sequence_length > longest and learns_positions(model):
         raise ValueError(
             f"sequence_length is {sequence_length}, but {type(model).__name__} takes {longest} tokens at most"
         )
@@ -347,6 +346,11 @@ def longest_input(model: PreTrainedModel, tokens: int) -> int:
     tables = [m for name, m in model.named_modules() if name.endswith("position_embeddings")]
     taken = [table.padding_idx + 1 for table in tables if getattr(table, "padding_idx", None) is not None]
     return min(tokens, positions - max(taken, default=0)) if positions and positions > 0 else tokens
+
+
+def learns_positions(model: PreTrainedModel) -> bool:
+    """Whether it has none for more tokens; others compute positions."""
+    return any(name.endswith(("position_embeddings", "wpe")) for name, _ in model.named_modules())
 
 
 def _synchronize(model: PreTrainedModel) -> None:

@@ -52,7 +52,7 @@ def blocks_on(model: PreTrainedModel, device: torch.device | str | None) -> Iter
             )
     try:
         torch.zeros((), device=device).item()
-    except (AssertionError, NotImplementedError, RuntimeError) as error:
+    except (AssertionError, NotImplementedError, RuntimeError) as error:  # not compiled in; meta; unknown or absent
         raise ValueError(
             f"device={str(device)!r} cannot compute here: {(str(error).splitlines() or [repr(error)])[0]}"
         ) from error
