@@ -16,13 +16,11 @@
 from __future__ import annotations
 
 import importlib
-import sys
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from .checkpoints.auto import let_classes_load_pruned
 from .utils.handed_in import hand_in
+from .utils.imports import ShortNames, after_import, find
 from .version import __version__
 
 
@@ -132,20 +130,5 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-class _ShortNames(MetaPathFinder, Loader):
-    """Imports a module by its short name as the one it stands for: there is one of each, and one table in it."""
-
-    def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
-        package, _, short = name.rpartition(".")
-        return ModuleSpec(name, self) if package == __name__ and short in _SHORT else None
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType:
-        module = importlib.import_module(f".{_SHORT[spec.name.rpartition('.')[2]]}", __name__)
-        self.spec = module.__spec__
-        return module
-
-    def exec_module(self, module: ModuleType) -> None:
-        module.__spec__ = self.spec  # the import has put the short name there
-
-
-sys.meta_path.insert(0, _ShortNames())  # before a folder that an older version has left
+find(ShortNames(__name__, _SHORT))  # before a folder that an older version has left
+after_import("transformers.modeling_utils", let_classes_load_pruned)

@@ -17,6 +17,7 @@
 builds the model, shrinks its layers to the sizes that `config.json` records (integers, each checked), and loads them.
 """
 
+import copy
 import functools
 import os
 import re
@@ -37,7 +38,13 @@ from .recipes import recipe_of
 from .table import ARCHITECTURES  # noqa: F401 - public from here
 
 
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 RECORD = "camcut_pruning"  # the key of config.json that holds the kept sizes
+# Where config.json names the file of weights. A plain `from_pretrained` shows it as what is wrong, and does not load.
+HINT = (
+    "this model was pruned, and its layers have sizes of their own: pass trust_remote_code=True, or "
+    "`pip install optimum-camcut` and `import optimum_camcut` before"
+)
 AnyModel: Any = object  # to type checkers, the transformers class that `PrunedModel` is put before
 OTHER_RECORDS: list[Callable[..., dict[str, list[int]]]] = []  # `(config, units by group) -> kept heads by group`
 BEFORE_CUT: list[Callable[..., None]] = []  # what some architectures take besides: `(model, kept places by group)`
@@ -47,6 +54,20 @@ AFTER_SHRINKING: list[Callable[..., None]] = []  # the same: `(model, sizes by g
 def has_record(config: PretrainedConfig) -> bool:
     """Whether the config itself says that its model is physically smaller than its class builds it."""
     return getattr(config, RECORD, None) is not None or bool(getattr(config, "pruned_heads", None))
+
+
+def transformers_4_loads(config: PretrainedConfig) -> bool:
+    """Whether nothing but heads is gone, and transformers 4 builds the model without them by itself."""
+    sizes = (getattr(config, RECORD, None) or {}).get("sizes", {})
+    return bool(getattr(config, "pruned_heads", None)) and all(n.endswith("heads") and s for n, s in sizes.items())
+
+
+def write_hint(config: PretrainedConfig, folder: str | os.PathLike[str]) -> None:
+    """Lets a plain `from_pretrained` say what to do, where it would find other sizes and advise to ignore them."""
+    if not transformers_4_loads(config):
+        config = copy.deepcopy(config)
+        config.transformers_weights = HINT
+        config.to_json_file(os.path.join(folder, "config.json"))
 
 
 def cut_configs(config: PretrainedConfig) -> list[PretrainedConfig]:
@@ -308,7 +329,15 @@ class PrunedModel(AnyModel):
     @classmethod
     def from_pretrained(cls, name_or_path: str, *args: Any, **kwargs: Any) -> Any:
         """As the class's own, but weights of blocks that the files lack are an error: they would start at random."""
-        with_info = kwargs.pop("output_loading_info", False)
+        with_info, config = kwargs.pop("output_loading_info", False), kwargs.pop("config", None)
+        if not isinstance(config, PretrainedConfig):
+            aside = {n: kwargs.pop(n) for n in ("dtype", "torch_dtype", "quantization_config") if n in kwargs}
+            hub = {n: kwargs[n] for n in HUB_ARGUMENTS if n in kwargs}
+            kwargs["return_unused_kwargs"] = True
+            config, kwargs = cls.config_class.from_pretrained(config or name_or_path, **kwargs)
+            kwargs |= aside | hub
+        kwargs["config"] = config = copy.deepcopy(config)
+        vars(config).pop("transformers_weights", None)
         model, info = super().from_pretrained(name_or_path, *args, output_loading_info=True, **kwargs)
         blocks = tuple(f"{block.path}." for block in blocks_of(model)) if has_record(model.config) else ()
         missing = sorted(name for name in info["missing_keys"] if name.startswith(blocks))
@@ -326,6 +355,7 @@ class PrunedModel(AnyModel):
         if is_main_process:
             if cut_configs(self.config):
                 shutil.copy(__file__, save_directory)
+                write_hint(self.config, save_directory)
             for name in ("pruning_plan.json", "pruning_plans.json", "pruning_config.json"):
                 source = os.path.join(self.name_or_path, name)
                 if os.path.isfile(source) and not os.path.exists(os.path.join(save_directory, name)):

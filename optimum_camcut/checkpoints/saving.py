@@ -30,7 +30,7 @@ from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
-from ..architectures.modeling_camcut import cut_configs, parts_of
+from ..architectures.modeling_camcut import cut_configs, parts_of, write_hint
 from ..architectures.standalone import modeling_source
 from ..architectures.structure import is_cut
 from ..planning.plan import PLAN_NAME, PLANS_NAME, PruningPlan
@@ -109,6 +109,7 @@ class SavesWhole(_Mixed):
             if cut:
                 configs = {config.model_type: config for config in cut_configs(self.config)}
                 write_text(folder / MODELING_NAME, modeling_source(*configs.values()))
+                write_hint(self.config, folder)
             logger.info("writing %s: %s", save_directory, KINDS_OF_CHECKPOINT[cut])
             if self.pruning_plan is not None:
                 self.pruning_plan.save(folder / PLAN_NAME)

@@ -32,10 +32,8 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from transformers import PreTrainedModel
 
 from ..architectures.groups import WEIGHTS
-from ..architectures.modeling_camcut import RECORD
-from ..architectures.recipes import stacks_of
+from ..architectures.modeling_camcut import transformers_4_loads
 from ..architectures.structure import is_cut
-from ..architectures.table import ARCHITECTURES
 from ..checkpoints.places import Place, in_folder, on_hub
 from ..checkpoints.saving import CARD_NAME
 from ..config import PruningConfig
@@ -257,14 +255,16 @@ def _loading(model: PreTrainedModel, place: Place) -> list[str]:
     beyond = "Its sizes are not those that the config's own fields can say, so this checkpoint loads"
     if not is_of_transformers(model):
         return [f"{beyond} in this way:", "", *lines, "", "Never pass `ignore_mismatched_sizes`."]
-    plain = f"lain `{name}.from_pretrained` fails with a size mismatch"
-    only = "In transformers 5 a p" + plain + "; 4.57 reads `pruned_heads`" if _is_native(model) else "A p" + plain
+    plain = f"lain `{name}.from_pretrained` fails"
+    heads = transformers_4_loads(model.config)
+    only = f"In transformers 5 a p{plain}; 4.57 reads `pruned_heads`" if heads else f"A p{plain}"
     return [
         f"{beyond} in one of two ways:",
         "",
         *lines,
         "",
-        f"The second runs `modeling_camcut.py` of this repository. {only}; never pass `ignore_mismatched_sizes`.",
+        f"After `import optimum_camcut`, the classes of transformers and `pipeline` load it too. The second way runs "
+        f"`modeling_camcut.py` of this repository. {only}; never pass `ignore_mismatched_sizes`.",
     ]
 
 
@@ -315,14 +315,6 @@ def loading_code(model: PreTrainedModel, arguments: str, auto_map: Mapping[str, 
         f"from transformers import {auto}",
         f"model = {auto}.from_pretrained({arguments}{option})",
     ]
-
-
-def _is_native(model: PreTrainedModel) -> bool:
-    """Whether nothing but heads is gone, and transformers 4 builds the model without them by itself."""
-    record = getattr(model.config, RECORD, None) or {"sizes": {}}
-    heads = all(name.endswith(".heads") and size for name, size in record["sizes"].items())
-    known = model.config.model_type in ARCHITECTURES  # not a composite model, whose parts are cut
-    return heads and known and any(entry.native_pruned_heads for entry in stacks_of(model.config).values())
 
 
 def _kept(model: PreTrainedModel) -> list[str]:

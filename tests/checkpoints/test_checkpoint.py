@@ -104,14 +104,6 @@ def test_loads_without_the_package(without_package, tmp_path):
         assert torch.equal(results[name], expected[name]), name
 
 
-def test_the_plain_way_stays_an_error(tmp_path):
-    pruned_model().save_pretrained(tmp_path)
-    with pytest.raises(Exception, match="(?i)mismatch"):
-        transformers.BertForSequenceClassification.from_pretrained(tmp_path)
-    with pytest.raises(Exception, match="(?i)mismatch"):
-        transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path)
-
-
 def test_everything_is_written(tmp_path):
     model = tiny_model("bert")
     config = PruningConfig(method="magnitude", sparsity=0.5)
@@ -473,7 +465,7 @@ def test_the_stand_alone_file_is_the_same_in_all_checkpoints(tmp_path):
             model.save_pretrained(tmp_path / str(number))
             sources.add((tmp_path / str(number) / "modeling_camcut.py").read_bytes())
         (source,) = sources
-        assert source.count(b"\n") < 350 and source.count(b'"layers": ') == 1
+        assert source.count(b"\n") < 380 and source.count(b'"layers": ') == 1
         assert f'    "{tiny_config(architecture).model_type}": {{'.encode() in source
 
 

@@ -1,0 +1,98 @@
+# Copyright 2026 The optimum-camcut authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Lets the classes of transformers, and so its auto classes and pipelines, load what was pruned.
+
+Nothing here imports torch or transformers: it is read with the package.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+
+def let_classes_load_pruned(modeling_utils: ModuleType) -> None:
+    """Lets `from_pretrained` of every transformers class, and `from_config` of the auto classes, build a model to the
+    sizes that its config records. Where there is no record, they do as before.
+
+    Args:
+        modeling_utils: `transformers.modeling_utils`.
+    """
+    base = modeling_utils.PreTrainedModel
+    plain_load, plain_build = base.from_pretrained.__func__, base._from_config.__func__
+
+    @functools.wraps(plain_load)
+    def from_pretrained(cls: Any, pretrained_model_name_or_path: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if not _loads_pruned(cls) and _is_pruned(pretrained_model_name_or_path, kwargs) and not args:
+            from .checkpoint import load_pruned
+
+            return load_pruned(pretrained_model_name_or_path, model_class=cls, **kwargs)
+        return plain_load(cls, pretrained_model_name_or_path, *args, **kwargs)
+
+    @functools.wraps(plain_build)
+    def from_config(cls: Any, config: Any, **kwargs: Any) -> Any:
+        if not _loads_pruned(cls) and _has_record(config):
+            from .checkpoint import checkpoint_class
+
+            cls = checkpoint_class(cls)
+        return plain_build(cls, config, **kwargs)
+
+    base.from_pretrained = classmethod(from_pretrained)
+    base._from_config = classmethod(from_config)
+
+
+def _loads_pruned(model_class: Any) -> bool:
+    """Whether a class does so by itself, be it from this package or from a checkpoint's own file."""
+    return any(each.__name__ == "PrunedModel" for each in model_class.__mro__)
+
+
+def _has_record(config: Any) -> bool:
+    from ..architectures.modeling_camcut import cut_configs
+
+    return bool(cut_configs(config))
+
+
+def _is_pruned(name_or_path: Any, kwargs: Mapping[str, Any]) -> bool:
+    """Whether the config that a model will be built by holds a record. One that cannot be had or read holds none:
+    transformers then tells what is wrong with it."""
+    from transformers import PretrainedConfig
+    from transformers.utils import CONFIG_NAME
+
+    from ..utils.files import read_json
+    from .stored import HUB_ARGUMENTS, find
+
+    config = kwargs.get("config")
+    if isinstance(config, PretrainedConfig):  # as the auto classes pass it
+        return _has_record(config)
+    if name_or_path is None or kwargs.get("gguf_file"):
+        return False
+    path = str(config or name_or_path)
+    try:
+        if not os.path.isfile(path):
+            path = find(path, CONFIG_NAME, {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}) or ""
+        return bool(path) and _holds_record(read_json(path))
+    except (OSError, ValueError):
+        return False
+
+
+def _holds_record(found: Any) -> bool:
+    """Whether `config.json`, or a part of it, does."""
+    from ..architectures.modeling_camcut import RECORD
+
+    if not isinstance(found, dict):
+        return False
+    return bool(found.get(RECORD) or found.get("pruned_heads")) or any(map(_holds_record, found.values()))
