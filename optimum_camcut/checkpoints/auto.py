@@ -26,44 +26,29 @@ from typing import Any
 
 
 def let_classes_load_pruned(modeling_utils: ModuleType) -> None:
-    """Lets `from_pretrained` of every transformers class, and `from_config` of the auto classes, build a model to the
-    sizes that its config records. Where there is no record, they do as before.
+    """Lets `from_pretrained` of every transformers class build a model to the sizes that its config records. Where there
+    is no record, it does as before.
 
     Args:
         modeling_utils: `transformers.modeling_utils`.
     """
     base = modeling_utils.PreTrainedModel
-    plain_load, plain_build = base.from_pretrained.__func__, base._from_config.__func__
+    plain = base.from_pretrained.__func__
 
-    @functools.wraps(plain_load)
+    @functools.wraps(plain)
     def from_pretrained(cls: Any, pretrained_model_name_or_path: Any = None, *args: Any, **kwargs: Any) -> Any:
         if not _loads_pruned(cls) and _is_pruned(pretrained_model_name_or_path, kwargs) and not args:
             from .checkpoint import load_pruned
 
             return load_pruned(pretrained_model_name_or_path, model_class=cls, **kwargs)
-        return plain_load(cls, pretrained_model_name_or_path, *args, **kwargs)
-
-    @functools.wraps(plain_build)
-    def from_config(cls: Any, config: Any, **kwargs: Any) -> Any:
-        if not _loads_pruned(cls) and _has_record(config):
-            from .checkpoint import checkpoint_class
-
-            cls = checkpoint_class(cls)
-        return plain_build(cls, config, **kwargs)
+        return plain(cls, pretrained_model_name_or_path, *args, **kwargs)
 
     base.from_pretrained = classmethod(from_pretrained)
-    base._from_config = classmethod(from_config)
 
 
 def _loads_pruned(model_class: Any) -> bool:
     """Whether a class does so by itself, be it from this package or from a checkpoint's own file."""
     return any(each.__name__ == "PrunedModel" for each in model_class.__mro__)
-
-
-def _has_record(config: Any) -> bool:
-    from ..architectures.modeling_camcut import cut_configs
-
-    return bool(cut_configs(config))
 
 
 def _is_pruned(name_or_path: Any, kwargs: Mapping[str, Any]) -> bool:
@@ -72,12 +57,13 @@ def _is_pruned(name_or_path: Any, kwargs: Mapping[str, Any]) -> bool:
     from transformers import PretrainedConfig
     from transformers.utils import CONFIG_NAME
 
+    from ..architectures.modeling_camcut import cut_configs
     from ..utils.files import read_json
     from .stored import HUB_ARGUMENTS, find
 
     config = kwargs.get("config")
     if isinstance(config, PretrainedConfig):  # as the auto classes pass it
-        return _has_record(config)
+        return bool(cut_configs(config))
     if name_or_path is None or kwargs.get("gguf_file"):
         return False
     path = str(config or name_or_path)

@@ -85,6 +85,11 @@ class PrunedCheckpoint(SavesWhole):
             self._unread = None
         return super().__call__(*args, **kwargs)
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """What transformers 5 asks before it renames weights of older checkpoints: these have the model's own names."""
+        return True
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles and copies go by the class below, since the pruned one is made on demand."""
         return _empty, (plain_class(type(self)),), self.__dict__
@@ -121,7 +126,7 @@ def checkpoint_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
         plain: Any = base
         if base.__module__.rpartition(".")[2] == modeling_camcut.__name__.rpartition(".")[2]:
             plain = base.__mro__[2]  # loaded with trust_remote_code: the class below its copy of `PrunedModel`
-        members = {"__module__": __name__, "__doc__": plain.__doc__}
+        members = {"__module__": plain.__module__, "__doc__": plain.__doc__}  # optimum reads the library off it
         _made[base] = type(plain.__name__, (PrunedCheckpoint, pruned_class(plain)), members)
         _let_record(_made[base])
     return _made[base]
