@@ -41,6 +41,7 @@ ROOMS = (
     "surgery",
     "search",
     "checkpoints",
+    "export",
     "reporting",
     "tasks",
     "training",

@@ -26,8 +26,8 @@ from typing import Any
 
 
 def let_classes_load_pruned(modeling_utils: ModuleType) -> None:
-    """Lets `from_pretrained` of every transformers class build a model to the sizes that its config records. Where there
-    is no record, it does as before.
+    """Lets `from_pretrained` of every transformers class build a model to the sizes that its config records. Where
+    there is no record, it does as before.
 
     Args:
         modeling_utils: `transformers.modeling_utils`.

@@ -87,7 +87,7 @@ class PrunedCheckpoint(SavesWhole):
 
     @classmethod
     def is_custom_code(cls) -> bool:
-        """What transformers 5 asks before it renames weights of older checkpoints: these have the model's own names."""
+        """Asked by transformers 5 before it renames weights of older checkpoints: these have the model's own names."""
         return True
 
     def __reduce__(self) -> tuple[Any, ...]:

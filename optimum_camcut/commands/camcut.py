@@ -23,12 +23,21 @@ from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 from .benchmark import BenchmarkCommand
 from .compare import CompareCommand
 from .evaluate import EvaluateCommand
+from .export import ExportCommand
 from .prune import PruneCommand
 from .report import ReportCommand
 from .score import ScoreCommand
 
 
-COMMANDS = (ScoreCommand, PruneCommand, ReportCommand, BenchmarkCommand, CompareCommand, EvaluateCommand)
+COMMANDS = (
+    ScoreCommand,
+    PruneCommand,
+    ReportCommand,
+    BenchmarkCommand,
+    CompareCommand,
+    EvaluateCommand,
+    ExportCommand,
+)
 
 
 class CamCutCommand(BaseOptimumCLICommand):

@@ -115,4 +115,4 @@ def _scores(model: dict[str, Any], texts: dict[int, str], rows: int) -> list[flo
 
 
 def _prepends(step: dict[str, Any] | None) -> bool:
-    return bool(step) and step.get("type") == "Metaspace" and step.get("prepend_scheme", "always") != "never"
+    return step is not None and step.get("type") == "Metaspace" and step.get("prepend_scheme", "always") != "never"
