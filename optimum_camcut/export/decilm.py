@@ -21,7 +21,6 @@ that have an attention have as many queries: heads are filled up with zeros to t
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +29,14 @@ from huggingface_hub import save_torch_state_dict
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..utils.files import write_text
-from .decoder import Block, blocks_of_decoder, check_like_llama, head_width, rotary
+from .decoder import Block, biased, blocks_of_decoder, check_like_llama, head_width, rotary
 
 
 CODE_NAME = "configuration_decilm.py"
 CODE = '''# Copyright 2026 The optimum-camcut authors. Licensed under the Apache License, Version 2.0.
 """The config of a llama whose layers differ, as vLLM's `DeciLMForCausalLM` reads it."""
 
-from transformers import LlamaConfig
+from transformers import PretrainedConfig
 
 
 class Sizes(dict):
@@ -50,7 +49,7 @@ class Sizes(dict):
             raise AttributeError(name) from None
 
 
-class DeciLMConfig(LlamaConfig):
+class DeciLMConfig(PretrainedConfig):  # that of llama wants heads to divide the hidden size
     model_type = "nemotron-nas"
 
     def __init__(self, block_configs=(), **kwargs):
@@ -86,35 +85,31 @@ def export_decilm(model: PreTrainedModel, folder: str | Path) -> Path:
     if not model.config.tie_word_embeddings:
         weights["lm_head.weight"] = model.get_output_embeddings().weight
     for number, block in enumerate(blocks):
-        weights |= {f"model.layers.{number}.{name}": tensor for name, tensor in block.tensors()}
+        weights |= {f"model.layers.{number}.{name}": tensor for name, tensor in block.tensors(biased(blocks))}
     ready = {name: tensor.detach().to(model.dtype).contiguous().clone() for name, tensor in weights.items()}
     save_torch_state_dict(ready, folder, metadata={"format": "pt"})
     write_text(folder / CODE_NAME, CODE)
-    write_text(folder / "config.json", json.dumps(_config(model.config, blocks, ready, model.dtype), indent=2) + "\n")
+    write_text(folder / "config.json", json.dumps(_config(model.config, blocks, model.dtype), indent=2) + "\n")
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.save_pretrained(folder)
     return folder
 
 
-def _config(
-    config: PretrainedConfig, blocks: list[Block], weights: dict[str, torch.Tensor], dtype: torch.dtype
-) -> dict[str, Any]:
-    first = replace(blocks[0])
-    biases = {name.rpartition(".")[0].rpartition(".")[2] for name in weights if name.endswith(".bias")}
-    positions = rotary(config)
+def _config(config: PretrainedConfig, blocks: list[Block], dtype: torch.dtype) -> dict[str, Any]:
+    biases, positions = biased(blocks), rotary(config)
     found: dict[str, Any] = {
         "architectures": ["DeciLMForCausalLM"],
         "model_type": "nemotron-nas",
         "auto_map": {"AutoConfig": f"{CODE_NAME.removesuffix('.py')}.DeciLMConfig"},
         **{name: getattr(config, name) for name in (*FIELDS, *TOKENS)},
         "num_hidden_layers": len(blocks),
-        "num_attention_heads": first.heads,
-        "num_key_value_heads": first.groups,
+        "num_attention_heads": blocks[0].heads,
+        "num_key_value_heads": blocks[0].groups,
         "head_dim": head_width(config),
         "intermediate_size": max(block.neurons for block in blocks),
-        "attention_bias": "o_proj" in biases,
-        "qkv_bias": "q_proj" in biases,
-        "mlp_bias": "down_proj" in biases,
+        "attention_bias": "self_attn.o_proj" in biases,
+        "qkv_bias": "self_attn.q_proj" in biases,
+        "mlp_bias": "mlp.down_proj" in biases,
         "rope_theta": positions["rope_theta"],
         "rope_parameters": positions,
         "dtype": str(dtype).removeprefix("torch."),

@@ -19,7 +19,7 @@ computes what it did.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -62,8 +62,12 @@ class Block:
     def with_groups(self, groups: int) -> Block:
         return replace(self, groups=groups, heads=groups * self.per_group)
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Name -> tensor, of the sub-layers that have a size: zero where the layer is smaller, or has none."""
+    def tensors(self, biases: Collection[str] = ()) -> Iterator[tuple[str, Tensor]]:
+        """Name -> tensor, of the sub-layers that have a size: zero where the layer is smaller, or has none.
+
+        Args:
+            biases: of these projections there is a bias, be it of zeros.
+        """
         for norm, projections in NORMS.items():
             if not (self.heads if projections == ATTENTION else self.neurons):
                 continue
@@ -73,8 +77,8 @@ class Block:
             for name in projections:
                 shape, weight, bias = self._shape(name, hidden), *_weight_and_bias(self.layer, name)
                 yield f"{name}.weight", torch.zeros(shape) if weight is None else _filled(weight, shape)
-                if bias is not None:
-                    yield f"{name}.bias", _filled(bias, shape[:1])
+                if bias is not None or name in biases:
+                    yield f"{name}.bias", torch.zeros(shape[0]) if bias is None else _filled(bias, shape[:1])
 
     def _shape(self, name: str, hidden: int) -> tuple[int, int]:
         inside = {
@@ -89,6 +93,12 @@ class Block:
 def _filled(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     missing = [(0, wanted - there) for wanted, there in zip(shape, tensor.shape)]
     return pad(tensor, [each for pair in reversed(missing) for each in pair])
+
+
+def biased(blocks: Iterable[Block]) -> set[str]:
+    """Projections that have a bias in any block."""
+    names = (*ATTENTION, *FEED_FORWARD)
+    return {name for block in blocks for name in names if _weight_and_bias(block.layer, name)[1] is not None}
 
 
 def check_like_llama(model: PreTrainedModel, engine: str) -> None:
