@@ -12,7 +12,7 @@ CHECKED := optimum_camcut tests examples docs
 # Idle threads sleep: by default they spin, which on shared cores makes training several times slower.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: help demo test test-all run-tests test-faults style docs clean
+.PHONY: help demo test test-all run-tests test-faults test-engines style docs clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this help
@@ -23,7 +23,7 @@ demo: $(INSTALLED)  ## Fine-tune, prune and recover a real model; print dense ag
 
 # What loads, cuts and trains, and where that goes; transformers 4 has a pruning of its own to compare with.
 # Of the command line, what goes through all of it.
-TESTS4 := versions plain_shapes surgery checkpoint auto_classes parts entries types around layers imports trainer trainer_hooks downstream hub sentence_transformers embeddings
+TESTS4 := versions plain_shapes surgery checkpoint auto_classes parts entries types around layers imports trainer trainer_hooks downstream hub sentence_transformers embeddings optimum
 TESTS4 := $(foreach name,$(TESTS4),$(wildcard tests/test_$(name).py tests/*/test_$(name).py)) \
 	$(addprefix tests/commands/test_cli.py::test_,the_whole_job every_task)
 
@@ -31,10 +31,10 @@ TESTS4 := $(foreach name,$(TESTS4),$(wildcard tests/test_$(name).py tests/*/test
 #
 # Two workers with one thread each: torch would otherwise start a thread per core in every worker. Either environment
 # starts the Python of the other one, to exchange checkpoints.
-test: MARKED := not long
+test: MARKED := not long and not engines
 test: style run-tests  ## Check the style, run the tests, then those of loading, cutting and going elsewhere with transformers 4
 
-test-all: MARKED := long or not long
+test-all: MARKED := not engines
 test-all: style run-tests test-faults  ## The same with the scripts of all benchmarks and many more kills
 
 run-tests: $(INSTALLED4)
@@ -48,6 +48,11 @@ style: $(INSTALLED)  ## Check the style with ruff and the types with mypy
 	$(BIN)/ruff check $(CHECKED)
 	$(BIN)/ruff format --check $(CHECKED)
 	$(BIN)/mypy
+
+# llama.cpp, vLLM and OpenVINO, where they are installed: CONTRIBUTING.md says how.
+test-engines: $(INSTALLED4)  ## Ask the engines that take long to install, in the environments that have them
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m engines -rs tests/export
+	OMP_NUM_THREADS=1 $(BIN4)/python -m pytest -m engines -rs tests/export/test_optimum.py
 
 docs: $(INSTALLED_DOCS)  ## Build the documentation in site/; a broken link is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
@@ -65,9 +70,10 @@ $(INSTALLED_DOCS): $(INSTALLED)
 	$(BIN)/python -m pip install -c constraints.txt -e ".[docs]"
 	@touch $@
 
-# It sees the libraries of the other environment, and gets of its own only those that transformers 4 takes older.
+# It sees the libraries of the other environment, and gets of its own only those that transformers 4 takes older, and
+# optimum-onnx, which wants transformers 4.
 $(INSTALLED4): $(INSTALLED)
 	$(PYTHON) -m venv $(VENV4)
 	$(BIN)/python -c $(LIBRARIES) > "$$($(BIN4)/python -c $(LIBRARIES))/libraries.pth"
-	$(BIN4)/python -m pip install -c constraints.txt -e ".[tests]" "transformers>=4.57,<5"
+	$(BIN4)/python -m pip install -c constraints.txt -e ".[tests]" "transformers>=4.57,<5" "optimum-onnx[onnxruntime]==0.1.*"
 	@touch $@

@@ -59,11 +59,12 @@ pruned models as they are.
             Option("quantize", "gguf: kind of numbers. Default: as they are."),
             Option("tokenizer_gguf", "gguf: another GGUF file to take the tokenizer from, the dense model's, say."),
             Option("multiple_of", "plain: fill neurons up to a multiple of it.", kind=int, least=1),
+            Option("all_heads", "plain: fill heads up to those before the cut, for optimum-onnx.", kind=bool),
             Option("overwrite", "Write it even if it is there.", False, bool),
         )
 
     def execute(self, arguments: argparse.Namespace) -> None:
-        own = {"gguf": ("quantize", "tokenizer_gguf"), "plain": ("multiple_of",), "decilm": ()}
+        own = {"gguf": ("quantize", "tokenizer_gguf"), "plain": ("multiple_of", "all_heads"), "decilm": ()}
         for kind, names in own.items():
             for name in names:
                 if kind != arguments.format and getattr(arguments, name) is not None:
@@ -109,7 +110,7 @@ pruned models as they are.
             from ..export.plain import fill_up
             from ..planning.measure import count_parameters
 
-            filled = fill_up(model, arguments.multiple_of or 1)
+            filled = fill_up(model, arguments.multiple_of or 1, bool(arguments.all_heads))
             print(f"{count_parameters(filled):,} parameters with the zeros")
             filled.save_pretrained(output)
         if tokenizer is None:

@@ -39,7 +39,7 @@ NEAR = 1e-3  # share of the answers' spread
 
 
 @torch.no_grad()
-def fill_up(model: PreTrainedModel, multiple_of: int = 1) -> PreTrainedModel:
+def fill_up(model: PreTrainedModel, multiple_of: int = 1, all_heads: bool = False) -> PreTrainedModel:
     """A plain model that computes what a pruned one does, for engines that know one size for all layers.
 
     Each kind of unit gets, in all layers, as many as the largest layer has kept, if the config has a field for it,
@@ -48,6 +48,8 @@ def fill_up(model: PreTrainedModel, multiple_of: int = 1) -> PreTrainedModel:
     Args:
         model: pruned; it stays as it is.
         multiple_of: neurons are filled up to a multiple of it.
+        all_heads: heads are filled up to those before the cut, for what divides the hidden size by their number to
+            know how wide they are: `ORTModelForCausalLM` of optimum-onnx 0.1 does.
 
     Returns:
         `PreTrainedModel`: saved by `save_pretrained` as an ordinary checkpoint.
@@ -66,7 +68,7 @@ def fill_up(model: PreTrainedModel, multiple_of: int = 1) -> PreTrainedModel:
             f"experts are gone from {experts[0]!r}, and a router would choose ones of zeros in their place"
         )
     filled = _uncut(model, PruningPlan(units, {name: plan.sizes[name] for name in units}, plan.model_type))
-    apply_plan(filled, _even(filled, units, multiple_of))
+    apply_plan(filled, _even(filled, units, multiple_of, all_heads))
     filled.config.__dict__.pop(RECORD, None)
     filled.__class__, filled.pruning_plan = plain_class(type(model)), None
     _check_same(model, filled)
@@ -95,7 +97,9 @@ def _uncut(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
     return dense
 
 
-def _even(model: PreTrainedModel, units: Mapping[str, Sequence[int]], multiple_of: int) -> PruningPlan:
+def _even(
+    model: PreTrainedModel, units: Mapping[str, Sequence[int]], multiple_of: int, all_heads: bool
+) -> PruningPlan:
     """What to keep of the uncut model: in every layer the units that were kept, and as many of zeros as it takes."""
     groups = [group for group in list_groups(model) if group.kind != "layers"]
     gone = {name for name, left in units.items() if not left}
@@ -108,7 +112,9 @@ def _even(model: PreTrainedModel, units: Mapping[str, Sequence[int]], multiple_o
         wanted = max(1, *(len(kept[group.name]) for group in same), 0)
         if label.endswith("neurons"):
             wanted = math.ceil(wanted / multiple_of) * multiple_of
-        for number in range(wanted, size) if label in fields else ():
+        if label not in fields or (all_heads and label.endswith("heads")):
+            continue
+        for number in range(wanted, size):
             chosen = {group.name: _with(kept[group.name], number, group.size) for group in same}
             found = PruningPlan(chosen, {group.name: group.size for group in same}, model.config.model_type)
             if plain_shape(model, found) is not None:

@@ -26,13 +26,11 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from models import TOKENS, VOCABULARY, even_plan, random_plan, tiny_batch, tiny_model
+from checkpoints import tokenizer
+from models import TOKENS, even_plan, random_plan, tiny_batch, tiny_model
 from places import REPOSITORY, TESTS
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
 from torch import nn
-from transformers import PreTrainedTokenizerFast, pipeline
+from transformers import pipeline
 
 from optimum_camcut import CamCutTrainer, PruningConfig, PruningPlan, apply_plan, find_groups, load_pruned
 
@@ -82,17 +80,6 @@ def saved(tmp_path_factory):
         return model, folder
 
     return save
-
-
-def tokenizer():
-    """One word a token: w0, w1, ..."""
-    words = {"[PAD]": 0, "[CLS]": 1, "[SEP]": 2} | {f"w{number}": number for number in range(3, VOCABULARY)}
-    model = Tokenizer(WordLevel(words, unk_token="[PAD]"))
-    model.pre_tokenizer = Whitespace()
-    names = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[PAD]"}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=model, model_input_names=["input_ids", "attention_mask"], model_max_length=64, **names
-    )
 
 
 def load(folder, loader, task="SequenceClassification", **kwargs):

@@ -17,7 +17,11 @@ import json
 
 import torch
 import transformers
-from models import random_plan, tiny_batch, tiny_model
+from models import VOCABULARY, random_plan, tiny_batch, tiny_model
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast
 
 from optimum_camcut import apply_plan
 
@@ -39,6 +43,17 @@ def edit_json(path, change):
     value = json.loads(path.read_text())
     change(value)
     path.write_text(json.dumps(value))
+
+
+def tokenizer():
+    """One word a token: w0, w1, ..."""
+    words = {"[PAD]": 0, "[CLS]": 1, "[SEP]": 2} | {f"w{number}": number for number in range(3, VOCABULARY)}
+    model = Tokenizer(WordLevel(words, unk_token="[PAD]"))
+    model.pre_tokenizer = Whitespace()
+    names = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[PAD]"}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=model, model_input_names=["input_ids", "attention_mask"], model_max_length=64, **names
+    )
 
 
 class OfTheUsersOwn(transformers.BertForSequenceClassification):
