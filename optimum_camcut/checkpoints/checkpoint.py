@@ -30,6 +30,7 @@ from ..architectures.modeling_camcut import RECORD, cut_configs, has_record, pru
 from ..architectures.structure import check_supported, sub_configs
 from ..architectures.table import ARCHITECTURES, unsupported_architecture
 from ..planning.plan import PLAN_NAME, PLANS_NAME
+from .quantized import leaving_out
 from .saving import SavesWhole
 from .stored import (
     HUB_ARGUMENTS,
@@ -102,7 +103,9 @@ class PrunedCheckpoint(SavesWhole):
         kwargs["use_safetensors"] = True  # other files are pickles
         quantize = kwargs.get("quantization_config") is not None
         if quantize:
-            quantize = getattr(load_config(name_or_path, hub), "quantization_config", None) is None
+            config = kwargs.get("config") or load_config(name_or_path, hub)
+            quantize = getattr(config, "quantization_config", None) is None
+            kwargs["quantization_config"] = leaving_out(cls, config, kwargs["quantization_config"])
         stored = StoredWeights(name_or_path, cls.base_model_prefix, hub, kwargs.get("variant"))
         loading = _loading.set(Loading(stored, kwargs.get("ignore_mismatched_sizes", False), quantize))
         try:

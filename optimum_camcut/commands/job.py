@@ -98,11 +98,15 @@ class Job:
     def model(self) -> PreTrainedModel:
         return self.trainer.accelerator.unwrap_model(self.trainer.model)
 
-    def evaluate(self) -> dict[str, float]:
-        """Metrics of the model as it is, the one to compare by first."""
+    def evaluate(self, rows: Any = None) -> dict[str, float]:
+        """Metrics of the model as it is, the one to compare by first.
+
+        Args:
+            rows: to measure on. Of the job's own, the trainer keeps what it finds.
+        """
         from ..reporting.numbers import SPEED
 
-        measured = self.trainer.evaluate()
+        measured = self.trainer.evaluate(rows)
         found = {name.removeprefix("eval_"): float(v) for name, v in measured.items() if not name.endswith(SPEED)}
         found["loss"] = found.pop("loss")  # last
         if not self.task.warned:  # of the dense model, which comes first

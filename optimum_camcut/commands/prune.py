@@ -19,6 +19,7 @@ import argparse
 import dataclasses
 import json
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -35,14 +36,15 @@ from .command import Command
 from .job import Job, check_job, dataset_name, make_job
 from .options import DATA, EVALUATION, MODEL, OUTPUT, REPEATS, SCORES, Option, pruning_config, pruning_options
 from .output import check_output
-from .results import DENSE, PRUNED, RESULTS_NAME, measure_both, results_table, weights_on_disk
+from .quantize import KINDS, check_quantize, evaluate, quantize
+from .results import DENSE, PRUNED, QUANTIZED, RESULTS_NAME, measure_both, results_table, weights_on_disk
 from .saved_scores import SavedScores, identify
 
 
 logger = logging.getLogger(__name__)
 
 RUN_NAME = "_run.json"  # a run that has not ended: its flags, and the dense model's metrics
-NOT_OF_THE_RUN = ("given", "config", "output", "overwrite", "resume", "dry_run", "verbose", "repeats")
+NOT_OF_THE_RUN = ("given", "config", "output", "overwrite", "resume", "dry_run", "verbose", "repeats", "quantize")
 
 
 class PruneCommand(Command):
@@ -77,6 +79,12 @@ TrainingArguments, for the recovery by fine-tuning:
             dataclasses.replace(option, help=f"{option.help} {default}") if option.name == "recovery" else option
             for option in pruning_options()
         ]
+        bits = Option(
+            "quantize",
+            "Also write the pruned model with its weights in so many bits, by torchao, into a folder of that name in "
+            "--output, and measure it beside the others.",
+            choices=KINDS,
+        )
         dry = Option("dry_run", "Print the plan and what it would save; cut and write nothing.", False, bool)
         resume = Option(
             "resume",
@@ -85,7 +93,7 @@ TrainingArguments, for the recovery by fine-tuning:
             False,
             bool,
         )
-        return (*MODEL, *DATA, *EVALUATION, *pruning, *training, SCORES, REPEATS, dry, resume, *OUTPUT)
+        return (*MODEL, *DATA, *EVALUATION, *pruning, *training, SCORES, REPEATS, bits, dry, resume, *OUTPUT)
 
     def read(self) -> argparse.Namespace:
         arguments = super().read()
@@ -112,6 +120,9 @@ TrainingArguments, for the recovery by fine-tuning:
         if arguments.resume and before is None:
             logger.warning("no run was interrupted in %s: starting from the beginning", output)
         check_job(arguments, evaluates=True)
+        if arguments.quantize and arguments.dry_run:
+            raise ValueError("--dry_run writes nothing, and so quantizes nothing: leave --quantize out")
+        check_quantize(arguments.quantize, int(os.environ.get("WORLD_SIZE", "1")))
         with tempfile.TemporaryDirectory() if arguments.dry_run else nullcontext(output) as folder:
             job = make_job(arguments, config, folder, evaluates=True)
             if scores is not None:
@@ -190,9 +201,16 @@ TrainingArguments, for the recovery by fine-tuning:
             return
         pruned = job.model
         dense = load_model(arguments.model, job.task, dtype=pruned.dtype, revision=arguments.revision)
-        results = measure_both(dense, pruned, config, arguments.repeats)
+        quantized = None
+        if arguments.quantize:
+            quantized, folder = quantize(job, output, arguments.quantize)
+            measured[QUANTIZED] = evaluate(job, quantized)
+        results = measure_both(dense, pruned, config, arguments.repeats, quantized)
         results[PRUNED]["bytes"] = weights_on_disk(output)
-        for name in (DENSE, PRUNED):
+        if quantized is not None:
+            results[QUANTIZED]["bytes"] = weights_on_disk(folder)
+            results |= {"quantize": arguments.quantize}
+        for name in {DENSE, PRUNED, *measured}:
             results[name]["metrics"] = measured.get(name, {})
         told = {"model": arguments.model, "dataset": dataset_name(arguments), "identity": identity}
         write_json(output / RESULTS_NAME, {**told, **results})

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 RESULTS_NAME = "pruning_results.json"
-DENSE, PRUNED = "dense", "pruned"
+DENSE, PRUNED, QUANTIZED = "dense", "pruned", "quantized"
 
 
 def measured_length(model: PreTrainedModel, config: PruningConfig) -> int:
@@ -55,17 +55,25 @@ def weights_on_disk(folder: Path) -> int:
 
 
 def measure_both(
-    dense: PreTrainedModel, pruned: PreTrainedModel, config: PruningConfig, repeats: int
+    dense: PreTrainedModel,
+    pruned: PreTrainedModel,
+    config: PruningConfig,
+    repeats: int,
+    quantized: PreTrainedModel | None = None,
 ) -> dict[str, Any]:
-    """Costs and latency of both, measured in turn, as JSON types."""
+    """Costs and latency of both, measured in turn, as JSON types; and of the pruned one quantized, if it was."""
     from ..planning.measure import input_size, measure_latency
 
     length = measured_length(pruned, config)
     dense.to(pruned.device)
-    models = {DENSE: dense, PRUNED: pruned}
+    models = {DENSE: dense, PRUNED: pruned, **({} if quantized is None else {QUANTIZED: quantized})}
     times = measure_latency(models, config.latency_batch_size, length, repeats)
     found: dict[str, Any] = {
-        name: {**costs(model, length), "latency": dataclasses.asdict(times[name]), "metrics": {}}
+        name: {
+            **costs(pruned if name == QUANTIZED else model, length),
+            "latency": dataclasses.asdict(times[name]),
+            "metrics": {},
+        }
         for name, model in models.items()
     }
     size = {"sequence_length": length, "input_size": input_size(pruned, length)}
@@ -73,22 +81,24 @@ def measure_both(
 
 
 def results_table(results: Mapping[str, Any]) -> str:
-    """Dense against pruned."""
+    """Dense against pruned, and against that quantized, if it was."""
     size, batch = results["input_size"], results["latency_batch_size"]
-    dense, pruned = results[DENSE], results[PRUNED]
+    names = [DENSE, PRUNED, *([QUANTIZED] if QUANTIZED in results else [])]
+    columns = [results[name] for name in names]
     rows = [
         ("parameters (M)", "parameters", 1e-6, ".2f"),
         (f"FLOPs, 1 x {size} (G)", "flops", 1e-9, ".3f"),
         ("weights on disk (MB)", "bytes", 1e-6, ".2f"),
     ]
-    cells = [(label, dense[name] * scale, pruned[name] * scale, style) for label, name, scale, style in rows]
-    times = [1e3 * results[name]["latency"]["median"] for name in (DENSE, PRUNED)]
-    cells.insert(2, (f"latency, {batch} x {size} (ms)", *times, ".2f"))
-    names = dict.fromkeys([*pruned["metrics"], *dense["metrics"]])
-    cells += [(name, dense["metrics"].get(name), pruned["metrics"].get(name), ".4f") for name in names]
-    lines = [["", DENSE, PRUNED, "pruned/dense"]]
-    for label, before, after, style in cells:
-        texts = ["-" if value is None else format(value, style) for value in (before, after)]
-        ratio = f"{after / before:.3f}" if before and after is not None else "-"
-        lines.append([label, *texts, ratio])
+    cells = [(label, [column[name] * scale for column in columns], style) for label, name, scale, style in rows]
+    times = [1e3 * column["latency"]["median"] for column in columns]
+    cells.insert(2, (f"latency, {batch} x {size} (ms)", times, ".2f"))
+    metrics = dict.fromkeys(name for column in reversed(columns) for name in column["metrics"])
+    cells += [(name, [column["metrics"].get(name) for column in columns], ".4f") for name in metrics]
+    titles = [results.get("quantize", name) if name == QUANTIZED else name for name in names]
+    lines = [["", *titles, *(f"{title}/{DENSE}" for title in titles[1:])]]
+    for label, values, style in cells:
+        texts = ["-" if value is None else format(value, style) for value in values]
+        ratios = [f"{v / values[0]:.3f}" if values[0] and v is not None else "-" for v in values[1:]]
+        lines.append([label, *texts, *ratios])
     return as_text(lines)

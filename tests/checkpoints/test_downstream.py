@@ -358,6 +358,27 @@ def test_torchao_after_loading(architecture, cut, saved):
     assert_near(logits(quantized), logits(model), 0.15)
 
 
+def test_torchao_leaves_alone_what_it_cannot_hold(tmp_path, caplog):
+    """Layers that lost all units; and in groups, inputs that do not fill them, which is told."""
+    torchao = pytest.importorskip("torchao.quantization")
+    model = tiny_model("bert", hidden_size=64, num_attention_heads=4, intermediate_size=64)
+    keep = {"layer.0.heads": (), "layer.1.neurons": (), "layer.2.neurons": range(33)}
+    apply_plan(model, PruningPlan(keep)).save_pretrained(tmp_path)
+    quantized = load_pruned(tmp_path, quantization_config=torchao_config())
+    packed = {name for name, p in quantized.named_parameters() if type(p).__module__.startswith("torchao.")}
+    assert "bert.encoder.layer.2.output.dense.weight" in packed
+    assert not {name for name in packed if "layer.1.output" in name or "layer.0.attention.self" in name}
+    assert_near(logits(quantized), logits(model), 0.05)
+    kind = torchao.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=torchao.PerGroup(32))
+    caplog.clear()
+    grouped = load_pruned(tmp_path, quantization_config=transformers.TorchAoConfig(kind))
+    packed = {name for name, p in grouped.named_parameters() if type(p).__module__.startswith("torchao.")}
+    assert "bert.encoder.layer.2.output.dense.weight" not in packed
+    assert "bert.encoder.layer.2.intermediate.dense.weight" in packed
+    told = [record.getMessage() for record in caplog.records if record.name.startswith("optimum_camcut")]
+    assert len(told) == 1 and "layer.2.output.dense; cut with multiple_of=32" in told[0]
+
+
 def torchao_config():
     torchao = pytest.importorskip("torchao.quantization")
     return transformers.TorchAoConfig(torchao.Int8WeightOnlyConfig())

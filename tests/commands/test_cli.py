@@ -259,6 +259,40 @@ def test_the_whole_job(from_wheel, job, tmp_path):
     assert PruningConfig.from_pretrained(output).recovery == "reconstruct"  # by default
 
 
+@pytest.mark.once  # with transformers 4 it is refused
+def test_quantized_beside_dense_and_pruned(job, tmp_path, capsys):
+    """In 8 bits it is smaller, answers alike and loads."""
+    output = tmp_path / "pruned"
+    main("prune", *flags(**{**job, "output": output, "quantize": "int8"}))
+    results = json.loads((output / "pruning_results.json").read_text())
+    folder = output / "int8"
+    assert results["quantize"] == "int8"
+    assert results["quantized"]["bytes"] == (folder / "model.safetensors").stat().st_size < results["pruned"]["bytes"]
+    assert results["quantized"]["parameters"] == results["pruned"]["parameters"]
+    assert results["quantized"]["metrics"]["loss"] == pytest.approx(results["pruned"]["metrics"]["loss"], rel=0.05)
+    assert results["quantized"]["metrics"]["loss"] != results["pruned"]["metrics"]["loss"]
+    assert "pruned/dense  int8/dense" in capsys.readouterr().out
+    loaded = AutoModelForSequenceClassification.from_pretrained(folder)
+    packed = [p for p in loaded.parameters() if type(p).__module__.startswith("torchao.")]
+    assert packed and loaded.pruning_plan == load_pruned(output).pruning_plan
+    assert AutoTokenizer.from_pretrained(folder)("what is") == AutoTokenizer.from_pretrained(output)("what is")
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"quantize": "int4"}, "packs 4 bits on GPUs alone"),
+        ({"quantize": "int8", "dry_run": True}, "leave --quantize out"),
+    ],
+)
+def test_what_cannot_be_quantized_is_told_before_any_work(changes, message, job, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match=message):
+        main("prune", *flags(**{**job, "output": tmp_path / "pruned", **changes}))
+    assert not (tmp_path / "pruned").exists()
+
+
 @pytest.mark.long  # as test_run_glue.py does with the script that this starts
 def test_two_processes_make_the_same_plan(from_wheel, job, tmp_path):
     config = tmp_path / "config.json"
