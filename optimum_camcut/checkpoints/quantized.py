@@ -19,12 +19,11 @@ import copy
 import logging
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.quantizers.base import HfQuantizer
 
-from ..architectures.modeling_camcut import DrawsNothing
+from .stored import skeleton
 
 
 logger = logging.getLogger(__name__)
@@ -37,8 +36,7 @@ def leaving_out(model_class: type[PreTrainedModel], config: PretrainedConfig, qu
         return quantizer
     group = getattr(quantizer.quant_type, "group_size", None)
     group = group or getattr(getattr(quantizer.quant_type, "granularity", None), "group_size", None)
-    with torch.device("meta"), DrawsNothing():
-        model = model_class(copy.deepcopy(config))
+    model = skeleton(model_class, config)
     linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     empty = [name for name, module in linear.items() if not module.weight.numel()]
     broken = [name for name, module in linear.items() if group and module.in_features % group and name not in empty]
