@@ -362,12 +362,14 @@ def test_torchao_leaves_alone_what_it_cannot_hold(tmp_path, caplog):
     """Layers that lost all units; and in groups, inputs that do not fill them, which is told."""
     torchao = pytest.importorskip("torchao.quantization")
     model = tiny_model("bert", hidden_size=64, num_attention_heads=4, intermediate_size=64)
-    keep = {"layer.0.heads": (), "layer.1.neurons": (), "layer.2.neurons": range(33)}
+    keep = {"layer.1.neurons": (), "layer.2.neurons": range(33)}
+    keep |= {"layer.0.heads": ()} if MAJOR > 4 else {}  # 4 runs no attention without heads
     apply_plan(model, PruningPlan(keep)).save_pretrained(tmp_path)
     quantized = load_pruned(tmp_path, quantization_config=torchao_config())
     packed = {name for name, p in quantized.named_parameters() if type(p).__module__.startswith("torchao.")}
     assert "bert.encoder.layer.2.output.dense.weight" in packed
-    assert not {name for name in packed if "layer.1.output" in name or "layer.0.attention.self" in name}
+    empty = {name for name, parameter in load_pruned(tmp_path).named_parameters() if not parameter.numel()}
+    assert len(empty) > 1 and not empty & packed
     assert_near(logits(quantized), logits(model), 0.05)
     kind = torchao.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=torchao.PerGroup(32))
     caplog.clear()

@@ -15,6 +15,7 @@
 optimum-onnx and optimum-intel want."""
 
 import functools
+import json
 import os
 import subprocess
 import sys
@@ -24,6 +25,7 @@ import torch
 from checkpoints import tokenizer
 from models import random_plan, tiny_batch, tiny_model
 from places import PATH
+from transformers import pipeline
 
 from optimum_camcut import PruningPlan, apply_plan
 from optimum_camcut.export.plain import fill_up
@@ -143,3 +145,31 @@ def test_decoders_go_to_openvino_as_they_go_to_onnx(saved, openvino):
         load(folder, export=True, ov_config=F32)
     model, folder = saved("llama", "units", "CausalLM", change=fill_up)
     assert written(load(folder, export=True, ov_config=F32)) == written(model)
+
+
+# --- Node.js --------------------------------------------------------------------------------------------------------
+
+
+NODE = os.environ.get("CAMCUT_NODE")  # a folder where `npm install @huggingface/transformers` was run
+ASK = """
+import { env, pipeline } from "@huggingface/transformers";
+env.allowRemoteModels = false;
+env.localModelPath = process.argv[1];
+const ask = await pipeline("text-classification", "js", { dtype: "fp32" });
+console.log(JSON.stringify(await ask("w5 w6 w7")));
+"""
+
+
+@pytest.mark.engines
+@pytest.mark.skipif(not NODE, reason="CAMCUT_NODE names no folder with the package @huggingface/transformers")
+def test_transformers_js_answers_as_torch_does(saved, tmp_path):
+    _, folder = saved("bert", "units")
+    exported = onnxruntime.ORTModelForSequenceClassification.from_pretrained(folder, export=True)
+    exported.save_pretrained(tmp_path / "js" / "onnx")
+    (tmp_path / "js" / "onnx" / "config.json").rename(tmp_path / "js" / "config.json")
+    tokenizer().save_pretrained(tmp_path / "js")
+    command = ["node", "--input-type=module", "-e", ASK, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=NODE)
+    assert done.returncode == 0, done.stderr
+    [found], [expected] = json.loads(done.stdout), pipeline("text-classification", str(folder))("w5 w6 w7")
+    assert found["label"] == expected["label"] and found["score"] == pytest.approx(expected["score"], abs=1e-5)

@@ -13,7 +13,10 @@
 # limitations under the License.
 """Folders for other engines: plain checkpoints, and those of vLLM's `DeciLMForCausalLM`."""
 
+import importlib.util
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -186,3 +189,42 @@ def test_vllm_takes_decoders_like_llama_alone(tmp_path):
     with pytest.raises(ValueError, match="vLLM's DeciLM has layers of different sizes for decoders like llama alone"):
         export_decilm(tiny_model("gpt2", task="CausalLM"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+VLLM = """
+import os, sys
+import vllm.platforms
+from vllm.platforms.cpu import CpuPlatform
+vllm.platforms._current_platform = CpuPlatform()  # wherever this runs
+import torch
+from safetensors.torch import load_file
+from vllm.config import DeviceConfig, ModelConfig, VllmConfig, set_current_vllm_config
+from vllm.distributed import init_distributed_environment, initialize_model_parallel
+folder = sys.argv[1]
+config = ModelConfig(
+    folder, skip_tokenizer_init=True, trust_remote_code=True, dtype="float32", enforce_eager=True, max_model_len=64
+)
+whole = VllmConfig(model_config=config, device_config=DeviceConfig(device="cpu"))
+with set_current_vllm_config(whole):
+    init_distributed_environment(1, 0, f"file://{folder}/store", 0, "gloo")
+    initialize_model_parallel(1, 1)
+    torch.set_default_dtype(torch.float32)
+    from vllm.model_executor.models.nemotron_nas import DeciLMForCausalLM
+    model = DeciLMForCausalLM(vllm_config=whole)
+    loaded = model.load_weights(iter(load_file(folder + "/model.safetensors").items()))
+names = {name for name, _ in model.named_parameters()}
+print("loaded", config.architectures[0], len(loaded), len(names), loaded == names)
+"""
+
+
+@pytest.mark.engines
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM, which is large")
+@pytest.mark.parametrize("kind", DECILM)
+def test_vllm_itself_takes_the_config_and_every_weight(kind, tmp_path):
+    """On a CPU: it builds the model and loads it, by its own code. It has no kernels there to run it."""
+    model = tiny_model("llama", task="CausalLM", head_dim=32)
+    export_decilm(apply_plan(model, PruningPlan(DECILM[kind])), tmp_path)
+    done = subprocess.run([sys.executable, "-c", VLLM, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    words = done.stdout.strip().splitlines()[-1].split()
+    assert words[:2] == ["loaded", "DeciLMForCausalLM"] and words[-1] == "True" and int(words[2]) > 10
