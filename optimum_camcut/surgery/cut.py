@@ -42,6 +42,7 @@ from ..architectures.structure import (
     sub_configs,
 )
 from ..planning.plan import PruningPlan, as_in_config, is_weight, plain_shape, plan_of, without_removed
+from ..utils.from_gguf import forget_gguf
 from ..utils.handed_in import handed_in
 from ..utils.sharding import check_whole
 from .masking import list_masks, zero_weights
@@ -109,6 +110,7 @@ def apply_plan(model: ModelOrModule, plan: PruningPlan) -> ModelOrModule:
     before_cut = list(inner.parameters())
     cut_groups(inner, [(group, [group.units.index(unit) for unit in units]) for group, units in cuts])
     refuse_steps_of(before_cut, inner)
+    forget_gguf(inner)
     inner.pruning_plan = kept
     zero_weights(mask for mask in list_masks(inner) if mask.name in masks)
     before_record = inner.config

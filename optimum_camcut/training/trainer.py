@@ -42,6 +42,7 @@ from ..scoring.loop import Scores, score_groups
 from ..search.divergence import distillation_loss, meanings_of
 from ..surgery.masking import hold_masks, list_masks, warn_of_zeros
 from ..utils.files import write_errors
+from ..utils.from_gguf import forget_gguf
 from ..utils.sharding import whole_checkpoints
 from .adapters import adapted, check_adapters, merged_for_now, save_adapters
 from .checks import check_masks, check_overrides, check_trainer, require_config, warn_of_float16
@@ -101,6 +102,7 @@ class CamCutTrainer(Trainer):
     ) -> None:
         if pruning_config is not None and not isinstance(pruning_config, PruningConfig):
             raise TypeError(f"pruning_config should be a PruningConfig, got {type(pruning_config).__name__}")
+        forget_gguf(kwargs.get("model", positional[0] if positional else None))
         super().__init__(*positional, **kwargs)
         self.pruning_config = pruning_config
         self.run = Run(Path(self.args.output_dir))

@@ -15,6 +15,7 @@
 it is asked too."""
 
 import importlib.util
+import json
 import sys
 
 import numpy as np
@@ -23,10 +24,10 @@ import torch
 from models import random_plan, tiny_batch, tiny_model
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, TrainingArguments
 from types_of_models import model_of
 
-from optimum_camcut import PruningPlan, apply_plan
+from optimum_camcut import CamCutTrainer, PruningConfig, PruningPlan, apply_plan, load_pruned
 
 
 gguf = pytest.importorskip("gguf", reason="the extra `gguf` is not installed")
@@ -234,6 +235,29 @@ def test_a_model_of_equal_layers_is_read_by_transformers(tmp_path):
     ids = tiny_batch(labels=False, padding=False)["input_ids"]
     with torch.no_grad():
         assert torch.allclose(loaded(ids).logits, model(ids).logits, atol=1e-5)
+
+
+def test_a_model_from_a_gguf_file_is_cut_trained_and_saved(tmp_path):
+    """Which transformers calls quantized; its tokenizer comes along."""
+    export_gguf(pruned("dense"), tmp_path / "m.gguf", tokenizer=byte_level(), quantize="F16", disable_tqdm=True)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="m.gguf", dtype=torch.float32)
+    ids = tiny_batch(labels=False, padding=False)["input_ids"]
+    trainer = CamCutTrainer(
+        model=model,
+        args=TrainingArguments(tmp_path / "run", max_steps=1, report_to="none", use_cpu=True),
+        train_dataset=[{"input_ids": row, "labels": row} for row in ids],
+        pruning_config=PruningConfig("magnitude", sparsity=0.5),
+    )
+    trainer.train()
+    trainer.save_model(tmp_path / "cut")
+    loaded, written = load_pruned(tmp_path / "cut"), json.loads((tmp_path / "cut" / "config.json").read_text())
+    assert "quantization_config" not in written
+    with torch.no_grad():
+        assert torch.equal(loaded(ids).logits, trainer.model.eval()(ids).logits)
+    second = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="m.gguf", dtype=torch.float32)
+    apply_plan(second, PruningPlan(PLANS["units"])).save_pretrained(tmp_path / "second")
+    with torch.no_grad():
+        assert torch.equal(load_pruned(tmp_path / "second")(ids).logits, second(ids).logits)
 
 
 # --- tokenizers -----------------------------------------------------------------------------------------------------
