@@ -11,10 +11,11 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""How fast the ONNX export of a pruned model runs in onnxruntime, beside that of the dense one and torch itself.
+"""How fast the ONNX export of a pruned model runs in onnxruntime, beside that of the dense one, of both in 8 bits, and
+torch itself.
 
-Both are exported with a dynamic batch size and length and checked against torch on another shape; then every round
-runs each once, so that a busy machine slows all alike.
+Both are exported with a dynamic batch size and length and checked against torch on another shape; onnxruntime then
+makes 8 bits of the weights (`quantize_dynamic`). Every round runs each once, so that a busy machine slows all alike.
 
     python examples/benchmarks/onnx_speed.py --output onnx_speed.json
 
@@ -33,6 +34,7 @@ from pathlib import Path
 
 import onnxruntime
 import torch
+from onnxruntime.quantization import QuantType, quantize_dynamic
 from study import add, add_arguments, make_parser, settings_of
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification, PreTrainedModel
@@ -63,10 +65,8 @@ def run_onnx(session: onnxruntime.InferenceSession, batch: dict[str, Tensor]) ->
     return torch.from_numpy(session.run(None, {name: tensor.numpy() for name, tensor in batch.items()})[0])
 
 
-def export(model: PreTrainedModel, file: Path, threads: int) -> tuple[onnxruntime.InferenceSession, float]:
-    """A session, and its largest difference to torch's logits on a shape that it was not exported with."""
-    vocabulary = model.config.vocab_size
-    batch, other = inputs(vocabulary, 2, 16), inputs(vocabulary, 3, 11)
+def export(model: PreTrainedModel, file: Path) -> None:
+    batch = inputs(model.config.vocab_size, 2, 16)
     shapes = {name: {0: "batch", 1: "tokens"} for name in batch}
     torch.onnx.export(
         Logits(model).eval(),
@@ -78,6 +78,11 @@ def export(model: PreTrainedModel, file: Path, threads: int) -> tuple[onnxruntim
         dynamic_shapes=shapes,
         verbose=False,
     )
+
+
+def open_session(model: PreTrainedModel, file: Path, threads: int) -> tuple[onnxruntime.InferenceSession, float]:
+    """A session, and its largest difference to torch's logits on a shape that it was not exported with."""
+    other = inputs(model.config.vocab_size, 3, 11)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
@@ -104,10 +109,15 @@ def main() -> None:
     differences, megabytes = {}, {}
     with tempfile.TemporaryDirectory() as folder:
         for name, model in models.items():
-            (Path(folder) / name).mkdir()
-            session, differences[name] = export(model, Path(folder) / name / "model.onnx", threads)
-            megabytes[name] = sum(file.stat().st_size for file in (Path(folder) / name).iterdir()) / 1e6
-            tasks[f"onnx {name}"] = lambda session=session: run_onnx(session, batch)
+            file = Path(folder) / name / "model.onnx"
+            file.parent.mkdir()
+            export(model, file)
+            megabytes[name] = sum(each.stat().st_size for each in file.parent.iterdir()) / 1e6
+            quantize_dynamic(file, file.with_name("int8.onnx"), weight_type=QuantType.QInt8)
+            megabytes[f"{name} int8"] = file.with_name("int8.onnx").stat().st_size / 1e6
+            for label, path in ((name, file), (f"{name} int8", file.with_name("int8.onnx"))):
+                session, differences[label] = open_session(model, path, threads)
+                tasks[f"onnx {label}"] = lambda session=session: run_onnx(session, batch)
             tasks[f"torch {name}"] = lambda model=model: run_torch(model, batch)
         times: dict[str, list[float]] = {name: [] for name in tasks}
         for number in range(options.rounds + 1):
@@ -127,8 +137,8 @@ def main() -> None:
     print(f"{shape}, {options.rounds} rounds, {threads} threads, medians (first to third quartile) in milliseconds")
     for name, r in results.items():
         low, middle, high = (1e3 * r[key] for key in ("first_quartile", "median", "third_quartile"))
-        print(f"{name:<14}{f'{middle:.1f} ({low:.1f} - {high:.1f})':>28}{r['to_dense']:>8.2f} of dense")
-    for name in models:
+        print(f"{name:<18}{f'{middle:.1f} ({low:.1f} - {high:.1f})':>28}{r['to_dense']:>8.2f} of dense")
+    for name in megabytes:
         print(f"{name}: {megabytes[name]:.0f} MB, logits differ by at most {differences[name]:.1e} from torch's")
     if options.output:
         settings = {**settings_of(options), "threads": threads}

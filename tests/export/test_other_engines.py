@@ -228,3 +228,33 @@ def test_vllm_itself_takes_the_config_and_every_weight(kind, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     words = done.stdout.strip().splitlines()[-1].split()
     assert words[:2] == ["loaded", "DeciLMForCausalLM"] and words[-1] == "True" and int(words[2]) > 10
+
+
+# --- ExecuTorch -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.engines
+@pytest.mark.skipif(importlib.util.find_spec("executorch") is None, reason="ExecuTorch, which is large")
+@pytest.mark.parametrize("architecture", ["bert", "gpt2"])
+def test_executorch_answers_as_torch_does(architecture, tmp_path):
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+    from executorch.runtime import Runtime
+
+    class Logits(torch.nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids, attention_mask):
+            return self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+
+    dense = tiny_model(architecture)
+    apply_plan(dense, random_plan(dense, 1)).save_pretrained(tmp_path)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path, attn_implementation="eager")
+    batch = tuple(tiny_batch(labels=False).values())
+    exported = torch.export.export(Logits(model.eval()).eval(), batch)
+    program = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()]).to_executorch()
+    (tmp_path / "model.pte").write_bytes(program.buffer)
+    method = Runtime.get().load_program(tmp_path / "model.pte").load_method("forward")
+    assert torch.allclose(method.execute(list(batch))[0], logits(model), atol=1e-5)
