@@ -327,25 +327,25 @@ class PrunedModel(AnyModel):
             shrink(self)
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: str, *args: Any, **kwargs: Any) -> Any:
         """As the class's own, but weights of blocks that the files lack are an error: they would start at random."""
         with_info, config = kwargs.pop("output_loading_info", False), kwargs.pop("config", None)
         if not isinstance(config, PretrainedConfig):
             aside = {n: kwargs.pop(n) for n in ("dtype", "torch_dtype", "quantization_config") if n in kwargs}
             hub = {n: kwargs[n] for n in HUB_ARGUMENTS if n in kwargs}
             kwargs["return_unused_kwargs"] = True
-            config, kwargs = cls.config_class.from_pretrained(config or name_or_path, **kwargs)
+            config, kwargs = cls.config_class.from_pretrained(config or pretrained_model_name_or_path, **kwargs)
             kwargs |= aside | hub
         kwargs["config"] = config = copy.deepcopy(config)
         vars(config).pop("transformers_weights", None)
-        model, info = super().from_pretrained(name_or_path, *args, output_loading_info=True, **kwargs)
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         blocks = tuple(f"{block.path}." for block in blocks_of(model)) if has_record(model.config) else ()
         missing = sorted(name for name in info["missing_keys"] if name.startswith(blocks))
         if missing:
             saved = (getattr(model.config, "architectures", None) or [cls.__name__])[0]
             other = f"it was saved as {saved}: load it as that, by `load_pruned(..., model_class={saved})`"
             advice = "take the files anew from where the model was saved" if saved == cls.__name__ else other
-            names = f"the weights of {name_or_path} lack {', '.join(missing[:5])}"
+            names = f"the weights of {pretrained_model_name_or_path} lack {', '.join(missing[:5])}"
             raise ValueError(f"{names}, which would start at random; {advice}")
         return (model, info) if with_info else model
 

@@ -37,7 +37,9 @@ def let_classes_load_pruned(modeling_utils: ModuleType) -> None:
 
     @functools.wraps(plain)
     def from_pretrained(cls: Any, pretrained_model_name_or_path: Any = None, *args: Any, **kwargs: Any) -> Any:
-        if not _loads_pruned(cls) and _is_pruned(pretrained_model_name_or_path, kwargs) and not args:
+        if not _loads_pruned(cls) and _is_pruned(pretrained_model_name_or_path, kwargs):
+            if args:
+                raise TypeError("a pruned model is loaded with keywords alone behind its name")
             from .checkpoint import load_pruned
 
             return load_pruned(pretrained_model_name_or_path, model_class=cls, **kwargs)
@@ -57,13 +59,12 @@ def _is_pruned(name_or_path: Any, kwargs: Mapping[str, Any]) -> bool:
     from transformers import PretrainedConfig
     from transformers.utils import CONFIG_NAME
 
-    from ..architectures.modeling_camcut import cut_configs
     from ..utils.files import read_json
     from .stored import HUB_ARGUMENTS, find
 
     config = kwargs.get("config")
     if isinstance(config, PretrainedConfig):  # as the auto classes pass it
-        return bool(cut_configs(config))
+        return _holds_record(config.to_dict())
     if name_or_path is None or kwargs.get("gguf_file"):
         return False
     path = str(config or name_or_path)
@@ -77,8 +78,11 @@ def _is_pruned(name_or_path: Any, kwargs: Mapping[str, Any]) -> bool:
 
 def _holds_record(found: Any) -> bool:
     """Whether `config.json`, or a part of it, does."""
+    import transformers
+
     from ..architectures.modeling_camcut import RECORD
 
     if not isinstance(found, dict):
         return False
-    return bool(found.get(RECORD) or found.get("pruned_heads")) or any(map(_holds_record, found.values()))
+    heads = found.get("pruned_heads") and not transformers.__version__.startswith("4.")  # which builds those by itself
+    return bool(found.get(RECORD) or heads) or any(map(_holds_record, found.values()))

@@ -96,26 +96,30 @@ class PrunedCheckpoint(SavesWhole):
         return _empty, (plain_class(type(self)),), self.__dict__
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path, *args: Any, **kwargs: Any) -> PreTrainedModel:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any) -> PreTrainedModel:
         """`PreTrainedModel.from_pretrained` for a pruned checkpoint; see `load_pruned`."""
         hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
         with_info = kwargs.pop("output_loading_info", False)
         kwargs["use_safetensors"] = True  # other files are pickles
         quantize = kwargs.get("quantization_config") is not None
         if quantize:
-            config = kwargs.get("config") or load_config(name_or_path, hub)
+            config = kwargs.get("config")
+            if not isinstance(config, PretrainedConfig):
+                config = load_config(config or pretrained_model_name_or_path, hub)
             quantize = getattr(config, "quantization_config", None) is None
             kwargs["quantization_config"] = leaving_out(cls, config, kwargs["quantization_config"])
-        stored = StoredWeights(name_or_path, cls.base_model_prefix, hub, kwargs.get("variant"))
+        stored = StoredWeights(pretrained_model_name_or_path, cls.base_model_prefix, hub, kwargs.get("variant"))
         loading = _loading.set(Loading(stored, kwargs.get("ignore_mismatched_sizes", False), quantize))
         try:
-            model, info = super().from_pretrained(name_or_path, *args, output_loading_info=True, **kwargs)
+            model, info = super().from_pretrained(
+                pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+            )
         finally:
             _loading.reset(loading)
-        check_complete(name_or_path, model, info["missing_keys"])
-        model._unread = str(name_or_path)
-        model.pruning_plan = load_plan(name_or_path, model, hub)
-        for path, plan in load_plans(name_or_path, model, hub).items():
+        check_complete(pretrained_model_name_or_path, model, info["missing_keys"])
+        model._unread = str(pretrained_model_name_or_path)
+        model.pruning_plan = load_plan(pretrained_model_name_or_path, model, hub)
+        for path, plan in load_plans(pretrained_model_name_or_path, model, hub).items():
             part = model.get_submodule(path)
             part.pruning_plan, part.__class__ = plan, checkpoint_class(type(part))
         return (model, info) if with_info else model
@@ -224,7 +228,11 @@ def load_pruned(
         `OSError`: a file is missing, or cannot be read; of weights, only safetensors are.
     """
     hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-    config = kwargs.get("config") or load_config(name_or_path, hub)
+    config = kwargs.get("config")
+    if not isinstance(config, PretrainedConfig):
+        config = load_config(config or name_or_path, hub)
+        if "config" in kwargs:  # the name of another one
+            kwargs["config"] = config
     cut = cut_configs(config)
     planned = cut or any(find(name_or_path, name, hub) is not None for name in (PLAN_NAME, PLANS_NAME))
     if not planned:

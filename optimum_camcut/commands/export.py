@@ -17,7 +17,11 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +34,9 @@ from .output import check_file, check_output, quiet
 
 
 logger = logging.getLogger(__name__)
+
+# Of a checkpoint that was in the folder before.
+LEFT_BY_OTHERS = ("model*.safetensors*", "modeling_camcut.py", "configuration_decilm.py", "pruning_*", "README.md")
 
 GGUF = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")  # and more where llama-cpp-python is installed
 
@@ -70,7 +77,11 @@ pruned models as they are.
                 if kind != arguments.format and getattr(arguments, name) is not None:
                     raise ValueError(f"--{name} is for --format {kind}, not for {arguments.format}")
         if arguments.format == "gguf":
+            if Path(arguments.output).is_dir():
+                raise ValueError(f"the output {arguments.output} is a folder; name a file")
             check_file(Path(arguments.output), arguments.overwrite)
+            if arguments.tokenizer_gguf and not Path(arguments.tokenizer_gguf).is_file():
+                raise FileNotFoundError(f"there is no file {arguments.tokenizer_gguf} (--tokenizer_gguf)")
         else:
             check_output(arguments.output, arguments.overwrite, arguments.model)
         check_model(arguments.model, arguments.revision)
@@ -102,21 +113,37 @@ pruned models as they are.
             )
             print(f"{output.stat().st_size / 1e6:,.1f} MB")
             return
-        if arguments.format == "decilm":
-            from ..export.decilm import export_decilm
+        with _replacing_folder(output) as folder:
+            if arguments.format == "decilm":
+                from ..export.decilm import export_decilm
 
-            export_decilm(model, output)
-        else:
-            from ..export.plain import fill_up
-            from ..planning.measure import count_parameters
+                export_decilm(model, folder)
+            else:
+                from ..export.plain import fill_up
+                from ..planning.measure import count_parameters
 
-            filled = fill_up(model, arguments.multiple_of or 1, bool(arguments.all_heads))
-            print(f"{count_parameters(filled):,} parameters with the zeros")
-            filled.save_pretrained(output)
-        if tokenizer is None:
-            logger.warning("%s has no tokenizer to save beside the model", arguments.model)
-        else:
-            tokenizer.save_pretrained(output)
+                filled = fill_up(model, arguments.multiple_of or 1, bool(arguments.all_heads))
+                print(f"{count_parameters(filled):,} parameters with the zeros")
+                filled.save_pretrained(folder)
+            if tokenizer is None:
+                logger.warning("%s has no tokenizer to save beside the model", arguments.model)
+            else:
+                tokenizer.save_pretrained(folder)
+
+
+@contextmanager
+def _replacing_folder(output: Path) -> Iterator[Path]:
+    """Gives a temporary folder, whose files go to `output` when all are written. What an earlier model has left there
+    goes, and nothing else."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f"{output.name}.writing-") as folder:
+        yield Path(folder)
+        output.mkdir(exist_ok=True)
+        for pattern in LEFT_BY_OTHERS:
+            for path in output.glob(pattern):
+                path.unlink()
+        for path in Path(folder).iterdir():
+            os.replace(path, output / path.name)
 
 
 def _tokenizer(arguments: argparse.Namespace) -> Any:
@@ -125,7 +152,9 @@ def _tokenizer(arguments: argparse.Namespace) -> Any:
 
     for kind in (AutoTokenizer, AutoProcessor):
         try:
-            return kind.from_pretrained(arguments.model, revision=arguments.revision or "main")
+            found = kind.from_pretrained(arguments.model, revision=arguments.revision or "main")
         except (OSError, ValueError, KeyError):
             continue
+        if kind is not AutoTokenizer or len(found) > len(found.all_special_tokens):  # transformers 5 makes empty ones
+            return found
     return None

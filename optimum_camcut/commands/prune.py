@@ -196,6 +196,8 @@ TrainingArguments, for the recovery by fine-tuning:
         measured[PRUNED] = job.evaluate()
         if is_main:
             (output / RESULTS_NAME).unlink(missing_ok=True)  # those of a model that is overwritten
+            for kind in KINDS:  # and that in fewer bits
+                shutil.rmtree(output / kind, ignore_errors=True)
         job.trainer.save_model()
         if not is_main:
             return

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +31,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..utils.files import nearest, write_errors
+from ..utils.files import nearest, replacing
 from .decoder import Block, blocks_of_decoder, check_like_llama, head_width, rotary
 
 
@@ -100,27 +99,20 @@ def export_gguf(
     if tokenizer is None and tokenizer_gguf is None:
         raise ValueError("a GGUF file holds the tokenizer: give the model's own, or a GGUF file that has it")
     llama_cpp = _llama_cpp(kind) if kind in OTHERS else None
+    if tokenizer_gguf is not None and not Path(tokenizer_gguf).is_file():
+        raise FileNotFoundError(f"there is no file {tokenizer_gguf} to take the tokenizer from")
     path = Path(path)
-    temporary = path.with_name(f"{path.name}.writing-{os.getpid()}")
-    first = temporary.with_suffix(".f16") if llama_cpp else temporary
-    try:
-        with write_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _write(
-                model,
-                first,
-                tokenizer,
-                tokenizer_gguf,
-                "F16" if llama_cpp else kind,
-                WHOLE if llama_cpp else 1,
-                disable_tqdm,
-            )
-            if llama_cpp:
-                _requantize(llama_cpp, first, temporary, kind)
-            os.replace(temporary, path)
-    finally:
-        first.unlink(missing_ok=True)
-        temporary.unlink(missing_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as partial:
+        if llama_cpp is None:
+            _write(model, partial, tokenizer, tokenizer_gguf, kind, 1, disable_tqdm)
+            return path
+        whole = partial.with_name(f"{partial.name}.f16")
+        try:
+            _write(model, whole, tokenizer, tokenizer_gguf, "F16", WHOLE, disable_tqdm)
+            _requantize(llama_cpp, whole, partial, kind)
+        finally:
+            whole.unlink(missing_ok=True)
     return path
 
 
@@ -148,7 +140,7 @@ def _write(
     writer.add_file_type(gguf.LlamaFileType[("ALL_" if kind == "F32" else "MOSTLY_") + kind])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     if tokenizer_gguf is not None:
-        copy_tokenizer(writer, tokenizer_gguf)
+        copy_tokenizer(writer, tokenizer_gguf, model.config.vocab_size)
     elif tokenizer is not None:
         add_tokenizer(writer, tokenizer, model.config.vocab_size)
     tensors = list(_tensors(model, blocks))

@@ -35,11 +35,23 @@ BYTE = re.compile("<0x[0-9A-F]{2}>")
 INSTEAD = "; give a GGUF file of the dense model, whose tokenizer is then taken (tokenizer_gguf)"
 
 
-def copy_tokenizer(writer: gguf.GGUFWriter, path: str | Path) -> None:
-    """Takes the tokenizer of another GGUF file over."""
+def copy_tokenizer(writer: gguf.GGUFWriter, path: str | Path, rows: int) -> None:
+    """Takes the tokenizer of another GGUF file over.
+
+    Args:
+        rows: of the word embeddings.
+
+    Raises:
+        `ValueError`: the file has none, or that of another model.
+    """
     fields = [each for each in gguf.GGUFReader(path).fields.values() if each.name.startswith("tokenizer.")]
     if not fields:
         raise ValueError(f"{path} holds no tokenizer")
+    tokens = next((len(field.contents()) for field in fields if field.name == "tokenizer.ggml.tokens"), 0)
+    if tokens != rows:
+        raise ValueError(
+            f"the tokenizer of {path} has {tokens} tokens, the model embeds {rows}: it is not the model's own"
+        )
     for field in fields:
         array = field.types[0] == gguf.GGUFValueType.ARRAY
         writer.add_key_value(field.name, field.contents(), field.types[0], field.types[-1] if array else None)
@@ -62,6 +74,10 @@ def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase, r
             f"llama-like models of llama.cpp read tokenizers of the kind BPE, not {found['model']['type']}{INSTEAD}"
         )
     bytes_only = not found["model"].get("byte_fallback")
+    allowed = {"NFC"} if bytes_only else {"Prepend", "Replace"}
+    changes = [each["type"] for each in _parts(found["normalizer"], "normalizers")]
+    if not set(changes) <= allowed:
+        raise ValueError(f"llama.cpp does not normalize text by {', '.join(changes)}, as this tokenizer does{INSTEAD}")
     writer.add_tokenizer_model("gpt2" if bytes_only else "llama")
     writer.add_tokenizer_pre(split_name(found) if bytes_only else "default")
     added = {each["id"]: each for each in found["added_tokens"]}
@@ -78,14 +94,20 @@ def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase, r
         writer.add_add_space_prefix("Prepend" in str(found["normalizer"]) or _prepends(found["pre_tokenizer"]))
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
-        gguf.SpecialVocab(folder, load_merges=bytes_only, n_vocab=rows).add_to_gguf(writer)
+        special = gguf.SpecialVocab(folder, load_merges=bytes_only, n_vocab=rows)
+    ids = tokenizer("a")["input_ids"]  # llama.cpp has defaults of its own
+    special.add_special_token = {"bos": ids[0] == tokenizer.bos_token_id, "eos": ids[-1] == tokenizer.eos_token_id}
+    special.add_to_gguf(writer)
 
 
 def split_name(found: dict[str, Any]) -> str:
     """llama.cpp's name for the way in which a tokenizer splits text into words."""
-    steps = found["pre_tokenizer"] or {}
-    steps = steps.get("pretokenizers", [steps])
-    kinds = [step.get("type") for step in steps]
+    steps = _parts(found["pre_tokenizer"], "pretokenizers")
+    kinds = [step["type"] for step in steps]
+    if any(step.get("add_prefix_space") for step in steps):
+        raise ValueError(
+            f"llama.cpp puts no space before the text of such a tokenizer, as add_prefix_space does{INSTEAD}"
+        )
     if kinds == ["ByteLevel"] and steps[0].get("use_regex", True):
         return "gpt-2"
     if kinds == ["Digits", "ByteLevel"] and steps[0]["individual_digits"] and steps[1].get("use_regex", True):
@@ -95,7 +117,15 @@ def split_name(found: dict[str, Any]) -> str:
         raise ValueError(
             f"it is not known here what llama.cpp calls a tokenizer that splits by {kinds}, {pattern!r}{INSTEAD}"
         )
+    whole_words = found["model"].get("ignore_merges", False)
+    if whole_words != (SPLITS[pattern] == "llama-bpe"):
+        raise ValueError(f"llama.cpp expects another ignore_merges of this tokenizer than {whole_words}{INSTEAD}")
     return SPLITS[pattern]
+
+
+def _parts(step: dict[str, Any] | None, name: str) -> list[dict[str, Any]]:
+    """The steps of a sequence, or the one step."""
+    return [] if step is None else step.get(name, [step])
 
 
 def _kind(text: str | None, added: dict[str, Any] | None) -> gguf.TokenType:

@@ -69,7 +69,8 @@ def fill_up(model: PreTrainedModel, multiple_of: int = 1, all_heads: bool = Fals
         )
     filled = _uncut(model, PruningPlan(units, {name: plan.sizes[name] for name in units}, plan.model_type))
     apply_plan(filled, _even(filled, units, multiple_of, all_heads))
-    filled.config.__dict__.pop(RECORD, None)
+    for name in (RECORD, "auto_map", "pruned_heads"):  # an ordinary checkpoint has none
+        vars(filled.config).pop(name, None)
     filled.__class__, filled.pruning_plan = plain_class(type(model)), None
     _check_same(model, filled)
     before, after = count_parameters(model), count_parameters(filled)

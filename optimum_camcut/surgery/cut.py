@@ -90,6 +90,7 @@ def apply_plan(model: ModelOrModule, plan: PruningPlan) -> ModelOrModule:
     check_whole(model, "cutting")
     inner = inner_model(model, adapters=False)
     check_in_memory(inner)
+    forget_gguf(inner)
     masks = {name for name in plan.keep if is_weight(name)}
     cuts_units = len(masks) < len(plan.keep) or not masks
     kinds = [*(possible_kinds(inner) if cuts_units else ()), *([WEIGHTS] if masks else ())]
@@ -110,7 +111,6 @@ def apply_plan(model: ModelOrModule, plan: PruningPlan) -> ModelOrModule:
     before_cut = list(inner.parameters())
     cut_groups(inner, [(group, [group.units.index(unit) for unit in units]) for group, units in cuts])
     refuse_steps_of(before_cut, inner)
-    forget_gguf(inner)
     inner.pruning_plan = kept
     zero_weights(mask for mask in list_masks(inner) if mask.name in masks)
     before_record = inner.config

@@ -79,7 +79,7 @@ class AfterImport:
 def after_import(name: str, call: Callable[[ModuleType], None]) -> None:
     """Calls a function with a module: now if it is there, else when it is imported."""
     if name in sys.modules:
-        call(sys.modules[name])
+        call(importlib.import_module(name))  # which waits, should another thread be importing it
     else:
         find(AfterImport(name, call))
 

@@ -24,6 +24,7 @@ from checkpoints import logits, pruned_model
 from models import random_plan, tiny_batch, tiny_model
 from places import PATH
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoModelForSequenceClassification,
     BertForSequenceClassification,
@@ -83,6 +84,42 @@ def test_by_an_auto_class_and_by_the_class_itself(loader, ignore, tmp_path):
         assert len(loaded(**tiny_batch(labels=False)).attentions) == 3
     assert not hasattr(loaded.config, "transformers_weights")  # no model in memory carries the hint
     assert type(AutoModel.from_pretrained(tmp_path)).__name__ == "BertModel"
+
+
+def test_ways_to_say_what_to_load(tmp_path):
+    """A keyword for the name, a config by its path or its object, a subfolder."""
+    model = pruned_model("bert")
+    model.save_pretrained(tmp_path / "sub")
+    config = AutoConfig.from_pretrained(tmp_path / "sub")
+    assert config.transformers_weights
+    for loaded in (
+        BertForSequenceClassification.from_pretrained(pretrained_model_name_or_path=tmp_path / "sub"),
+        BertForSequenceClassification.from_pretrained(tmp_path / "sub", config=str(tmp_path / "sub")),
+        BertForSequenceClassification.from_pretrained(tmp_path / "sub", config=config),
+        BertForSequenceClassification.from_pretrained(tmp_path, subfolder="sub"),
+        AutoModelForSequenceClassification.from_pretrained(tmp_path, subfolder="sub"),
+        checkpoint_class(BertForSequenceClassification).from_pretrained(
+            pretrained_model_name_or_path=tmp_path / "sub", config=str(tmp_path / "sub")
+        ),
+    ):
+        assert torch.equal(logits(loaded), logits(model))
+    with pytest.raises(TypeError, match="keywords alone"):
+        BertForSequenceClassification.from_pretrained(tmp_path / "sub", config)
+
+
+def test_another_thread_that_is_importing_transformers():
+    code = """
+        import importlib, sys, threading
+        other = threading.Thread(target=importlib.import_module, args=["transformers.modeling_utils"])
+        other.start()
+        while "transformers.modeling_utils" not in sys.modules:
+            pass
+        import optimum_camcut
+        other.join()
+        from transformers import PreTrainedModel
+        print(PreTrainedModel.from_pretrained.__wrapped__ is not None)
+    """
+    assert run(code).strip().endswith("True")
 
 
 def test_what_is_not_pruned_is_left_alone(tmp_path):

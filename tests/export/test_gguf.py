@@ -52,13 +52,15 @@ PLANS = {
 }
 
 
-def byte_level(*steps):
+def byte_level(*steps, whole_words=False, space=False, normalizer=None):
     """Of bytes, with two merges; `steps` split the text before."""
     vocabulary = {text: number for number, text in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     vocabulary |= {"th": 256, "the": 257}
-    found = Tokenizer(models.BPE(vocabulary, [("t", "h"), ("th", "e")]))
-    found.pre_tokenizer = pre_tokenizers.Sequence([*steps, pre_tokenizers.ByteLevel(False, use_regex=len(steps) != 1)])
+    found = Tokenizer(models.BPE(vocabulary, [("t", "h"), ("th", "e")], ignore_merges=whole_words))
+    found.pre_tokenizer = pre_tokenizers.Sequence([*steps, pre_tokenizers.ByteLevel(space, use_regex=len(steps) != 1)])
     found.decoder = decoders.ByteLevel()
+    if normalizer is not None:
+        found.normalizer = normalizer
     found.add_special_tokens(["<s>", "</s>"])
     return PreTrainedTokenizerFast(tokenizer_object=found, bos_token="<s>", eos_token="</s>")
 
@@ -278,7 +280,7 @@ QWEN_2 = LLAMA_3.replace("{1,3}", "")
     ],
 )
 def test_how_text_is_split(steps, name, tmp_path):
-    tokenizer = byte_level(*steps)
+    tokenizer = byte_level(*steps, whole_words=name == "llama-bpe")
     if name is None:
         with pytest.raises(ValueError, match="tokenizer_gguf"):
             export_gguf(pruned(), tmp_path / "m.gguf", tokenizer=tokenizer, disable_tqdm=True)
@@ -292,6 +294,21 @@ def test_how_text_is_split(steps, name, tmp_path):
     assert [kinds[number] for number in (256, 258, 299)] == [1, 3, 5]
     assert values_of(reader, "ggml.merges") == ["t h", "th e"]
     assert values_of(reader, "ggml.bos_token_id") == 258
+    assert values_of(reader, "ggml.add_bos_token") is False  # llama.cpp would add one by itself
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "message"),
+    [
+        (lambda: byte_level(space=True), "add_prefix_space"),
+        (lambda: byte_level(normalizer=normalizers.Lowercase()), "normalize text by Lowercase"),
+        (lambda: byte_level(pre_tokenizers.Split(Regex(LLAMA_3), "isolated")), "ignore_merges"),
+    ],
+)
+def test_tokenizers_that_llama_cpp_would_read_otherwise(tokenizer, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        export_gguf(pruned(), tmp_path / "m.gguf", tokenizer=tokenizer(), disable_tqdm=True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_tokens_with_bytes_to_fall_back_on_get_their_merges_as_scores(tmp_path):
@@ -316,6 +333,10 @@ def test_the_tokenizer_of_another_file(tmp_path):
         for path in (first, second)
     ]
     assert fields[0] == fields[1] and len(fields[0]) > 5
+    with pytest.raises(ValueError, match="has 300 tokens, the model embeds 310"):
+        export_gguf(pruned(vocab_size=310), tmp_path / "x.gguf", tokenizer_gguf=first, disable_tqdm=True)
+    with pytest.raises(FileNotFoundError, match="nowhere.gguf to take the tokenizer from"):
+        export_gguf(pruned(), tmp_path / "x.gguf", tokenizer_gguf=tmp_path / "nowhere.gguf", disable_tqdm=True)
 
 
 # --- refused --------------------------------------------------------------------------------------------------------

@@ -93,6 +93,21 @@ def test_the_command_exports_and_int8_follows(saved, tmp_path):
     assert_same(load(tmp_path / "int8", file_name="model_quantized.onnx"), model, near=0.1)
 
 
+def test_static_int8_is_calibrated_after_the_cut(saved, tmp_path):
+    from datasets import Dataset
+
+    model, folder = saved("bert", "units")
+    exported = onnxruntime.ORTModelForSequenceClassification.from_pretrained(folder, export=True)
+    exported.save_pretrained(tmp_path / "onnx")
+    quantizer = onnxruntime.ORTQuantizer.from_pretrained(tmp_path / "onnx")
+    config = onnxruntime.configuration.AutoQuantizationConfig.avx2(is_static=True, per_channel=False)
+    rows = Dataset.from_dict({name: tensor.tolist() for name, tensor in tiny_batch(64, labels=False).items()})
+    ranges = quantizer.fit(rows, onnxruntime.configuration.AutoCalibrationConfig.minmax(rows), batch_size=4)
+    quantizer.quantize(config, tmp_path / "int8", calibration_tensors_range=ranges)
+    load = onnxruntime.ORTModelForSequenceClassification.from_pretrained
+    assert_same(load(tmp_path / "int8", file_name="model_quantized.onnx"), model, near=0.2)
+
+
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 def test_decoders_with_their_cache_where_layers_have_as_many_heads(architecture, saved):
     model, folder = saved(architecture, "neurons", "CausalLM")

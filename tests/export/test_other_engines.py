@@ -27,7 +27,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, LlamaCo
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRotaryEmbedding
 from types_of_models import model_of
 
-from optimum_camcut import PruningPlan, apply_plan, find_groups
+from optimum_camcut import PruningPlan, apply_plan, find_groups, load_pruned
 from optimum_camcut.export.decilm import export_decilm
 from optimum_camcut.export.plain import fill_up
 
@@ -59,14 +59,20 @@ def test_a_plain_checkpoint_computes_the_same(architecture, cut, tmp_path):
     model = tiny_model(architecture)
     apply_plan(model, random_plan(model, 1) if cut == "units" else PruningPlan(LAYERS))
     expected, before = logits(model), {name: value.clone() for name, value in model.state_dict().items()}
-    fill_up(model).save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path / "pruned")
+    fill_up(load_pruned(tmp_path / "pruned")).save_pretrained(tmp_path)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     written = json.loads((tmp_path / "config.json").read_text())
     assert not {"camcut_pruning", "auto_map", "transformers_weights"} & set(written) and not written.get(
         "pruned_heads"
     )
-    assert {path.name for path in tmp_path.iterdir()} <= {"config.json", "model.safetensors", "generation_config.json"}
-    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} <= {
+        "config.json",
+        "model.safetensors",
+        "generation_config.json",
+        "pruned",
+    }
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path, trust_remote_code=True)
     assert type(loaded).__module__.startswith("transformers.")
     assert torch.allclose(logits(loaded), expected, atol=1e-5)
 
