@@ -1057,7 +1057,7 @@ def test_compare_takes_the_seed_of_a_file(text, given, expected, job, tmp_path, 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("sparsty: 0.5", "has unknown settings sparsty; known: allocation, "),
+        ("sparsty: 0.5", "has unknown settings sparsty; known: all_heads, allocation, "),
         ("training: 3", "'training' in {path} should be settings by name, got 3"),
         ("training: {learning_rat: 1}", "the training section has unknown settings learning_rat"),
         ("training: {output_dir: x}", "which is --output"),

@@ -22,6 +22,7 @@ import re
 import pytest
 import torch
 import transformers
+from checkpoints import edit_json
 from marks import few
 from models import (
     ARCHITECTURES,
@@ -481,11 +482,14 @@ def test_scaling_by_the_number_of_the_layer():
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("name", ["layer.0.attention", "layer.1.feed_forward"])
 def test_the_plain_way_stays_an_error(architecture, name, tmp_path):
-    """One missing sub-layer is enough, even with every other weight in place."""
+    """One missing sub-layer is enough, even with every other weight in place, and without the hint in the config."""
     apply_plan(tiny_model(architecture), without(name)).save_pretrained(tmp_path)
+    edit_json(tmp_path / "config.json", lambda values: values.pop("transformers_weights"))
+    config = transformers.AutoConfig.from_pretrained(tmp_path)
+    plain = transformers.PreTrainedModel.from_pretrained.__wrapped__  # as it is without this package
     for auto_class in (transformers.AutoModelForSequenceClassification, transformers.AutoModel):
         with pytest.raises(RuntimeError, match="(?i)mismatch"):
-            auto_class.from_pretrained(tmp_path)
+            plain(auto_class._model_mapping[type(config)], tmp_path)
 
 
 def test_copies_pickles_dtypes_and_shards(tmp_path):
