@@ -42,7 +42,7 @@ HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "
 RECORD = "camcut_pruning"  # the key of config.json that holds the kept sizes
 # Where config.json names the file of weights. A plain `from_pretrained` shows it as what is wrong, and does not load.
 HINT = (
-    "this model was pruned, and its layers have sizes of their own: pass trust_remote_code=True, or "
+    "this model was pruned, and its layers have sizes of their own: use an auto class with trust_remote_code=True, or "
     "`pip install optimum-camcut` and `import optimum_camcut` before"
 )
 AnyModel: Any = object  # to type checkers, the transformers class that `PrunedModel` is put before

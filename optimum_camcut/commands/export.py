@@ -38,7 +38,20 @@ logger = logging.getLogger(__name__)
 # Of a checkpoint that was in the folder before.
 LEFT_BY_OTHERS = ("model*.safetensors*", "modeling_camcut.py", "configuration_decilm.py", "pruning_*", "README.md")
 
-GGUF = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")  # and more where llama-cpp-python is installed
+GGUF = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")
+BY_LLAMA_CPP = (
+    "Q2_K",
+    "Q3_K_S",
+    "Q3_K_M",
+    "Q3_K_L",
+    "Q4_K_S",
+    "Q4_K_M",
+    "Q5_K_S",
+    "Q5_K_M",
+    "Q6_K",
+    "IQ4_NL",
+    "IQ4_XS",
+)
 
 
 class ExportCommand(Command):
@@ -63,7 +76,7 @@ pruned models as they are.
             Option("format", "What to write.", required=True, choices=("gguf", "decilm", "plain")),
             Option("output", "File to write, or folder.", required=True),
             Option("dtype", "Of the weights. Default: as they are.", choices=("float32", "bfloat16", "float16")),
-            Option("quantize", "gguf: kind of numbers. Default: as they are."),
+            Option("quantize", "gguf: kind of numbers. Default: as they are.", choices=(*GGUF, *BY_LLAMA_CPP)),
             Option("tokenizer_gguf", "gguf: another GGUF file to take the tokenizer from, the dense model's, say."),
             Option("multiple_of", "plain: fill neurons up to a multiple of it.", kind=int, least=1),
             Option("all_heads", "plain: fill heads up to those before the cut, for optimum-onnx.", kind=bool),
@@ -93,6 +106,8 @@ pruned models as they are.
 
         dtype = getattr(torch, arguments.dtype) if arguments.dtype else "auto"
         model = load_model(arguments.model, dtype=dtype, revision=arguments.revision)
+        if getattr(model, "hf_quantizer", None) is not None:
+            raise ValueError(f"{arguments.model} is quantized: export the pruned model that it was made from")
         tokenizer = _tokenizer(arguments)
         print(f"{count_parameters(model):,} parameters of {arguments.model}")
         self._write(model, tokenizer, arguments)
@@ -121,9 +136,12 @@ pruned models as they are.
             else:
                 from ..export.plain import fill_up
                 from ..planning.measure import count_parameters
+                from ..planning.twin import dense_shapes
 
                 filled = fill_up(model, arguments.multiple_of or 1, bool(arguments.all_heads))
                 print(f"{count_parameters(filled):,} parameters with the zeros")
+                before = count_parameters(dense_shapes(model))
+                print(f"{count_parameters(filled) / before:.0%} of the dense model's")
                 filled.save_pretrained(folder)
             if tokenizer is None:
                 logger.warning("%s has no tokenizer to save beside the model", arguments.model)

@@ -104,7 +104,7 @@ def biased(blocks: Iterable[Block]) -> set[str]:
 def check_like_llama(model: PreTrainedModel, engine: str) -> None:
     """Raises `ValueError` if an engine would compute something else than the model does."""
     config = model.config
-    plain = "cut evenly (allocation='uniform') for a plain checkpoint, and take the engine's own converter"
+    plain = "write a plain checkpoint (`camcut export --format plain`), and take the engine's own converter"
     if config.model_type not in LIKE_LLAMA or not model.can_generate():
         raise ValueError(
             f"{engine} has layers of different sizes for decoders like llama alone ({', '.join(LIKE_LLAMA)}, with the "

@@ -60,7 +60,7 @@ def fill_up(model: PreTrainedModel, multiple_of: int = 1, all_heads: bool = Fals
     """
     plan = plan_of(model)
     if plan is None:
-        raise ValueError("the model is not pruned, or its plan was lost: there is nothing to fill up")
+        raise ValueError("the model is not pruned, so it is a plain checkpoint already; or its plan was lost")
     units = {name: kept for name, kept in plan.keep.items() if not is_weight(name)}
     experts = sorted(name for name in units if "expert" in name and len(units[name]) < plan.sizes[name])
     if experts:

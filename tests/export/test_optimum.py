@@ -96,7 +96,7 @@ def test_the_command_exports_and_int8_follows(saved, tmp_path):
 def test_static_int8_is_calibrated_after_the_cut(saved, tmp_path):
     from datasets import Dataset
 
-    model, folder = saved("bert", "units")
+    model, folder = saved("distilbert", "units")
     exported = onnxruntime.ORTModelForSequenceClassification.from_pretrained(folder, export=True)
     exported.save_pretrained(tmp_path / "onnx")
     quantizer = onnxruntime.ORTQuantizer.from_pretrained(tmp_path / "onnx")
