@@ -213,7 +213,7 @@ def run_command(words, started):
             run_command(["optimum-cli", *target[1:]], started)  # as one process
         else:
             run_command(["python", *target], started)
-    elif program == "optimum-cli":
+    elif program == "optimum-cli" and rest[0] == "camcut":
         root = RootOptimumCLICommand("Optimum CLI tool", usage="optimum-cli")
         register_optimum_cli_subcommand(CamCutCommand, parent_command=root)
         arguments = root.parser.parse_args([*rest, *SHORTER.get(rest[1], [])])
