@@ -59,7 +59,7 @@ def has_record(config: PretrainedConfig) -> bool:
 def transformers_4_loads(config: PretrainedConfig) -> bool:
     """Whether nothing but heads is gone, and transformers 4 builds the model without them by itself."""
     sizes = (getattr(config, RECORD, None) or {}).get("sizes", {})
-    return bool(getattr(config, "pruned_heads", None)) and all(n.endswith("heads") and s for n, s in sizes.items())
+    return bool(getattr(config, "pruned_heads", None)) and all(n.endswith(".heads") and s for n, s in sizes.items())
 
 
 def write_hint(config: PretrainedConfig, folder: str | os.PathLike[str]) -> None:

@@ -59,14 +59,15 @@ def _is_pruned(name_or_path: Any, kwargs: Mapping[str, Any]) -> bool:
     from transformers import PretrainedConfig
     from transformers.utils import CONFIG_NAME
 
-    from ..utils.files import read_json
-    from .stored import HUB_ARGUMENTS, find
-
     config = kwargs.get("config")
     if isinstance(config, PretrainedConfig):  # as the auto classes pass it
         return _holds_record(config.to_dict())
     if name_or_path is None or kwargs.get("gguf_file"):
         return False
+    from ..architectures.modeling_camcut import HUB_ARGUMENTS
+    from ..utils.files import read_json
+    from .stored import find
+
     path = str(config or name_or_path)
     try:
         if not os.path.isfile(path):

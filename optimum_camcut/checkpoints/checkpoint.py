@@ -26,14 +26,13 @@ from transformers import PretrainedConfig, PreTrainedModel, modeling_utils
 
 from ..architectures import modeling_camcut
 from ..architectures.entry import SUBLAYERS
-from ..architectures.modeling_camcut import RECORD, cut_configs, has_record, pruned_class
+from ..architectures.modeling_camcut import HUB_ARGUMENTS, RECORD, cut_configs, has_record, pruned_class
 from ..architectures.structure import check_supported, sub_configs
 from ..architectures.table import ARCHITECTURES, unsupported_architecture
 from ..planning.plan import PLAN_NAME, PLANS_NAME
 from .quantized import leaving_out
 from .saving import SavesWhole
 from .stored import (
-    HUB_ARGUMENTS,
     StoredWeights,
     check_complete,
     check_finite,

@@ -51,7 +51,6 @@ from ..utils.files import read_json
 
 logger = logging.getLogger(__name__)
 
-HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 ADAPTER_NAME = "adapter_config.json"  # of PEFT
 
 

@@ -27,6 +27,7 @@ from typing import Any
 
 from optimum.commands.base import CommandInfo
 
+from ..export.kinds import OTHERS, OWN
 from .command import Command
 from .job import check_model
 from .options import Option
@@ -38,21 +39,6 @@ logger = logging.getLogger(__name__)
 # Of a checkpoint that was in the folder before.
 LEFT_BY_OTHERS = ("model*.safetensors*", "modeling_camcut.py", "configuration_decilm.py", "pruning_*", "README.md")
 
-GGUF = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")
-BY_LLAMA_CPP = (
-    "Q2_K",
-    "Q3_K_S",
-    "Q3_K_M",
-    "Q3_K_L",
-    "Q4_K_S",
-    "Q4_K_M",
-    "Q5_K_S",
-    "Q5_K_M",
-    "Q6_K",
-    "IQ4_NL",
-    "IQ4_XS",
-)
-
 
 class ExportCommand(Command):
     COMMAND = CommandInfo(name="export", help="Write a pruned model for engines that do not run transformers.")
@@ -60,7 +46,7 @@ class ExportCommand(Command):
 Writes a pruned model in the format of another engine. ONNX and OpenVINO are for `optimum-cli export`, which takes
 pruned models as they are.
 
-  gguf    one file for llama.cpp, of decoders like llama; --quantize takes {", ".join(GGUF)}
+  gguf    one file for llama.cpp, of decoders like llama; --quantize takes {", ".join(OWN)}
           (or Q4_K_M and others, by llama-cpp-python)
   decilm  a folder for vLLM (--trust-remote-code), of decoders like llama
   plain   an ordinary checkpoint of any model, for whatever takes those: smaller layers are filled up with zeros
@@ -76,7 +62,7 @@ pruned models as they are.
             Option("format", "What to write.", required=True, choices=("gguf", "decilm", "plain")),
             Option("output", "File to write, or folder.", required=True),
             Option("dtype", "Of the weights. Default: as they are.", choices=("float32", "bfloat16", "float16")),
-            Option("quantize", "gguf: kind of numbers. Default: as they are.", choices=(*GGUF, *BY_LLAMA_CPP)),
+            Option("quantize", "gguf: kind of numbers. Default: as they are.", choices=(*OWN, *OTHERS)),
             Option("tokenizer_gguf", "gguf: another GGUF file to take the tokenizer from, the dense model's, say."),
             Option("multiple_of", "plain: fill neurons up to a multiple of it.", kind=int, least=1),
             Option("all_heads", "plain: fill heads up to those before the cut, for optimum-onnx.", kind=bool),

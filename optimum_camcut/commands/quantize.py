@@ -69,11 +69,11 @@ def quantize(job: Job, pruned: Path, kind: str) -> tuple[Any, Path]:
 def evaluate(job: Job, model: Any) -> dict[str, float]:
     """Metrics of another model, as those of the job's own are measured; its records stay as they are."""
     trainer = job.trainer
-    before = trainer.model, trainer.model_wrapped, trainer.eval_dataset
+    before = trainer.model, trainer.model_wrapped
     prepared, trainer.accelerator._models = trainer.accelerator._models, []
     trainer.model = trainer.model_wrapped = model
     try:
         return job.evaluate(copy.copy(trainer.eval_dataset))
     finally:
-        trainer.model, trainer.model_wrapped, trainer.eval_dataset = before
+        trainer.model, trainer.model_wrapped = before
         trainer.accelerator._models = prepared

@@ -33,6 +33,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..utils.files import nearest, replacing
 from .decoder import Block, blocks_of_decoder, check_like_llama, head_width, rotary
+from .kinds import OTHERS, OWN
 
 
 try:
@@ -45,8 +46,6 @@ except ImportError as error:
 
 logger = logging.getLogger(__name__)
 
-OWN = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")  # what the package gguf writes
-OTHERS = ("Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K", "IQ4_NL", "IQ4_XS")
 OF_TORCH = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 WHOLE = 256  # weights that the kinds of llama.cpp put together
 NAMES = {
@@ -82,8 +81,8 @@ def export_gguf(
         path: file to write.
         tokenizer: the model's own.
         tokenizer_gguf: GGUF file to take the tokenizer from instead.
-        quantize: a kind of numbers: as in `OWN`, by the package gguf, or as in `OTHERS`, by llama.cpp, which takes
-            `llama-cpp-python`. Default: that of the weights.
+        quantize: a kind of numbers: as in `kinds.OWN`, by the package gguf, or as in `kinds.OTHERS`, by llama.cpp,
+            which takes `llama-cpp-python`. Default: that of the weights.
         disable_tqdm: show no progress.
 
     Raises:
