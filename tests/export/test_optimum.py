@@ -102,7 +102,8 @@ def test_static_int8_is_calibrated_after_the_cut(saved, tmp_path):
     quantizer = onnxruntime.ORTQuantizer.from_pretrained(tmp_path / "onnx")
     config = onnxruntime.configuration.AutoQuantizationConfig.avx2(is_static=True, per_channel=False)
     rows = Dataset.from_dict({name: tensor.tolist() for name, tensor in tiny_batch(64, labels=False).items()})
-    ranges = quantizer.fit(rows, onnxruntime.configuration.AutoCalibrationConfig.minmax(rows), batch_size=4)
+    minmax = onnxruntime.configuration.AutoCalibrationConfig.minmax(rows)
+    ranges = quantizer.fit(rows, minmax, onnx_augmented_model_name=tmp_path / "augmented.onnx", batch_size=4)
     quantizer.quantize(config, tmp_path / "int8", calibration_tensors_range=ranges)
     load = onnxruntime.ORTModelForSequenceClassification.from_pretrained
     assert_same(load(tmp_path / "int8", file_name="model_quantized.onnx"), model, near=0.2)
