@@ -76,7 +76,7 @@ class Scored:
     def plan(self, keep: float, allocation: str | None) -> PruningPlan:
         config = self.config(keep, **({"allocation": allocation} if allocation else {}))
         if allocation == "search":
-            return search_plan(self.task.model, self.groups, self.scores, config, self.batches)
+            return search_plan(self.task.model, self.groups, self.scores, config, self.task.to_score(self.batches))
         return make_plan(self.scores, self.groups, config)
 
 

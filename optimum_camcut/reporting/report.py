@@ -21,10 +21,10 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 from huggingface_hub import try_to_load_from_cache
@@ -65,6 +65,9 @@ class Picture(NamedTuple):
     title: str
     svg: str
     caption: str
+
+
+Draw: TypeAlias = Callable[[PruningPlan, Mapping[str, Tensor], Mapping[str, PruningPlan]], Iterable[Picture]]
 
 
 def write_report(
@@ -131,12 +134,14 @@ def render_report(
     latency: Mapping[str, LatencyResult] | None = None,
     latency_conditions: str | None = None,
     plans: Mapping[str, PruningPlan] | None = None,
+    draw: Draw | None = None,
 ) -> str:
     """The page that `write_report` writes, as text.
 
     Args:
         place (`Place`): where the model is saved; None if it is not, and the page says so.
         model, dense_model, scores, metrics, latency, latency_conditions, plans: see `write_report`.
+        draw: in place of `draw_pictures`, for who has them already.
 
     Returns:
         `str`: HTML that needs no other file.
@@ -163,7 +168,7 @@ def render_report(
         quartiles=_quartiles(latency or {}),
         latency_conditions=latency_conditions,
         dense_evaluated=not results or any(row.dense is not None for row in results),
-        pictures=list(_pictures(plan, scores or {}, plans or {})),
+        pictures=list((draw or draw_pictures)(plan, scores or {}, plans or {})),
         code="\n".join(loading_code(model, place.arguments, auto_map(model))) if place is not None else None,
         note=_as_html(place.note) if place is not None else None,
         kept=plan.table(),
@@ -281,8 +286,10 @@ def _tiles(costs: Sequence[Row], results: Sequence[Row]) -> list[tuple[str, str]
     return tiles
 
 
-def _pictures(plan: PruningPlan, scores: Mapping[str, Tensor], plans: Mapping[str, PruningPlan]) -> Iterator[Picture]:
-    """Those that can be drawn of what is known."""
+def draw_pictures(
+    plan: PruningPlan, scores: Mapping[str, Tensor], plans: Mapping[str, PruningPlan]
+) -> Iterator[Picture]:
+    """Those of the report that can be drawn of what is known. They take most of its time."""
     counts = kept_counts(plan)
     if "heads" in counts:
         scored = any(name.endswith(".heads") for name in scores)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -35,7 +35,7 @@ from ..planning.plan import PruningPlan, plan_of
 from ..planning.times import LatencyTable
 from ..planning.twin import dense_twin
 from ..reporting.numbers import Metrics
-from ..reporting.report import REPORT_NAME, check_libraries, render_report
+from ..reporting.report import REPORT_NAME, Picture, check_libraries, draw_pictures, render_report
 from ..scoring.loop import score_groups
 from ..utils.files import write_text
 
@@ -60,6 +60,7 @@ class RunReport:
         self._plans: dict[str, PruningPlan] = {}
         self._latency: dict[str, LatencyResult] = {}
         self._conditions = ""  # that the latency was measured in
+        self._drawn: tuple[tuple[object, ...], list[Picture]] = ((), [])  # of what, and what
         self._page: bytes | None = None
         self._path: Path | None = None  # of the page
 
@@ -134,6 +135,7 @@ class RunReport:
                 latency=self._latency,
                 latency_conditions=self._conditions,
                 plans=self._plans,
+                draw=self._draw,
             )
             path.parent.mkdir(parents=True, exist_ok=True)
             write_text(path, page)
@@ -144,6 +146,15 @@ class RunReport:
             logger.warning("%s could not be written: %s", path, error, exc_info=True)
         else:
             logger.info("wrote %s", path)
+
+    def _draw(
+        self, plan: PruningPlan, scores: Mapping[str, Tensor], plans: Mapping[str, PruningPlan]
+    ) -> list[Picture]:
+        """As `draw_pictures`, but once for what stays the same while metrics come in."""
+        of = (plan, scores, *plans.values())
+        if list(map(id, self._drawn[0])) != list(map(id, of)):
+            self._drawn = of, list(draw_pictures(plan, scores, plans))
+        return self._drawn[1]
 
     def update(self, tell: Callable[[], tuple[PreTrainedModel, Place | None, Metrics]]) -> None:
         """Writes it anew where it is, but not over one that somebody else wrote there with more in it.

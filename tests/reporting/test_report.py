@@ -513,6 +513,19 @@ def test_the_trainer_writes_it(rounds, browser, tmp_path):
     assert table(browser)["accuracy"][:2] == [dense, pruned]
 
 
+def test_its_pictures_are_drawn_once_a_cut(tmp_path, monkeypatch):
+    """They take longer than all else that is written; metrics that come in later do not change them."""
+    drawn, draw = [], run_report.draw_pictures
+    monkeypatch.setattr(run_report, "draw_pictures", lambda *of: drawn.append(of) or draw(*of))
+    trainer = make_trainer(tmp_path, pruning(method="magnitude", recovery="none"))
+    trainer.train()
+    first = (tmp_path / "report.html").read_text()
+    trainer.evaluate()
+    trainer.save_model()
+    second = (tmp_path / "report.html").read_text()
+    assert len(drawn) == 1 and first != second and first.count("<svg") == second.count("<svg") == 4
+
+
 @pytest.mark.parametrize("dense_epochs", few([1, 0]))
 def test_a_resumed_run_has_no_scores(dense_epochs, tmp_path):
     """But the metrics of the dense model as it was cut, whatever the one is like that the trainer is made with."""
