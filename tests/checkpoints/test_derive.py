@@ -333,7 +333,7 @@ def test_a_class_may_say_what_it_takes():
     ),
 )
 def test_videos_and_feature_maps(name, sizes, kinds):
-    sizes |= {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     model = transformers.AutoBackbone if "backbone" in name else transformers.AutoModel
     model = model.from_config(AutoConfig.for_model(name, **sizes)).eval()
     try:
