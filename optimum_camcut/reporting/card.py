@@ -191,6 +191,8 @@ def pruning_section(
     plan, lines = model.pruning_plan, ["## Pruning", ""]
     if plan is not None and plan.config is not None:
         lines += [recipe(plan, model), ""]
+    if library := quantized_by(model):
+        lines += [f"The weights were then quantized by `{library}`, which is needed to load them.", ""]
     rows = compare_costs(model) + compare_metrics(metrics)
     if rows:
         lines += ["| | dense | pruned | pruned / dense |", "|---|---:|---:|---:|"]
@@ -204,6 +206,13 @@ def pruning_section(
     lines.append(PROCESSOR.format(processor))
     lines += [line for name in pictures for line in ("", f"![{PICTURES[name]}]({name})")]
     return "\n".join([*lines, *_kept(model)])
+
+
+def quantized_by(model: PreTrainedModel) -> str | None:
+    """The library that the weights are quantized by, if they are."""
+    config = getattr(model.config, "quantization_config", None)
+    method = config.get("quant_method") if isinstance(config, Mapping) else getattr(config, "quant_method", None)
+    return str(getattr(method, "value", method)) if method is not None else None
 
 
 def recipe(plan: PruningPlan, model: PreTrainedModel | None = None) -> str:

@@ -272,6 +272,8 @@ def test_quantized_beside_dense_and_pruned(job, tmp_path, capsys):
     assert results["quantized"]["metrics"]["loss"] == pytest.approx(results["pruned"]["metrics"]["loss"], rel=0.05)
     assert results["quantized"]["metrics"]["loss"] != results["pruned"]["metrics"]["loss"]
     assert "pruned/dense  int8/dense" in capsys.readouterr().out
+    cards = [(each / "README.md").read_text() for each in (output, folder)]
+    assert ["then quantized by `torchao`, which is needed to load them" in card for card in cards] == [False, True]
     loaded = AutoModelForSequenceClassification.from_pretrained(folder)
     packed = [p for p in loaded.parameters() if type(p).__module__.startswith("torchao.")]
     assert packed and loaded.pruning_plan == load_pruned(output).pruning_plan
