@@ -46,7 +46,7 @@ CHOICES = {
     "recovery": ("finetune", "reconstruct", "reconstruct+finetune", "none"),
 }
 COUNTS = ("num_samples", "smooth_samples", "rounds", "multiple_of", "sequence_length", "latency_batch_size")
-NOISE = {"smooth_samples": 5, "noise_std": 0.1, "noise_scale": "relative"}
+NOISE = {"smooth_samples": 2, "smooth_examples": 512, "noise_std": 0.1, "noise_scale": "relative"}
 MIN_UNITS = 1  # of a kind of which nothing is said
 PAPER_NOISE = {"smooth_samples": 10, "noise_std": 1e-3, "noise_scale": "absolute"}
 
@@ -80,7 +80,9 @@ class PruningConfig:
             chooses how much each layer keeps of each by what the whole model then gives; see `search_plan`.
         layer_unit: what `"layers"` removes at a time: a `"sublayer"`, or both of a `"block"`.
         num_samples: how many training examples to score on.
-        smooth_samples: noisy passes of the smooth methods. Default: 5; for single weights 10, as in the paper.
+        smooth_samples: noisy passes of the smooth methods. Default: 2; for single weights 10, as in the paper.
+        smooth_examples: how many of the `num_samples` examples the smooth methods score on, spread evenly over them;
+            a rebuild and a search read all of them. Default: 512; for single weights all.
         noise_std: standard deviation of their Gaussian noise on the output of every linear layer below the task head.
             Default: 0.1; for single weights 1e-3, as in the paper.
         noise_scale: `"relative"` to that output's, or `"absolute"`. Default: relative; for single weights absolute.
@@ -135,6 +137,7 @@ class PruningConfig:
     layer_unit: str = field(default="sublayer", metadata={"help": "What layers removes: a sublayer or a block."})
     num_samples: int = field(default=2048, metadata={"help": "Training examples to score on."})
     smooth_samples: int | None = field(default=None, metadata={"help": "Noisy passes of the smooth methods."})
+    smooth_examples: int | None = field(default=None, metadata={"help": "Examples that the smooth methods score on."})
     noise_std: float | None = field(default=None, metadata={"help": "Standard deviation of their noise."})
     noise_scale: str | None = field(default=None, metadata={"help": "Noise relative to each output, or absolute."})
     dropout: bool | None = field(default=None, metadata={"help": "Score with dropout on."})
@@ -178,10 +181,8 @@ class PruningConfig:
         self._check_numbers()
         self._check_recovery()
         if (self.sparsity is None) == (self.compression is None):
-            raise ValueError(
-                "give exactly one of sparsity and compression, got "
-                f"sparsity={shown(self.sparsity)} and compression={shown(self.compression)}"
-            )
+            got = f"sparsity={shown(self.sparsity)} and compression={shown(self.compression)}"
+            raise ValueError(f"give exactly one of sparsity and compression, got {got}")
 
     def _read_granularity(self) -> tuple[str, ...]:
         """The kinds, also from a single one."""
@@ -237,7 +238,7 @@ class PruningConfig:
         for name in ("noise_std", "dense_epochs"):
             self._check(name, float, lambda v: v >= 0, "a number of at least 0")
         self._check("distill_weight", float, lambda v: 0 <= v <= 1, "a number between 0 and 1")
-        for name in ("distill_top_k", "lora_rank"):
+        for name in ("distill_top_k", "lora_rank", "smooth_examples"):
             if getattr(self, name) is not None:
                 self._check(name, int, lambda v: v >= 1, "an integer of at least 1, or None")
         self._check("distill_temperature", float, lambda v: v > 0, "a number above 0")
@@ -253,8 +254,7 @@ class PruningConfig:
         if self.rewind and self.dense_epochs == 0:
             raise ValueError("rewind=True returns to the weights before the dense epochs; set dense_epochs above 0")
         if self.rebuilds and "weights" in self.granularity:
-            use = "after masking single weights use 'finetune' or 'none'"
-            raise ValueError(f"recovery={self.recovery!r} is for units; {use}")
+            raise ValueError(f"recovery={self.recovery!r} is for units; for weights use 'finetune' or 'none'")
         if self.rewind and self.rebuilds and self.finetunes:
             raise ValueError(
                 "rewind=True trains the initial weights again, which a rebuild would change first; use "

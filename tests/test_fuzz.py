@@ -166,6 +166,7 @@ SENSIBLE = {
     "sparsity": lambda r: r.random(),
     "compression": lambda r: r.uniform(1, 3),
     "smooth_samples": lambda r: r.choice([None, 3]),
+    "smooth_examples": lambda r: r.choice([None, 3]),
     "dropout": lambda r: r.choice([None, True, False]),
     "distill_top_k": lambda r: r.choice([None, 1, 50]),
     "lora_rank": lambda r: r.choice([None, 1, 8]),

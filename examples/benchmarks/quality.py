@@ -22,6 +22,8 @@ task, method and sample is one run in the output file; what is there is not run 
 `{task}` in a model's path or Hub id stands for the task's name. `--finetune BASE` first fine-tunes BASE on each task
 whose model is missing: `python examples/fetch_model.py` fetches one. `--dataset_path DIR` reads
 `DIR/<task>/{train,validation}.parquet` in place of the Hub. `--tables` only prints the tables of what is there.
+
+Seconds are those of the processor, of all threads together.
 """
 
 from __future__ import annotations
@@ -71,7 +73,8 @@ from study import add, add_arguments, find, header, line, make_parser, read
 
 PAPER, BASELINES = ("cam_cut", "smooth_cut", "smooth_cam_cut"), ("taylor", "fisher")
 HEADLINE = {"cola": "matthews_correlation", "stsb": "spearmanr"}  # accuracy elsewhere
-KEY = ("task", "method", "rounds", "seed")  # of a run
+SMOOTHING = ("smooth_samples", "smooth_examples")
+KEY = ("task", "method", "rounds", "seed", *SMOOTHING)  # of a run
 FINE_TUNING = {"sst2": (20_000, 2), "mrpc": (None, 4), "cola": (None, 3), "stsb": (None, 4)}  # rows and epochs
 
 
@@ -141,7 +144,7 @@ class Benchmark(GlueTask):
     def run(self, method: str, seed: int) -> list[dict]:
         """Scores the dense model once; then cuts, rebuilds and evaluates at each fraction."""
         options, rounds = self.options, self.options.rounds
-        settings = {"method": method, "num_samples": options.num_samples, "seed": seed}
+        settings = {"method": method, "num_samples": options.num_samples, "seed": seed, **smoothing_of(options)}
         batches = list(self.trainer(PruningConfig(sparsity=0.5, **settings)).get_scoring_dataloader())
         everything, counted = find_groups(self.model), PruningConfig(sparsity=0.5, budget="flops")
         rows = [{"keep": keep} for keep in options.keep]
@@ -149,10 +152,10 @@ class Benchmark(GlueTask):
         seconds = {"scoring_seconds": 0.0, "rebuilding_seconds": 0.0, "searching_seconds": 0.0}
 
         def timed(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
-            start = time.perf_counter()
+            start = time.process_time()
             with self.precision():
                 result = function(*arguments)
-            seconds[name] += time.perf_counter() - start
+            seconds[name] += time.process_time() - start
             return result
 
         scores = timed(
@@ -188,6 +191,11 @@ class Benchmark(GlueTask):
         return rows
 
 
+def smoothing_of(options: argparse.Namespace) -> dict[str, int]:
+    """What was asked of the smooth methods; the rest is as in `PruningConfig`."""
+    return {name: getattr(options, name) for name in SMOOTHING if getattr(options, name) is not None}
+
+
 def fine_tune(task: str, options: argparse.Namespace) -> None:
     """Fine-tunes the base model on a task and saves it where the benchmark looks for it."""
     data = GlueTask(task, options.dataset_path, options.finetune)
@@ -216,7 +224,15 @@ def fine_tune(task: str, options: argparse.Namespace) -> None:
 
 def rows_of(runs: list[dict]) -> list[dict]:
     """Every fraction of every run: task, dense metric, method, seed, and what `Benchmark.run` gives."""
-    return [{**{k: v for k, v in run.items() if k != "results"}, **row} for run in runs for row in run["results"]]
+    own = [{**{k: v for k, v in run.items() if k != "results"}, "method": _named(run)} for run in runs]
+    return [{**run, **row} for run, given in zip(own, runs) for row in given["results"]]
+
+
+def _named(run: dict) -> str:
+    """The method, with what was asked of its smoothing."""
+    passes, examples = (run.get(name) for name in SMOOTHING)
+    said = [f"{passes} passes"] * (passes is not None) + [f"{examples} examples"] * (examples is not None)
+    return ", ".join([run["method"], *said])
 
 
 def tables(rows: list[dict]) -> str:
@@ -231,7 +247,9 @@ def tables(rows: list[dict]) -> str:
                 key = (row["method"], row["rounds"], stage)
                 ratio = min(row[stage] / row["dense"], 1.0)
                 found.setdefault(key, {}).setdefault(row["keep"], {}).setdefault(row["seed"], {})[row["task"]] = ratio
-    tasks = sorted({row["task"] for row in rows})
+    tasks, scoring = sorted({row["task"] for row in rows}), dict[str, dict[tuple, float]]()
+    for row in rows:
+        scoring.setdefault(row["method"], {})[row["task"], row["rounds"], row["seed"]] = row["scoring_seconds"]
     lines = [header(f"mean ratio, {', '.join(tasks)}", fractions)]
     means: dict[tuple, dict[float, dict[int, float]]] = {}  # setting -> fraction -> seed -> mean over all tasks
     for key, by_keep in sorted(found.items(), key=lambda item: (item[0][2], item[0][1], item[0][0])):
@@ -253,6 +271,8 @@ def tables(rows: list[dict]) -> str:
                 for keep in fractions
             ]
             lines.append(line(_label(*key, "rebuilt"), cells, 1))
+    lines += ["", "| method | seconds of scoring, mean of all tasks and samples |", "|---|---|"]
+    lines += [f"| `{method}` | {statistics.mean(times.values()):.1f} |" for method, times in scoring.items()]
     return "\n".join(lines)
 
 
@@ -289,6 +309,8 @@ def main() -> None:
     add_arguments(parser, "seeds", keep=[0.6, 0.5, 0.4, 0.3, 0.2], num_samples=2048)
     add_arguments(parser, rounds={"default": 1, "help": "of score, cut and rebuild"})
     parser.add_argument("--allocation", default="per_kind", choices=["per_kind", "global", "uniform", "search"])
+    parser.add_argument("--smooth_samples", type=int, help="noisy passes; default: as in PruningConfig")
+    parser.add_argument("--smooth_examples", type=int, help="of those to score on, for the smooth methods; the same")
     add_arguments(parser, bf16={"help": "score and rebuild under autocast; not evaluate"})
     add_arguments(parser, "tables", output={"required": True})
     options = parser.parse_args()
@@ -304,7 +326,8 @@ def run(options: argparse.Namespace) -> None:
         benchmark = None
         for seed in options.seeds:
             for method in options.methods:
-                key = dict(zip(KEY, (task, method, options.rounds, seed)))
+                smoothing = [smoothing_of(options).get(name) for name in SMOOTHING]
+                key = dict(zip(KEY, (task, method, options.rounds, seed, *smoothing)))
                 asked = {"num_samples": options.num_samples, "bf16": options.bf16, "allocation": options.allocation}
                 if found := find(read(options.output), **key):
                     kept = [row["keep"] for row in found["results"]]

@@ -148,6 +148,7 @@ SCORING_FIELDS = (
     "granularity",
     "num_samples",
     "smooth_samples",
+    "smooth_examples",
     "noise_std",
     "noise_scale",
     "dropout",

@@ -41,6 +41,8 @@ logger = logging.getLogger(__name__)
 
 Batch = Mapping[str, Any]
 
+TOGETHER = 32  # examples of a batch that are worth a pass, where not all are taken
+
 
 def for_each_batch(
     model: nn.Module,
@@ -144,9 +146,17 @@ def random_state(devices: Iterable[torch.device], seed: int) -> Iterator[None]:
 
 
 def limit(
-    dataloader: Iterable[Batch], num_samples: int | None, description: str, disable_tqdm: bool
+    dataloader: Iterable[Batch],
+    num_samples: int | None,
+    description: str,
+    disable_tqdm: bool,
+    chosen: int | None = None,
 ) -> Iterator[Batch]:
     """Yields batches until `num_samples` examples have gone by, with a progress bar on the main process.
+
+    Args:
+        chosen: yield so many of these examples, spread evenly over them: batches may be sorted by length. The first
+            ones, where it is not known how many will come.
 
     Raises:
         `TypeError`: a batch is not a dict of tensors.
@@ -167,8 +177,10 @@ def limit(
     elif isinstance(dataloader, list):
         examples = sum(count_examples(batch) for batch in dataloader)
         total = min(examples, num_samples or examples)
+    elif chosen is not None:
+        total = num_samples = min(chosen, num_samples or chosen)
     with tqdm(total=total, desc=description, unit="example", disable=disable, leave=False) as bar:
-        count = 0
+        count = yielded = 0
         for batch in dataloader:
             size = count_examples(batch)
             if size == 0:
@@ -176,8 +188,11 @@ def limit(
             if num_samples is not None and size > num_samples - count:
                 size = num_samples - count
                 batch = take(batch, size)
-            yield batch
             count += size
+            due = size if chosen is None or total is None else chosen * min(count, total) // total - yielded
+            if due >= min(size, TOGETHER) or (due > 0 and count == total):
+                yielded += min(due, size)
+                yield batch if due >= size else take(batch, due)
             bar.update(size)
             if num_samples is not None and count >= num_samples:
                 return

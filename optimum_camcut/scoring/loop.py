@@ -30,7 +30,7 @@ from transformers import PreTrainedModel
 from ..architectures.groups import WEIGHTS, PrunableGroup, below, body_of, check_group
 from ..architectures.modeling_camcut import places_of
 from ..architectures.modes import scoring_mode
-from ..config import PruningConfig
+from ..config import NOISE, PruningConfig
 from ..methods.registry import Scorer, get_scorer
 from ..utils.files import nearest
 from ..utils.sharding import is_sharded, reshard, whole
@@ -119,7 +119,8 @@ def score_groups(
         score = score_weights if WEIGHTS in config.granularity else of_units
         dropout = model.training and WEIGHTS in config.granularity if config.dropout is None else config.dropout
         sums = _running_sums(progress_file, model, present, config, dropout)
-        batches = limit(dataloader, config.num_samples, config.method, disable_tqdm)
+        chosen = config.smooth_examples if scorer.smooth else None
+        batches = limit(dataloader, config.num_samples, config.method, disable_tqdm, chosen)
         each_batch = partial(for_each_batch, model, batches, config.seed, sums)
         # A compiled model would not see the hooks that watch it, or keep the noise of the first pass for all.
         with torch.compiler.set_stance("force_eager"), scoring_mode(model, dropout):
@@ -213,7 +214,7 @@ def _running_sums(
         return RunningSums()
     state, names = (
         PartialState(),
-        ("method", "num_samples", "smooth_samples", "noise_std", "noise_scale", "shift", "seed"),
+        ("method", "num_samples", *NOISE, "shift", "seed"),
     )
     identity = {
         **{name: getattr(config, name) for name in names},

@@ -159,7 +159,7 @@ def test_two_rounds(results, arguments, by_hand, tmp_path):
         assert row["rebuilt"] == pytest.approx(accuracy(model), abs=1e-3)
 
     other = run("quality", *arguments, *flags, "--keep", 0.6)
-    assert other.returncode != 0 and "is of other --num_samples, --keep or --bf16" in other.stderr
+    assert other.returncode != 0 and "is of other --num_samples, --keep, --allocation or --bf16" in other.stderr
 
 
 @pytest.mark.long
@@ -246,7 +246,10 @@ def test_means_and_leads_by_hand(quality):
         "taylor": {1: (80, 50)},
     }
     rows = [
-        {"task": task, "method": method, "rounds": 1, "seed": seed, "keep": 0.5, "rebuilt": value, "dense": dense}
+        {
+            **{"task": task, "method": method, "rounds": 1, "seed": seed, "keep": 0.5},
+            **{"rebuilt": value, "dense": dense, "scoring_seconds": seed * dense / 10},
+        }
         for method, seeds in rebuilt.items()
         for seed, values in seeds.items()
         for task, value, dense in zip(("sst2", "stsb"), values, (80, 50))
@@ -257,5 +260,14 @@ def test_means_and_leads_by_hand(quality):
     assert "| `taylor`, rebuilt, 1 round | 1.000 |" in made
     assert "| rebuilt, 1 round | -5.0 (`smooth_cut`, `taylor`) |" in made  # of the seed that all have
     assert "| `smooth_cut`, rebuilt, 1 round | 84.0 ± 5.7 |" in made  # of sst2 alone
+    assert "| `fisher` | 9.8 |" in made  # the mean of 8, 5, 16 and 10 seconds
     without = quality.tables([row for row in rows if row["method"] != "taylor"]).splitlines()
     assert "| rebuilt, 1 round | +7.5 ± 3.5 (`smooth_cut`, `fisher`) |" in without
+
+
+def test_runs_of_other_smoothing_have_rows_of_their_own(quality):
+    run = {"task": "sst2", "method": "smooth_cut", "results": [{"keep": 0.5}, {"keep": 0.2}]}
+    few = {**run, "smooth_samples": 2, "smooth_examples": 512}
+    named = [(row["method"], row["keep"]) for row in quality.rows_of([run, few])]
+    other = "smooth_cut, 2 passes, 512 examples"
+    assert named == [("smooth_cut", 0.5), ("smooth_cut", 0.2), (other, 0.5), (other, 0.2)]

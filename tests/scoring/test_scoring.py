@@ -21,11 +21,13 @@ import pytest
 import torch
 from models import ARCHITECTURES, TOKENS, random_plan, tiny_batch, tiny_model
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers.pytorch_utils import Conv1D
 
 from optimum_camcut import PrunableGroup, PruningConfig, PruningPlan, apply_plan, find_groups, score_groups
 from optimum_camcut.architectures.slices import Slice
 from optimum_camcut.scoring import SCORERS, get_scorer, scorer
+from optimum_camcut.scoring.batches import take
 from optimum_camcut.scoring.noise import GaussianNoise, linear_noise
 
 
@@ -363,6 +365,37 @@ def test_noise_is_deterministic_for_a_seed(method):
     for name in one:
         assert torch.equal(one[name], again[name])
         assert not torch.equal(one[name], other[name]) and not torch.equal(one[name], more[name])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "examples", "scored"),
+    [
+        ([4] * 8, 8, [(3, 4), (7, 4)]),  # batches as they are, as long as they come to as many
+        ([3, 4, 4, 1], 6, [(2, 4), (3, 1)]),  # the last one gives what is due, or as much as it has
+        ([48, 48], 20, [(1, 20)]),
+        ([80, 40], 90, [(0, 60), (1, 30)]),  # of a large batch a part
+        ([4, 4], 8, [(0, 4), (1, 4)]),
+        ([4, 4], 100, [(0, 4), (1, 4)]),
+    ],
+)
+def test_the_smooth_methods_score_examples_from_everywhere(sizes, examples, scored):
+    """`smooth_examples` of them, spread over the batches, which may be sorted; other methods score all."""
+    model = tiny_model("bert", num_hidden_layers=2)
+    batches = [tiny_batch(size, seed=number) for number, size in enumerate(sizes)]
+    chosen = [take(batches[number], size) for number, size in scored]
+    got = score(model, "smooth_cut", batches, smooth_examples=examples)
+    by_hand = score(model, "smooth_cut", chosen, smooth_examples=10**6)
+    assert all(torch.equal(got[name], by_hand[name]) for name in got)
+    rows = [{n: values[i] for n, values in batch.items()} for batch in batches for i in range(len(batch["labels"]))]
+    places = iter(range(len(rows)))
+    loader = DataLoader(rows, batch_sampler=[list(itertools.islice(places, size)) for size in sizes])
+    got = score(model, "smooth_cut", loader, smooth_examples=examples)
+    assert all(torch.equal(got[name], by_hand[name]) for name in got)
+    first = score(model, "smooth_cut", iter(batches), smooth_examples=3)  # nobody knows how many will come
+    by_hand = score(model, "smooth_cut", [take(batches[0], 3)])
+    assert all(torch.equal(first[name], by_hand[name]) for name in first)
+    plain = score(model, "fisher", batches, smooth_examples=examples)
+    assert all(torch.equal(plain[name], values) for name, values in score(model, "fisher", batches).items())
 
 
 def test_more_noisy_passes_vary_less():

@@ -411,7 +411,8 @@ def test_noise_is_that_of_the_paper_by_default():
     config = settings("smooth_cut")
     assert (config.smooth_samples, config.noise_std, config.noise_scale) == (10, 1e-3, "absolute")
     units = PruningConfig(sparsity=0.5)
-    assert (units.smooth_samples, units.noise_std, units.noise_scale) == (5, 0.1, "relative")
+    assert (units.smooth_samples, units.noise_std, units.noise_scale) == (2, 0.1, "relative")
+    assert (config.smooth_examples, units.smooth_examples) == (None, 512)
 
 
 def test_noise_changes_with_the_seed_and_only_with_it():
