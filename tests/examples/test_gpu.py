@@ -51,6 +51,7 @@ def names():
 
 
 def test_the_names(gpu):
+    assert not set(gpu.CHECKS) & set(gpu.PARTS)  # one name, one thing
     assert set(gpu.CHECKS) == set(names()) and {*BY_THEMSELVES, *SLOW} < set(names())
 
 

@@ -35,6 +35,7 @@ from small import (
     batches_of,
     build,
     check,
+    correlation,
     cut,
     distance,
     logits,
@@ -101,13 +102,15 @@ def device_map() -> str:
     with tempfile.TemporaryDirectory() as folder:
         model = dispatch_model(copy.deepcopy(whole), parts, main, offload_dir=folder, force_hooks=True)
         assert model.bert.encoder.layer[1].output.dense.weight.is_meta, "nothing was offloaded"
-        off = max(scores_near(score(model, batches, each), wanted[each], 1e-2, each) for each in wanted)
+        found = {method: score(model, batches, method) for method in wanted}
+        off = max(scores_near(found[each], wanted[each], 1e-3, each) for each in ("cam_cut", "fisher"))
+        assert correlation(found["obs"], wanted["obs"]) > 0.9, "obs: other ranks"
         plan = uneven(whole)
         pruned, expected = cut(whole, plan), cut(whole, plan)
         reconstruct(expected, whole, plan, batches, disable_tqdm=True)
         dense = disk_offload(copy.deepcopy(whole), f"{folder}/dense", execution_device=DEVICE)
         reconstruct(pruned, dense, plan, batches, device=DEVICE, disable_tqdm=True)
-        rebuilt = near(logits(pruned, batches[0]), logits(expected, batches[0]), 0.02, "rebuilt from an offloaded one")
+        rebuilt = near(logits(pruned, batches[0]), logits(expected, batches[0]), 0.05, "rebuilt from an offloaded one")
     return f"{main} and {rest}: scores at most {off:.1g} apart, rebuilt {rebuilt:.1g}"
 
 
@@ -238,7 +241,7 @@ def trainer() -> str:
 
 
 @check
-def compiled() -> str:
+def cuda_graphs() -> str:
     """A pruned model as `torch.compile` makes it, with CUDA graphs."""
     if not ON_GPU:
         raise Skipped("no GPU: there are no CUDA graphs")
