@@ -57,7 +57,7 @@ test-engines: $(INSTALLED4)  ## Ask the engines that take long to install, in th
 # With the Python that is there, which has torch for its GPU: no environment is made, and nothing installed.
 OUTPUT ?= outputs/gpu
 gpu:  ## Check and time the package on this GPU, in at most 8 minutes; results in outputs/gpu
-	PYTHONPATH=$(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH)) $(PYTHON) examples/benchmarks/gpu/run.py --output_dir $(OUTPUT) $(GPU_ARGS)
+	$(PYTHON) examples/benchmarks/gpu/run.py --output_dir $(OUTPUT)
 
 docs: $(INSTALLED_DOCS)  ## Build the documentation in site/; a broken link is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -45,6 +45,7 @@ from typing import Any
 import torch
 
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # the package, which need not be installed
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "speed"))
 import systems  # noqa: F401  # the rest of the checks
