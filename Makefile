@@ -12,7 +12,7 @@ CHECKED := optimum_camcut tests examples docs
 # Idle threads sleep: by default they spin, which on shared cores makes training several times slower.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: help demo test test-all run-tests test-faults test-engines style docs clean
+.PHONY: help demo test test-all run-tests test-faults test-engines gpu style docs clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this help
@@ -53,6 +53,11 @@ style: $(INSTALLED)  ## Check the style with ruff and the types with mypy
 test-engines: $(INSTALLED4)  ## Ask the engines that take long to install, in the environments that have them
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m engines -rs tests/export
 	OMP_NUM_THREADS=1 $(BIN4)/python -m pytest -m engines -rs tests/export/test_optimum.py
+
+# With the Python that is there, which has torch for its GPU: no environment is made, and nothing installed.
+OUTPUT ?= outputs/gpu
+gpu:  ## Check and time the package on this GPU, in at most 8 minutes; results in outputs/gpu
+	$(PYTHON) examples/benchmarks/gpu/run.py --output_dir $(OUTPUT)
 
 docs: $(INSTALLED_DOCS)  ## Build the documentation in site/; a broken link is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

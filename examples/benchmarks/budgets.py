@@ -19,6 +19,9 @@ of the whole model.
 
     python examples/benchmarks/budgets.py --output budgets.json
     python examples/benchmarks/budgets.py --model_name_or_path google-bert/bert-base-uncased --budgets latency
+
+A budget of latency that no plan can keep to, as of a model whose time hardly depends on its sizes, is told and left
+out.
 """
 
 from __future__ import annotations
@@ -44,6 +47,10 @@ from optimum_camcut import (
 )
 from optimum_camcut.measure import count_flops, count_parameters, keeping_memory, random_inputs, time_forward
 from optimum_camcut.planning.costs import remaining_budget, unit_cost
+from optimum_camcut.planning.latency import device_name
+
+
+TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 
 
 def paired_ratios(dense: PreTrainedModel, pruned: PreTrainedModel, options: argparse.Namespace) -> list[float]:
@@ -95,11 +102,17 @@ def run(dense: PreTrainedModel, options: argparse.Namespace) -> tuple[list[dict]
                     table = latency_table(dense, config, refresh=options.refresh)
                     seconds = time.perf_counter() - start
                     print(table)
-                pruned = apply_plan(copy.deepcopy(dense), make_plan(scores, groups, config, latency=table))
-                row = {
-                    "budget": budget,
-                    "allocation": allocation,
-                    "wanted": 1 - sparsity,
+                row = {"budget": budget, "allocation": allocation, "wanted": 1 - sparsity}
+                try:
+                    plan = make_plan(scores, groups, config, latency=table)
+                except ValueError as error:
+                    if budget != "latency":
+                        raise
+                    rows.append({**row, "result": f"no such plan: {error}"})
+                    print(rows[-1]["result"], flush=True)
+                    continue
+                pruned = apply_plan(copy.deepcopy(dense), plan)
+                row |= {
                     "predicted": remaining_budget(groups, find_groups(pruned), config, table),
                     **measure(dense, pruned, groups, config, options),
                 }
@@ -121,10 +134,12 @@ def main() -> None:
     parser.add_argument("--sparsities", nargs="+", type=float, default=[0.3, 0.5, 0.7])
     methods = {"default": "magnitude", "choices": ("magnitude", "random"), "help": "scores need no data"}
     add_arguments(parser, "multiple_of", method=methods, batch_size={"default": 8, "help": "of the latency"})
-    add_arguments(parser, "tokens", "threads", "dtype", "output")
+    add_arguments(parser, "tokens", "threads", "dtype", "quick", "output")
     add_arguments(parser, rounds={"default": 11, "help": "of dense and pruned in turn"})
     add_arguments(parser, cpu_time={"help": "processor time, where others use the machine too; with --threads 1"})
     parser.add_argument("--refresh", action="store_true", help="measure the latency table even if it is cached")
+    if parser.parse_args().quick:
+        parser.set_defaults(sparsities=[0.3], allocations=["per_kind"], rounds=3, batch_size=2, tokens=8, refresh=True)
     options = parser.parse_args()
 
     if options.threads:
@@ -133,15 +148,16 @@ def main() -> None:
     if options.model_name_or_path:
         model = AutoModelForSequenceClassification.from_pretrained(options.model_name_or_path)
     else:
-        model = BertForSequenceClassification(BertConfig())
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+        model = BertForSequenceClassification(BertConfig(**(TINY if options.quick else {})))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = model.to(device, getattr(torch, options.dtype)).eval()
     rows, table, seconds = run(model, options)
     if table is not None:
         print(f"the latency table took {seconds:.1f} s, the dense model takes {table.total:.4f} s a forward pass")
     if options.output:
+        where = {"benchmark": "budgets", "settings": settings_of(options), "device": device_name(device)}
         measured = {"table": table and table.to_dict(), "table_seconds": seconds, "rows": rows}
-        add(options.output, {"settings": settings_of(options), "device": device, **measured}, ("settings", "device"))
+        add(options.output, {**where, **measured}, where)
 
 
 if __name__ == "__main__":

@@ -68,7 +68,8 @@ def score_curvature(
 
             def observe(group: PrunableGroup, activation: Tensor, gradient: Tensor, piece: Batch = piece) -> None:
                 real = real_tokens(piece, group.name, model, activation) & (gradient != 0).any(-1).any(-1)
-                values, behind = activation[real].flatten(1), gradient[real].flatten(1)
+                rows = real.flatten().nonzero().squeeze(1)  # one wait for the device, not two
+                values, behind = (each.flatten(0, 1)[rows].flatten(1) for each in (activation, gradient))
                 values = torch.cat([values.new_ones(len(values), 1), values], dim=1)
                 with torch.autocast(values.device.type, enabled=False):
                     inputs = _of_biased(values) if _bias(model, group) is not None else values.T @ values

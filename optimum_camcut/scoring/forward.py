@@ -117,7 +117,7 @@ def score_blocks(
             before, after = before.reshape(shape), after.reshape(shape)
             real, wide = real_tokens(piece, inside[path][0], model, before), widest(before.device)
             values = scorer.function(before[real].float(), after[real].float())
-            found.append((path, torch.stack([values.sum(dtype=wide), values.new_tensor(len(values), dtype=wide)])))
+            found.append((path, torch.stack([values.sum(dtype=wide), values.new_full((), len(values), dtype=wide)])))
 
         with ExitStack() as stack, torch.no_grad():
             for path in inside:

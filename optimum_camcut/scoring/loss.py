@@ -16,8 +16,10 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -50,19 +52,36 @@ class CheckedLoss:
 
     def __init__(self, function: LossFunction, sums: RunningSums) -> None:
         self.function, self.sums, self.of_nothing = function, sums, False
+        self._losses: list[Tensor] = []  # to be checked
+        self._labels: Callable[[], Any] = lambda: None  # the last ones, if they are still there
+        self._counted: int | None = None  # how many of them count
 
     def __call__(self, model: PreTrainedModel, batch: Batch) -> Tensor:
-        loss = self.function(model, batch)
-        self.of_nothing = is_mean_of_nothing(loss, model, batch)
+        loss, labels = self.function(model, batch), batch.get("labels")
+        # To read a number of the device is to wait for it: not in every pass.
+        if isinstance(labels, Tensor) and labels is not self._labels():
+            self._labels, self._counted = weakref.ref(labels), counted_labels(model, batch)
+        counted = self._counted if isinstance(labels, Tensor) else None
+        self.of_nothing = counted == 0 and not loss.nan_to_num().any()
         if self.of_nothing:
             return loss.nan_to_num()
-        if not torch.isfinite(loss).all():
+        self._losses.append(loss.detach())
+        return loss
+
+    def check(self) -> None:
+        """Looks at all losses since the last check, in one go.
+
+        Raises:
+            `ValueError`: one of them is NaN or infinite.
+        """
+        losses, self._losses = self._losses, []
+        if losses and not torch.isfinite(torch.stack(losses)).all():
+            loss = next(loss for loss in losses if not torch.isfinite(loss).all())
             number = self.sums.batches * PartialState().num_processes + PartialState().process_index
             raise ValueError(
                 f"the loss of scoring batch {number} is {loss.tolist()}, with which all scores are NaN or infinite; "
                 "look for a NaN loss or weights, or overflow in half precision"
             )
-        return loss
 
 
 def model_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
@@ -96,6 +115,8 @@ def is_mean_of_nothing(loss: Tensor, model: nn.Module, batch: Batch) -> bool:
 def loss_shares(model: nn.Module, pieces: list[Batch]) -> list[float]:
     """What share of a batch's mean loss comes from each of its pieces: as many labels as count, or as many examples
     if none does or labels are no class numbers."""
+    if len(pieces) == 1:
+        return [1.0]
     labels = [counted_labels(model, piece) for piece in pieces]
     counts = [count for count in labels if count is not None]
     if len(counts) < len(pieces) or not any(counts):
@@ -104,14 +125,15 @@ def loss_shares(model: nn.Module, pieces: list[Batch]) -> list[float]:
 
 
 def each_loss(
-    model: nn.Module, pieces: list[Batch], loss_function: LossFunction, all_run: bool
+    model: nn.Module, pieces: list[Batch], loss_function: CheckedLoss, all_run: bool
 ) -> Iterator[tuple[Batch, Callable[[], Tensor]]]:
     """Each piece of a batch with its part of the loss, summed over the batch's examples, so that each keeps its own
-    gradient. Pieces of which no label counts are left out, unless `all_run`."""
+    gradient. Pieces of which no label counts are left out, unless `all_run`. Behind the last, losses are checked."""
     examples = sum(map(count_examples, pieces))
     for piece, share in zip(pieces, loss_shares(model, pieces)):
         if share or all_run:
             yield piece, partial(_part, loss_function, model, piece, share * examples)
+    loss_function.check()
 
 
 def _part(loss_function: LossFunction, model: PreTrainedModel, batch: Batch, factor: float) -> Tensor:

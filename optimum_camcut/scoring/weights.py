@@ -112,6 +112,7 @@ def _score_by_gradients(
                         return lambda: sums.add(SKIPPED, torch.ones(1))
                     outputs.watching = False  # gradient checkpointing runs blocks again in the backward pass
                     backward(loss)
+        loss_function.check()
         return lambda: add(outputs)
 
     def add(outputs: _Means) -> None:
@@ -178,7 +179,7 @@ def _score_by_inputs(
         def observe(path: str, inputs: Tensor, output: Tensor) -> None:
             squares = inputs.detach().float().square().flatten(0, -2)
             found.append((f"{path}.squares", squares.sum(0)))
-            found.append((f"{path}.tokens", torch.tensor(float(len(squares)), device=squares.device)))
+            found.append((f"{path}.tokens", squares.new_full((), len(squares))))
 
         with torch.no_grad(), _watch(model, parameters, observe):
             for piece in pieces:
@@ -229,7 +230,7 @@ class _Means:
         values = output.detach().flatten(0, -2)
         total = values.sum(0, dtype=torch.float32)
         self.sums[path] = self.sums[path] + total if path in self.sums else total
-        count = torch.tensor(float(len(values)), device=total.device)
+        count = total.new_full((), len(values))
         self.counts[path] = self.counts[path] + count if path in self.counts else count
 
     def mean(self, path: str) -> Tensor:

@@ -163,10 +163,10 @@ class Supernet:
     def parts(self, value: Tensor) -> list[float]:
         """The part of each group in what the model gives at these sizes: half of the sum of gradient times change over
         the weights and the bias of its projection."""
-        found = dict.fromkeys(self.groups, 0.0)
+        found: dict[str, list[Tensor]] = {name: [] for name in self.groups}
         cut = [name for name, group in self.groups.items() if self.counts[name] < group.size]
         if not cut:
-            return list(found.values())
+            return [0.0] * len(found)
         changed = [(name, self._module(name)) for name in cut]
         biased = [(name, module) for name, module in changed if module.bias is not None]
         parameters = [*(module.weight for _, module in changed), *(module.bias for _, module in biased)]
@@ -176,8 +176,10 @@ class Supernet:
                 now, dense = self._parameters(name)[number], self.before[name][number]
                 if gradient is not None and now is not None and dense is not None:
                     gradient = gradient if number else _by_input(module, gradient)
-                    found[name] += 0.5 * float((gradient.float() * (now - dense).float()).sum())
-        return list(found.values())
+                    found[name].append((gradient.float() * (now - dense).float()).sum().to(value.device))
+        # Read in one go: the device is waited for once.
+        read = iter(torch.stack([each for sums in found.values() for each in sums] or [value.new_zeros(())]).tolist())
+        return [sum(0.5 * next(read) for _ in sums) for sums in found.values()]
 
     def __enter__(self) -> Supernet:
         return self

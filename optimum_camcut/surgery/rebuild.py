@@ -345,8 +345,9 @@ def _solve(
             each.repeat(1, x.shape[1] // each.shape[1]).to(x.device) for each in (masks.mask, masks.held_out)
         )
         for part, chosen in enumerate((real & ~held_out, real & held_out)):
-            given = x[chosen]
-            missing = y[chosen] - projection(given).float()
+            tokens = chosen.flatten().nonzero().squeeze(1)  # one wait for the device, not two
+            given = x.flatten(0, 1)[tokens]
+            missing = y.flatten(0, 1)[tokens] - projection(given).float()
             given = torch.cat([given.new_ones(len(given), biased, dtype=torch.float32), given.float()], dim=1)
             waiting[part].append((given, missing))
             add(part, least=rows)

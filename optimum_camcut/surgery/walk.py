@@ -14,7 +14,8 @@
 """Goes through a stage with all batches, and stops in front of each projection until it is solved.
 
 A batch that has come to a projection waits there, in the middle of its forward pass, as a greenlet: behind the solved
-projection it goes on from where it was, so that a stage is computed once, whatever stands in it.
+projection it goes on from where it was, so that a stage is computed once, whatever stands in it. Without the library
+of that name each stop is a pass of its own, which gives the same.
 """
 
 from __future__ import annotations
@@ -24,13 +25,17 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..architectures.groups import PrunableGroup
 from .streams import Stage, Stream, by_row, hook_on, inputs_of, run_stage
 
+
+try:
+    from greenlet import getcurrent, greenlet
+except ImportError:
+    getcurrent, greenlet = None, object
 
 Given = Iterable[tuple[Tensor, Tensor]]  # of each batch, what flows into a projection, and the stream beside it
 
@@ -54,7 +59,7 @@ def walk(
             more is kept than the hidden states.
         to_end (`bool`): whether to go on behind the last of them.
     """
-    if once and groups:
+    if once and groups and getcurrent is not None:
         yield from _walk_once(model, stage, groups, streams, to_end)
         return
     for group in groups:

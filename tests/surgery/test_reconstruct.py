@@ -314,6 +314,18 @@ def test_chunked_feed_forward_changes_nothing():
         torch.testing.assert_close(chunked[0].state_dict()[name], value, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("architecture", ["bert", "llama"])
+def test_without_greenlets_the_result_is_the_same(architecture, monkeypatch):
+    """Each stop at a projection is then a pass of its own."""
+    model, dense, plan = pair(architecture)
+    reconstruct(model, dense, plan, batches_of(2))
+    monkeypatch.setattr("optimum_camcut.surgery.walk.getcurrent", None)
+    monkeypatch.setattr("optimum_camcut.surgery.walk.greenlet", None)
+    again = pair(architecture)[0]
+    reconstruct(again, dense, plan, batches_of(2))
+    assert_same_weights(again, weights(model))
+
+
 def test_a_layer_without_units():
     keep = {"layer.0.heads": [], "layer.1.neurons": [], "layer.2.heads": [1]}
     if transformers.__version__.startswith("4."):

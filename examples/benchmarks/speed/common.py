@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import gc
 import multiprocessing
 import os
 import statistics
@@ -152,6 +153,7 @@ def spread(values: Sequence[float], over: Sequence[float] | None = None, scale: 
 def peak_memory(options: argparse.Namespace, task: Callable[[], Any]) -> float:
     """Megabytes that the GPU's allocator held at most while a task ran; on a CPU, the process."""
     if options.device == "cuda":
+        gc.collect()  # of what ran before in this process
         torch.cuda.reset_peak_memory_stats()
         task()
         return torch.cuda.max_memory_allocated() / MEGABYTE
@@ -163,10 +165,12 @@ def peak_memory(options: argparse.Namespace, task: Callable[[], Any]) -> float:
 
 
 def alone(options: argparse.Namespace, function: Callable, cases: Sequence[tuple]) -> list[Any]:
-    """What a function returns for each case, each in a process that does nothing else (`--quick`: one for all)."""
+    """What a function returns for each case, each in a process that does nothing else. One for all with `--quick`, and
+    on a GPU, whose allocator tells what is in use."""
     # Large tensors go back to the system as soon as they are freed: what is counted is in use, as on CUDA.
     os.environ |= {"MALLOC_MMAP_THRESHOLD_": str(2**20), "MALLOC_TRIM_THRESHOLD_": str(2**20)}
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=None if options.quick else 1) as pool:
+    tasks = None if options.quick or options.device == "cuda" else 1
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=tasks) as pool:
         return pool.starmap(function, cases, chunksize=1)
 
 

@@ -18,6 +18,7 @@ Random weights: the cost does not depend on their values. Solving for the weight
 examples there are, so with more of them the ratio falls.
 
     python examples/benchmarks/speed/job.py --output job.json
+    python examples/benchmarks/speed/job.py --dtype bfloat16 --examples 2048 --batch_size 128 --smooth_samples 10
 """
 
 from __future__ import annotations
@@ -62,18 +63,22 @@ def job(
 def main() -> None:
     made = parser(__doc__, rounds=3, tokens=128)
     add_arguments(made, methods=["cam_cut", "smooth_cut"], keep={"nargs": None, "default": 0.5}, examples=128)
+    made.add_argument("--smooth_samples", type=int, help="noisy passes of the smooth methods; default: the package's")
     options = parse(made, batch_size=4, tokens=16, examples=16)
 
     model, batches = build(options), random_batches(options, options.examples // options.batch_size)
     tasks = {"plain": lambda: backward(model, batches), "forward": lambda: forward(model, batches)}
     for name in options.methods:
-        config = PruningConfig(method=name, sparsity=1 - options.keep)
+        passes = {"smooth_samples": options.smooth_samples} if name.startswith("smooth") else {}
+        config = PruningConfig(method=name, sparsity=1 - options.keep, **passes)
         tasks[name] = lambda config=config: job(options, model, batches, config)
     times = in_turn(options, tasks)
     rows = [
         {
             "method": name,
             "seconds": spread(times[name]),
+            "scoring_seconds": spread(times[f"{name}/scoring"]),
+            "rebuild_seconds": spread(times[f"{name}/rebuild"]),
             "job_to_plain": spread(times[name], times["plain"]),
             "scoring_to_plain": spread(times[f"{name}/scoring"], times["plain"]),
             "rebuild_to_plain_forward": spread(times[f"{name}/rebuild"], times["forward"]),

@@ -37,13 +37,13 @@ from study import add_arguments, make_parser, read, write
 
 
 HERE = Path(__file__).resolve().parent
-PARTS = ("scoring_cost", "overhead", "latency", "decoding", "memory", "load_time", "job", "h200")
+PARTS = ("scoring_cost", "overhead", "latency", "decoding", "memory", "load_time", "job")
 COMPILED = ["--compile", "--batch_sizes", "1", "32", "--tokens", "128"]  # it takes long to compile a shape
 
 
-def plan(parts: list[str], quick: bool) -> dict[str, list[str]]:
+def plan(parts: list[str]) -> dict[str, list[str]]:
     """What to run: name of the result -> script and its arguments."""
-    runs = {f"{part}-cpu": [part, "--device", "cpu"] for part in parts if part != "h200" or quick}
+    runs = {f"{part}-cpu": [part, "--device", "cpu"] for part in parts}
     if torch.cuda.is_available():
         cuda = ["--device", "cuda", "--dtype", "bfloat16"]
         runs |= {f"{part}-cuda": [part, *cuda] for part in parts}
@@ -54,12 +54,10 @@ def plan(parts: list[str], quick: bool) -> dict[str, list[str]]:
 
 def main() -> None:
     parser = make_parser(__doc__)
-    parser.add_argument("--only", nargs="+", default=PARTS, choices=PARTS, help="default: all; h200 needs a GPU")
+    parser.add_argument("--only", nargs="+", default=PARTS, choices=PARTS, help="default: all")
     add_arguments(parser, "output_dir", quick={"help": "a few seconds of a tiny model each"})
     options = parser.parse_args()
-    runs = plan(options.only, options.quick)
-    if not runs:
-        parser.error("h200 needs a GPU; with --quick it runs small on the CPU")
+    runs = plan(options.only)
 
     path, failed = options.output_dir / "speed.json", []
     write(path, {"runs": []})  # those of an earlier call do not pass for this one's

@@ -24,11 +24,16 @@ def as_text(result: dict[str, Any]) -> str:
     shown = ("rounds", "batch_size", "tokens", "dtype", "cpu_time", "quick")
     given = {name: settings[name] for name in shown if settings.get(name) and not isinstance(settings[name], list)}
     said = ", ".join(f"{name} {value}" for name, value in given.items())
-    columns = list(dict.fromkeys(column for row in result["rows"] for column in row))
+    shown = table(result["rows"])
+    return f"## {result['benchmark']}\n\n{result['device']}; {said}; median (lowest to highest)\n\n{shown}\n"
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """In Markdown; a column for everything that any row has."""
+    columns = list(dict.fromkeys(column for row in rows for column in row))
     lines = [[column.replace("_", " ") for column in columns], ["---"] * len(columns)]
-    lines += [[_cell(row.get(column, "")) for column in columns] for row in result["rows"]]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"## {result['benchmark']}\n\n{result['device']}; {said}; median (lowest to highest)\n\n{table}\n"
+    lines += [[_cell(row.get(column, "")) for column in columns] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _cell(value: Any) -> str:
@@ -36,4 +41,4 @@ def _cell(value: Any) -> str:
         return f"{_cell(value['median'])} ({_cell(value['low'])} to {_cell(value['high'])})"
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1f}" if abs(value) >= 100 else f"{value:.3g}"
-    return str(value)
+    return str(value).replace("|", "\\|")
