@@ -66,7 +66,11 @@ SHAPES = (*BF16, "--tokens", "128", "--keep", "0.5", "--batch_sizes")
 COMPILED = ("speed/latency.py", *SHAPES, "1", "64", "8", "--compile", "reduce-overhead", "--seconds", "60")
 # Benchmarks, the most important first: script and arguments on a GPU, and the seconds that each may take.
 PARTS: dict[str, tuple[list[str], int]] = {
-    "job": (["speed/job.py", *BF16, "--examples", "2048", "--batch_size", "128", "--smooth_samples", "10"], 150),
+    "job": (
+        ["speed/job.py", *BF16, "--examples", "2048", "--batch_size", "128"]
+        + ["--smooth_samples", "10", "--smooth_examples", "2048"],
+        150,
+    ),
     "latency": (
         ["speed/latency.py", *SHAPES, "1", "8", "64", "--multiple_of", "1", "8", "64"]
         + ["--attention", "sdpa", "eager", "--seconds", "80"],

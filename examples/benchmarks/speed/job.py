@@ -18,7 +18,8 @@ Random weights: the cost does not depend on their values. Solving for the weight
 examples there are, so with more of them the ratio falls.
 
     python examples/benchmarks/speed/job.py --output job.json
-    python examples/benchmarks/speed/job.py --dtype bfloat16 --examples 2048 --batch_size 128 --smooth_samples 10
+    python examples/benchmarks/speed/job.py --dtype bfloat16 --examples 2048 --batch_size 128 --smooth_samples 10 \
+        --smooth_examples 2048
 """
 
 from __future__ import annotations
@@ -44,6 +45,9 @@ from transformers import PreTrainedModel
 from optimum_camcut import PruningConfig, apply_plan, find_groups, make_plan, reconstruct, score_groups
 
 
+SMOOTHING = {"smooth_samples": "noisy passes", "smooth_examples": "examples"}
+
+
 def job(
     options: argparse.Namespace, dense: PreTrainedModel, batches: list[dict], config: PruningConfig
 ) -> dict[str, float]:
@@ -63,14 +67,15 @@ def job(
 def main() -> None:
     made = parser(__doc__, rounds=3, tokens=128)
     add_arguments(made, methods=["cam_cut", "smooth_cut"], keep={"nargs": None, "default": 0.5}, examples=128)
-    made.add_argument("--smooth_samples", type=int, help="noisy passes of the smooth methods; default: the package's")
+    for name, what in SMOOTHING.items():
+        made.add_argument(f"--{name}", type=int, help=f"{what} of the smooth methods; default: the package's")
     options = parse(made, batch_size=4, tokens=16, examples=16)
 
     model, batches = build(options), random_batches(options, options.examples // options.batch_size)
     tasks = {"plain": lambda: backward(model, batches), "forward": lambda: forward(model, batches)}
     for name in options.methods:
-        passes = {"smooth_samples": options.smooth_samples} if name.startswith("smooth") else {}
-        config = PruningConfig(method=name, sparsity=1 - options.keep, **passes)
+        given = {each: getattr(options, each) for each in SMOOTHING} if name.startswith("smooth") else {}
+        config = PruningConfig(method=name, sparsity=1 - options.keep, **given)
         tasks[name] = lambda config=config: job(options, model, batches, config)
     times = in_turn(options, tasks)
     rows = [
