@@ -235,6 +235,11 @@ def _named(run: dict) -> str:
     return ", ".join([run["method"], *said])
 
 
+def _base(named: str) -> str:
+    """The method alone."""
+    return named.partition(",")[0]
+
+
 def tables(rows: list[dict]) -> str:
     """Markdown: the mean over the tasks of metric / dense metric, each capped at 1; by how much the best of the
     paper's methods leads the best baseline in it; then the metrics of every task. Means and standard deviations are
@@ -281,10 +286,10 @@ def _lead(means: dict[tuple, dict[float, dict[int, float]]], rounds: int, stage:
     found = {
         method: by_keep[keep]
         for (method, *setting), by_keep in means.items()
-        if setting == [rounds, stage] and method in (*PAPER, *BASELINES) and by_keep.get(keep)
+        if setting == [rounds, stage] and _base(method) in (*PAPER, *BASELINES) and by_keep.get(keep)
     }
     seeds = set.intersection(*map(set, found.values())) if found else set()
-    groups = [[method for method in found if method in methods] for methods in (PAPER, BASELINES)]
+    groups = [[method for method in found if _base(method) in methods] for methods in (PAPER, BASELINES)]
     if not seeds or not all(groups):
         return "-"
     ours, theirs = (max(group, key=lambda m: statistics.mean(found[m][seed] for seed in seeds)) for group in groups)
