@@ -38,6 +38,7 @@ ROOMS = (
     "architectures",
     "scoring",
     "planning",
+    "vocabulary",
     "surgery",
     "search",
     "checkpoints",
