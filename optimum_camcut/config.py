@@ -188,12 +188,12 @@ class PruningConfig:
         self._check_method()
         self._check_amounts()
         self._check_vocabulary()
-        self.min_units = MIN_UNITS if self.min_units is None else read_min_units(self.min_units, kinds)
+        self.min_units = read_min_units(MIN_UNITS if self.min_units is None else self.min_units, kinds)
         self.exclude = read_exclude(self.exclude)
         self._check_numbers()
         self._check_recovery()
         enough = self.min_frequency is not None and kinds == ("vocabulary",)
-        if sum(each is not None for each in (self.sparsity, self.compression)) not in (1, 1 - enough):
+        if sum(v is not None for v in (self.sparsity, self.compression)) not in (1, 1 - enough):
             raise ValueError(
                 "give exactly one of sparsity and compression, got "
                 f"sparsity={shown(self.sparsity)} and compression={shown(self.compression)}"

@@ -73,6 +73,8 @@ PUBLIC = (
     "reconstruct_all",
     "score_groups",
     "search_plan",
+    "trim_tokenizer",
+    "with_tokenizer",
 )
 
 

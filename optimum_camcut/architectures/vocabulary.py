@@ -82,12 +82,11 @@ def _tables(model: PreTrainedModel) -> list[nn.Embedding | nn.Linear]:
     found = [inputs, _asked(model, "get_output_embeddings")]
     inside = [part for part in model.modules() if isinstance(part, PreTrainedModel) and part is not model]
     others = [_asked(part, "get_input_embeddings") for part in inside]
-    separate = [each for each in others if isinstance(each, nn.Embedding) and each.weight is not inputs.weight]
+    tied = {id(each.weight): each for each in others if isinstance(each, nn.Embedding)}  # of each table, one
+    separate = [each for each in tied.values() if each.weight is not inputs.weight]
     if separate:
         sizes = " and ".join(str(each.num_embeddings) for each in (inputs, *separate))
-        raise ValueError(
-            f"{kind} reads by several tables of {sizes} tokens: cut those of its parts before they are put together"
-        )
+        raise ValueError(f"{CANNOT.format(kind)}: it reads by several tables, of {sizes} tokens")
     found += [*others, *(_asked(part, "get_output_embeddings") for part in inside)]
     tables = [each for each in found if each is not None and hasattr(each, "weight")]
     for each in tables:

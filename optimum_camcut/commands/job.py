@@ -291,6 +291,12 @@ def _load_rest(
     return make_trainer, load_processor(arguments.tokenizer or arguments.model, task, model, revision)
 
 
+def _encode(task: Task, data: Data, arguments: argparse.Namespace, evaluates: bool) -> tuple[Any, Any]:
+    """The rows to train on and those to evaluate on, by the task's tokenizer."""
+    rows = task.prepare(data.train, arguments.max_train_samples)
+    return rows, task.prepare(data.held_out, arguments.max_eval_samples) if evaluates else None
+
+
 def make_job(
     arguments: argparse.Namespace,
     config: PruningConfig,
@@ -334,10 +340,7 @@ def make_job(
         training.predict_with_generate, training.generation_max_length = task.generates, task.target_length
     logger.info(_told(data, task, evaluates, arguments))
 
-    def encode() -> tuple[Any, Any]:
-        rows = task.prepare(data.train, arguments.max_train_samples)
-        return rows, task.prepare(data.held_out, arguments.max_eval_samples) if evaluates else None
-
+    encode = partial(_encode, task, data, arguments, evaluates)
     with training.main_process_first(desc="encoding the data"):
         encoded, eval_encoded = encode()
 
