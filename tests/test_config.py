@@ -33,7 +33,7 @@ HUGE = 10**400  # beyond any float
 COUNT = (0, -1, 1.0, 1.5, "1", None, True, [1], HUGE * -1)
 LEAST = (-1, 1.0, "0", None, False, {}, HUGE * -1)
 BAD = {
-    "method": ("tailor", "", None, 1, True, ["cam_cut"], [], {}),
+    "method": ("tailor", "", 1, True, ["cam_cut"], [], {}),
     "granularity": ("head", "", [], ["heads", "heads"], ["heads", "blocks"], [1], [None], [["heads"]], None, 3, True),
     "sparsity": (0, 1, 0.0, 1.0, -0.5, 1.5, NAN, INFINITY, "0.5", True, [0.5], HUGE),
     "compression": (1, 1.0, 0.5, 0, -2.0, NAN, INFINITY, "2", True, [2.0], HUGE),
@@ -54,6 +54,7 @@ BAD = {
     "distill_temperature": (0, 0.0, -1, NAN, INFINITY, "2", None, True, HUGE),
     "distill_top_k": (0, -1, 1.5, "2", True, NAN),
     "lora_rank": (0, -1, 1.5, "2", True, NAN),
+    "min_frequency": [*(value for value in COUNT if value is not None), 1],  # 1 needs the vocabulary
     "min_units": (
         *(value for value in LEAST if value not in ("0", None)),
         *("", "x", "-1", "heads", "heads=", "heads=1,heads=2", "heads:1", [1], {"heads": -1}, {"heads": True}),

@@ -161,8 +161,19 @@ TABLE = LatencyTable(
     widths={"heads": 2, "neurons": 1},
 )
 SENSIBLE = {
-    "method": lambda r: r.choice([*SCORERS, *WEIGHT_SCORERS]),
-    "granularity": lambda r: r.choice(["heads", ["heads"], ["neurons", "heads"], ["layers", "heads"], ["weights"]]),
+    "method": lambda r: r.choice([None, "frequency", *SCORERS, *WEIGHT_SCORERS]),
+    "granularity": lambda r: r.choice(
+        [
+            "heads",
+            ["heads"],
+            ["neurons", "heads"],
+            ["layers", "heads"],
+            ["vocabulary", "heads"],
+            "vocabulary",
+            ["weights"],
+        ]
+    ),
+    "min_frequency": lambda r: r.choice([None, 1, 2, 50]),
     "sparsity": lambda r: r.random(),
     "compression": lambda r: r.uniform(1, 3),
     "smooth_samples": lambda r: r.choice([None, 3]),

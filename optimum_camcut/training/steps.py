@@ -174,7 +174,8 @@ def cut(trainer: CamCutTrainer, phase: str, before: list[PrunableGroup], initial
         # A rebuild follows the dense model; a round that trains, the model that it began with.
         keep_copy = config.finetunes and config.rebuilds
         started_with = copy_model(bare_model(trainer)) if keep_copy else None
-        apply(trainer, plan)
+        if set(plan.keep) != {VOCABULARY}:
+            apply(trainer, plan)
     if config.rebuilds:
         rebuild(trainer, started_with or trainer.dense_model)
 
@@ -293,7 +294,8 @@ def apply(trainer: CamCutTrainer, plan: PruningPlan) -> PruningPlan:
 
 def cut_tokens(trainer: CamCutTrainer, plan: PruningPlan) -> None:
     """Cuts the vocabulary alone, before all else: what teaches, or is rebuilt from, then reads the same tokens."""
-    if VOCABULARY in plan.keep:
+    before = getattr(inner_model(bare_model(trainer)), "pruning_plan", None)
+    if VOCABULARY in plan.keep and (before is None or before.keep.get(VOCABULARY) != plan.keep[VOCABULARY]):
         keep, sizes = {VOCABULARY: plan.keep[VOCABULARY]}, {VOCABULARY: plan.sizes[VOCABULARY]}
         apply(trainer, PruningPlan(keep, sizes, plan.model_type, plan.config))
 

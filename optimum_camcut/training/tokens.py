@@ -71,14 +71,16 @@ def token_batches(trainer: CamCutTrainer) -> Iterator[Batch]:
     if not isinstance(first, Mapping) or "input_ids" not in first:  # it is tokenized on the way
         yield from scoring_dataloader(trainer, dataclasses.replace(config, num_samples=max(count, 1)))
         return
-    rows = islice(iter(dataset), count)
+    numbers = trainer.run.renumbering
+    rows = (row if numbers is None else numbers.example(row, sys.maxsize) for row in islice(iter(dataset), count))
     while chunk := list(islice(rows, AT_ONCE)):
         names = [name for name in COUNTED if all(name in row for row in chunk)]
-        yield {
+        batch = {
             name: torch.tensor([[number for row in chunk for number in _numbers(row[name])]], dtype=torch.int64)
             for name in names
             if not isinstance(chunk[0][name], float)
         }
+        yield batch if numbers is None else numbers.batch(batch)
 
 
 def _numbers(value: Any) -> list[int]:
