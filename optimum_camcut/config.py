@@ -75,9 +75,6 @@ class PruningConfig:
             alone `min_frequency`. Either counts from the
             model as it is: of one that was pruned before, from what is left.
         compression: parameters of the whole model over parameters kept, above 1. Give this or `sparsity`.
-        min_frequency: tokens that the text holds less often go, also where the budget would keep them: with 1, those
-            that it never holds. What other text is written by, and special tokens, stay. Needs `"vocabulary"`, scored
-            by `frequency`.
         budget: what `sparsity` is a fraction of: the prunable `"params"` or `"flops"`, which differ only where kinds
             are weighed against each other; or `"latency"`, the time of a forward pass of the whole model, as
             `latency_table` measured it on the device (0.5: twice as fast).
@@ -122,6 +119,9 @@ class PruningConfig:
             `"*.encoder.layer.*.output.dense.weight"`). A sub-layer that is named keeps its heads and neurons, and one
             that holds heads or neurons that are named is not removed. `sparsity` and `compression` still count what is
             excluded, so that numbers compare: the rest loses more.
+        min_frequency: tokens that the text holds less often go, also where the budget would keep them: with 1, those
+            that it never holds. What other text is written by, and special tokens, stay. Needs `"vocabulary"`, scored
+            by `frequency`.
 
     Raises:
         `ValueError`: a value out of range; the message names the field and what it expects.
@@ -137,9 +137,6 @@ class PruningConfig:
     )
     sparsity: float | None = field(default=None, metadata={"help": "Fraction of the budget to remove."})
     compression: float | None = field(default=None, metadata={"help": "All parameters over parameters kept."})
-    min_frequency: int | None = field(
-        default=None, metadata={"help": "Tokens that the text holds less often go, in any case."}
-    )
     budget: str = field(
         default="params", metadata={"help": "What sparsity is a fraction of: params, flops or latency."}
     )
@@ -175,6 +172,7 @@ class PruningConfig:
         default=None,
         metadata={"help": "What stays whole: numbers of layers, and patterns of group names ('*.heads')."},
     )
+    min_frequency: int | None = field(default=None, metadata={"help": "Tokens that the text holds less often go."})
 
     def __post_init__(self) -> None:
         self.granularity = kinds = self._read_granularity()
