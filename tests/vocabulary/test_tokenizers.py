@@ -17,11 +17,10 @@ import json
 
 import numpy as np
 import pytest
-import tiny_tokenizers
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_tokenizers import KINDS, STRANGE, TEXTS, tiny_tokenizer
+from tiny_tokenizers import AROUND, KINDS, STRANGE, TEXTS, tiny_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -31,6 +30,7 @@ from optimum_camcut.vocabulary.pieces import Pieces
 from optimum_camcut.vocabulary.trim import count_tokens, encoded
 
 
+BARE = {"unk_token": "<unk>", "pad_token": "<pad>", "eos_token": "</s>"}
 MADE = {kind: tiny_tokenizer(kind) for kind in KINDS}
 
 
@@ -71,7 +71,7 @@ def test_text_of_the_data_gets_the_same_tokens(kind):
     keep = plan.keep["vocabulary"]
     pair = new(texts[0], texts[1])["input_ids"]
     assert [keep[number] for number in pair] == old(texts[0], texts[1])["input_ids"]
-    for name in tiny_tokenizers.AROUND:
+    for name in AROUND:
         assert getattr(new, name) == getattr(old, name)
         assert keep[getattr(new, f"{name}_id")] == getattr(old, f"{name}_id")
     assert type(new) is type(old) and len(old) == len(MADE[kind])
@@ -120,6 +120,33 @@ def test_saved_and_loaded(kind, tmp_path):
         trim_tokenizer(old, PruningPlan.from_dict(json.loads(json.dumps(plan.to_dict())))).get_vocab()
         == new.get_vocab()
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "special"),
+    [
+        ("BertTokenizerFast", "wordpiece", AROUND),
+        ("RobertaTokenizerFast", "byte_bpe", AROUND),
+        ("T5TokenizerFast", "unigram", {**BARE, "extra_ids": 5}),
+        ("XLMRobertaTokenizerFast", "unigram", AROUND),
+        ("GemmaTokenizerFast", "sentencepiece_bpe", {**BARE, "bos_token": "<s>"}),
+    ],
+)
+def test_classes_of_transformers(name, kind, special, tmp_path):
+    """Some make their tokenizer anew from what a folder holds, and put text between tokens by themselves."""
+    MADE[kind].backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": name, **special}))
+    (tmp_path / "vocab.txt").write_text("of a slow tokenizer, which would number all of them")
+    old, texts = AutoTokenizer.from_pretrained(tmp_path), TEXTS[:40]
+    plan = plan_for(old, counts_of(old, texts))
+    new = trim_tokenizer(old, plan, texts)
+    assert type(new) is type(old) and new.name_or_path == old.name_or_path
+    assert check_same(old, new, plan.keep["vocabulary"], texts) == 40
+    new.save_pretrained(tmp_path / "new")
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "new")
+    for text in [*TEXTS[::4], *STRANGE]:
+        assert loaded(text)["input_ids"] == new(text)["input_ids"]
+        assert loaded.decode(loaded(text)["input_ids"]) == old.decode(old(text)["input_ids"])
 
 
 def toy():
