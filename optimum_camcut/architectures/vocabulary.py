@@ -28,7 +28,7 @@ from .slices import Slice
 
 VOCABULARY = "vocabulary"  # the kind, and the name of its one group
 # Fields of configs, and attributes of modules, that hold numbers of tokens; and those of lists that may lose some.
-OF_TOKENS = re.compile(r"(^|_)token_(id|ids|index)$|^(bos|eos|pad|unk|mask|sep|cls)_index$|_to_id$")
+OF_TOKENS = re.compile(r"(^|_)token_(id|ids|index)$|^(bos|eos|pad|unk|mask|sep|cls)_index$|^(lang|task)_to_id$")
 SUPPRESSED = ("suppress_tokens", "begin_suppress_tokens")
 SIZE = "vocab_size"
 CANNOT = "the vocabulary of {} cannot go"

@@ -62,7 +62,7 @@ from .resume import (
     remove_unfinished_checkpoints,
 )
 from .run_report import can_report
-from .tokens import scoring_batches, token_batches, trim_with
+from .tokens import scoring_batches, token_batches, trim_for
 from .wrapping import bare_model, free_training_state, gather_model, place_model, shard_model
 
 
@@ -273,11 +273,10 @@ def apply(trainer: CamCutTrainer, plan: PruningPlan) -> PruningPlan:
         trainer.run.groups_before = find_groups(model, config.granularity)
     trainer.run.evaluations.forget()
     trainer.run.saved = {}
-    tokens = find_groups(model, (VOCABULARY,))[0] if VOCABULARY in plan.keep else None
+    put_tokenizer = trim_for(trainer, model, plan)  # which may fail: before anything is cut
     apply_plan(model, plan)
     trainer.model = trainer.model_wrapped = model
-    if tokens is not None and len(plan.keep[VOCABULARY]) < tokens.size:
-        trim_with(trainer, tokens, plan)
+    put_tokenizer()
     free_training_state(trainer)
     trainer.scores, trainer.pruning_plan = None, inner_model(model).pruning_plan  # with what earlier rounds have cut
     now = find_groups(model, config.granularity)

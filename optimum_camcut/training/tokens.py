@@ -18,16 +18,16 @@ from __future__ import annotations
 import dataclasses
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sized
+from collections.abc import Callable, Iterator, Mapping, Sized
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, Trainer
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
-from ..architectures.groups import PrunableGroup, inner_model
+from ..architectures.groups import find_groups, inner_model
 from ..architectures.vocabulary import VOCABULARY
 from ..planning.measure import longest_input
 from ..planning.plan import PruningPlan
@@ -37,7 +37,6 @@ from ..surgery.cut import positions_of
 from ..vocabulary.numbers import Renumbering
 from ..vocabulary.pieces import Pieces
 from ..vocabulary.trim import trimmed
-from .run import Run
 from .sampling import scoring_dataloader
 
 
@@ -92,27 +91,30 @@ def _numbers(value: Any) -> list[int]:
     return [] if value is None else [int(value)]
 
 
-def trim_with(trainer: CamCutTrainer, group: PrunableGroup, plan: PruningPlan) -> None:
-    """After a cut: trims the tokenizer, and sees to it that the data have the numbers that the model now takes.
-
-    Args:
-        group: the tokens as they were before.
-        plan: of the model as it is.
-    """
+def trim_for(trainer: CamCutTrainer, model: nn.Module, plan: PruningPlan) -> Callable[[], None]:
+    """Before a cut: trims the tokenizer, if tokens go. Gives what is to be done after it: the trainer gets that
+    tokenizer, and its data the numbers that the model then takes."""
+    group = find_groups(model, (VOCABULARY,))[0] if VOCABULARY in plan.keep else None
+    if group is None or len(plan.keep[VOCABULARY]) == group.size:
+        return lambda: None
     before, keep = trainer.run.renumbering, positions_of(group, plan.keep[VOCABULARY])
     tokenizer, rows = trainer.processing_class, group.size
     if before is not None:  # the data still have the numbers from before an earlier cut
         tokenizer, keep, rows = before.tokenizer, [before.keep[position] for position in keep], before.rows
     new = trimmed(tokenizer, keep, rows)
-    trainer.processing_class = trainer.callback_handler.processing_class = new
-    if trainer.tokenize_again(tokenizer, new):
-        trainer.run.renumbering = None
-        return
-    model = inner_model(trainer.model)
-    trainer.run.renumbering = Renumbering(tokenizer, keep, rows, writes_tokens(model))
-    if not isinstance(trainer.data_collator, SpellingCollator):
-        longest = longest_input(model, sys.maxsize)
-        trainer.data_collator = SpellingCollator(trainer.data_collator, trainer.run, longest)
+
+    def put() -> None:
+        trainer.processing_class = trainer.callback_handler.processing_class = new
+        if trainer.tokenize_again(tokenizer, new):
+            trainer.run.renumbering = None
+            return
+        model, collator = inner_model(trainer.model), trainer.data_collator
+        apart = bool(model.config.is_encoder_decoder)
+        trainer.run.renumbering = numbers = Renumbering(tokenizer, keep, rows, writes_tokens(model), apart)
+        inside = collator.collator if isinstance(collator, SpellingCollator) else collator
+        trainer.data_collator = SpellingCollator(inside, numbers, longest_input(model, sys.maxsize))
+
+    return put
 
 
 @dataclasses.dataclass
@@ -121,19 +123,16 @@ class SpellingCollator:
 
     Args:
         collator: may put examples of one length together, and no others: then it gets them as they are.
-        run (`Run`): of the trainer.
+        numbers (`Renumbering`): says which are gone.
         longest (`int`): tokens that the model takes.
     """
 
     collator: Any
-    run: Run
+    numbers: Renumbering
     longest: int
 
     def __call__(self, examples: Any) -> Any:
-        numbers = self.run.renumbering
-        if numbers is None:
-            return self.collator(examples)
-        spelled = [numbers.example(example, self.longest) for example in examples]
+        spelled = [self.numbers.example(example, self.longest) for example in examples]
         if all(new is old for new, old in zip(spelled, examples)):
             return self.collator(examples)
         try:
@@ -167,7 +166,7 @@ def renumbered(trainer: CamCutTrainer, inputs: Mapping[str, Any]) -> Mapping[str
     run = trainer.run
     if run.renumbering is None or not isinstance(inputs, Mapping):
         return inputs
-    run.gone = run.gone + run.renumbering.count_gone(inputs).cpu()
+    run.gone = run.gone + run.renumbering.count_gone(inputs)  # on its device
     found = run.renumbering.batch(inputs)
     model = inner_model(trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False))
     shift = getattr(model, "prepare_decoder_input_ids_from_labels", None)
@@ -224,9 +223,17 @@ class RenumbersTokens(Trainer):
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """That of `Trainer`; says how many tokens are gone."""
-        self.run.gone = torch.zeros(())
+        before, self.run.gone = self.run.gone, torch.zeros(())
         output = super().evaluation_loop(*args, **kwargs)
         tell_gone(self, "evaluation")
+        self.run.gone = before
+        return output
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """That of `Trainer`; says the same."""
+        self.run.gone = torch.zeros(())
+        output = super()._inner_training_loop(*args, **kwargs)
+        tell_gone(self, "training")
         return output
 
 

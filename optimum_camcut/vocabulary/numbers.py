@@ -15,7 +15,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +29,11 @@ IDS = ("input_ids", "decoder_input_ids")
 LABELS = "labels"
 IGNORED = -100
 BY_PLACE = ("start_positions", "end_positions", "offset_mapping")  # what would no longer fit longer examples
+
+
+def _whole(values: Sequence[Any]) -> Iterator[int]:
+    """The numbers of a list; nothing of one that holds lists."""
+    return (each for each in values if isinstance(each, int))
 
 
 class NewNumbers(dict[str, Any]):
@@ -46,10 +51,13 @@ class Renumbering:
         keep (`Sequence[int]`): those of its tokens that stay, ascending.
         rows (`int`): embeddings that the model had.
         writes (`bool`): labels are tokens.
+        apart (`bool`): labels are a text of their own, which a decoder writes.
     """
 
-    def __init__(self, tokenizer: Any, keep: Sequence[int], rows: int, writes: bool) -> None:
-        self.tokenizer, self.keep, self.rows, self.writes = tokenizer, list(keep), rows, writes
+    def __init__(
+        self, tokenizer: Any, keep: Sequence[int], rows: int, writes: bool = False, apart: bool = False
+    ) -> None:
+        self.tokenizer, self.keep, self.rows, self.writes, self.apart = tokenizer, list(keep), rows, writes, apart
         self._pieces = Pieces.of(tokenizer)
         new = new_numbers(self._pieces, keep, rows)
         size = max(rows, *(number + 1 for number in self._pieces.numbers.values()))
@@ -79,20 +87,22 @@ class Renumbering:
         Args:
             longest: tokens that the model takes. The last stays, which may be special.
         """
-        ids: Any = example.get(IDS[0]) if isinstance(example, Mapping) else None
-        ids = ids.tolist() if hasattr(ids, "tolist") else ids
-        if not ids or not isinstance(ids[0], int) or not any(number in self._names for number in ids):
+        if not isinstance(example, Mapping) or any(name in example for name in (*BY_PLACE, IDS[1])):
             return example
-        if any(name in example for name in (*BY_PLACE, IDS[1])):
+        plain = {name: value.tolist() if hasattr(value, "tolist") else value for name, value in example.items()}
+        ids, own = plain.get(IDS[0]), [LABELS] if self.writes and self.apart else []
+        texts = [plain[name] for name in (IDS[0], *own) if isinstance(plain.get(name), list)]
+        if not isinstance(ids, list) or not any(each in self._names for text in texts for each in _whole(text)):
             return example
         spelled = [self.spell(number) for number in ids]
         counts, found = list(map(len, spelled)), dict(example)
-        for name, value in example.items():
-            values = value.tolist() if hasattr(value, "tolist") else value
-            if not isinstance(values, list) or len(values) != len(ids):
+        for name, values in plain.items():
+            if not isinstance(values, list) or (len(values) != len(ids) and name not in own):
                 continue
             if name == IDS[0]:
                 parts = spelled
+            elif name in own:
+                parts = [self.spell(number) for number in values]
             elif name == LABELS:
                 parts = [self._labels(*each) for each in zip(values, ids, counts)]
             else:

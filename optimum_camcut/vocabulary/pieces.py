@@ -187,8 +187,8 @@ def with_tokenizer(scores: Mapping[str, Tensor], tokenizer: Any) -> dict[str, Te
     found[[number for number in pieces.always() if number < len(found)]] = np.inf
     parts = pieces.parts()
     for token in sorted(parts, key=len, reverse=True):  # what is made of others is longer
-        if pieces.ids[token] < len(found):
-            more = np.nextafter(found[pieces.ids[token]], np.float32(np.inf))
-            for part in parts[token]:
-                found[pieces.ids[part]] = max(found[pieces.ids[part]], more)
+        numbers = [pieces.ids[each] for each in (token, *parts[token])]
+        if max(numbers) < len(found):
+            more = np.nextafter(found[numbers[0]], np.float32(np.inf))
+            found[numbers[1:]] = np.maximum(found[numbers[1:]], more)
     return {**scores, VOCABULARY: torch.from_numpy(found)}

@@ -56,6 +56,11 @@ def trim_tokenizer(tokenizer: Any, plan: PruningPlan, texts: Iterable[str] = ())
     """
     if VOCABULARY not in plan.keep:
         raise ValueError(f"the plan removes no tokens: it has no group {VOCABULARY!r}")
+    if VOCABULARY not in plan.sizes:
+        raise ValueError(
+            "the plan does not know how many tokens there were: take model.pruning_plan after apply_plan, or give "
+            f"sizes={{{VOCABULARY!r}: ...}}, the rows of the embeddings"
+        )
     return trimmed(tokenizer, plan.keep[VOCABULARY], plan.sizes[VOCABULARY], texts)
 
 

@@ -248,6 +248,14 @@ def test_examples_that_go_by_places_stay():
     assert written["labels"].tolist() == [[IGNORED, 3, IGNORED]]
 
 
+def test_what_a_decoder_writes_is_a_text_of_its_own():
+    numbers = Renumbering(toy(), [0, 1, 2, 6], 7, writes=True, apart=True)
+    found = numbers.example({"input_ids": [0, 1], "attention_mask": [1, 1], "labels": [4, 6]}, 10)
+    assert found == {"input_ids": [0, 1], "attention_mask": [1, 1], "labels": [0, 1, 2, 6]}
+    with pytest.raises(ValueError, match="does not know how many tokens there were"):
+        trim_tokenizer(toy(), PruningPlan({"vocabulary": [0, 1, 2, 6]}))
+
+
 def test_letters_of_a_word_piece():
     pieces = Pieces.of(MADE["wordpiece"])
     assert pieces.letters("##ing") == ["##i", "##n", "##g"] and pieces.letters("cat") == ["c", "##a", "##t"]
