@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from .surgery.rebuild import reconstruct, reconstruct_all
     from .training.seq2seq import CamCutSeq2SeqTrainer
     from .training.trainer import CamCutTrainer
+    from .vocabulary.pieces import with_tokenizer
+    from .vocabulary.trim import trim_tokenizer
 
 # Public name -> the module that defines it, imported at first use (PEP 562): importing the package costs nothing.
 _MODULES = {
@@ -70,6 +72,8 @@ _MODULES = {
     "reconstruct_all": "surgery.rebuild",
     "score_groups": "scoring.loop",
     "search_plan": "search.search",
+    "trim_tokenizer": "vocabulary.trim",
+    "with_tokenizer": "vocabulary.pieces",
 }
 
 # Public modules by short names: `from optimum_camcut.plots import plot_kept`.
@@ -112,6 +116,8 @@ __all__ = [
     "reconstruct_all",
     "score_groups",
     "search_plan",
+    "trim_tokenizer",
+    "with_tokenizer",
 ]
 
 

@@ -22,9 +22,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from .methods import KIND_SCORERS, SCORERS, WEIGHT_SCORERS, get_scorer, scorers_of
-from .utils.fields import check_fields, check_value, numbers_in, read_exclude
-from .utils.files import nearest, read_json, shown, write_json
+from .methods import KIND_SCORERS, SCORERS, TOKENS, WEIGHT_SCORERS, get_scorer, scorers_of
+from .utils.fields import check_choice, check_fields, check_value, read_exclude, read_min_units
+from .utils.files import read_json, shown, write_json
 from .utils.hub import make_repo, push
 
 
@@ -38,7 +38,7 @@ else:
     Kinds, Entries = list[str], list[str] | None
 
 CHOICES = {
-    "granularity": ("heads", "neurons", "experts", "layers", "weights"),
+    "granularity": ("heads", "neurons", "experts", "layers", "vocabulary", "weights"),
     "budget": ("params", "flops", "latency"),
     "allocation": ("per_kind", "global", "uniform", "search"),
     "layer_unit": ("sublayer", "block"),
@@ -47,6 +47,7 @@ CHOICES = {
 }
 COUNTS = ("num_samples", "smooth_samples", "rounds", "multiple_of", "sequence_length", "latency_batch_size")
 NOISE = {"smooth_samples": 2, "smooth_examples": 512, "noise_std": 0.1, "noise_scale": "relative"}
+METHODS = "Default: smooth_cut; for the vocabulary alone frequency"
 MIN_UNITS = 1  # of a kind of which nothing is said
 PAPER_NOISE = {"smooth_samples": 10, "noise_std": 1e-3, "noise_scale": "absolute"}
 
@@ -58,15 +59,20 @@ class PruningConfig:
     Args:
         method: how units are scored: `cam_cut`, `smooth_cut`, `smooth_cam_cut`, `taylor`, `fisher`, `activation`,
             `magnitude` or `random`; for heads and neurons also `obs`, `flap`, `wanda_sp`; for whole blocks also
-            `block_influence`; for experts also `reap`; for single weights `cam_cut`, `smooth_cut`, `smooth_cam_cut`,
-            `magnitude`, `gradient`, `snip`, `wanda` or `random`.
+            `block_influence`; for experts also `reap`; for the vocabulary alone `frequency`, `magnitude` or `random`
+            (beside other kinds it goes by `frequency`, whatever these go by); for single weights `cam_cut`,
+            `smooth_cut`, `smooth_cam_cut`, `magnitude`, `gradient`, `snip`, `wanda` or `random`. Default:
+            `smooth_cut`; for the vocabulary alone `frequency`.
         granularity: what is removed: `"heads"`, `"neurons"`, `"experts"` with their rows of the router, `"layers"`
             (whole sub-layers) or several of them, but not both experts and neurons, which may be inside of them.
             `"layers"` with others removes sub-layers first, down to the square root of the fraction to keep, and then
             as much of the units in the sub-layers left as brings the whole to the target. The budget is then that of
-            the sub-layers. Or `"weights"`, alone: single weights and biases of the linear layers below the task head
+            the sub-layers. `"vocabulary"`, alone or with others, removes tokens with their rows in the embeddings; it
+            loses the same fraction of its parameters as the other kinds, whatever `allocation` says, and goes in one
+            cut. Or `"weights"`, alone: single weights and biases of the linear layers below the task head
             are set to zero and stay so, as in the DeepCuts paper; the model does not become smaller or faster.
-        sparsity: fraction of the budget to remove, between 0 and 1. Give this or `compression`. Either counts from the
+        sparsity: fraction of the budget to remove, between 0 and 1. Give this or `compression`, or for the vocabulary
+            alone `min_frequency`. Either counts from the
             model as it is: of one that was pruned before, from what is left.
         compression: parameters of the whole model over parameters kept, above 1. Give this or `sparsity`.
         budget: what `sparsity` is a fraction of: the prunable `"params"` or `"flops"`, which differ only where kinds
@@ -79,7 +85,7 @@ class PruningConfig:
             whole model, by score per cost. `"search"`, of heads and neurons alone, ranks within a layer by score, and
             chooses how much each layer keeps of each by what the whole model then gives; see `search_plan`.
         layer_unit: what `"layers"` removes at a time: a `"sublayer"`, or both of a `"block"`.
-        num_samples: how many training examples to score on.
+        num_samples: how many training examples to score on; tokens are counted in all of them.
         smooth_samples: noisy passes of the smooth methods. Default: 2; for single weights 10, as in the paper.
         smooth_examples: how many of the `num_samples` examples the smooth methods score on, spread evenly over them;
             a rebuild and a search read all of them. Default: 512; for single weights all.
@@ -115,18 +121,21 @@ class PruningConfig:
             `"*.encoder.layer.*.output.dense.weight"`). A sub-layer that is named keeps its heads and neurons, and one
             that holds heads or neurons that are named is not removed. `sparsity` and `compression` still count what is
             excluded, so that numbers compare: the rest loses more.
+        min_frequency: tokens that the text holds less often go, also where the budget would keep them: with 1, those
+            that it never holds. What other text is written by, and special tokens, stay. Needs `"vocabulary"`, scored
+            by `frequency`.
 
     Raises:
         `ValueError`: a value out of range; the message names the field and what it expects.
     """
 
     method: str = field(
-        default="smooth_cut",
-        metadata={"help": f"How units are scored: {', '.join(SCORERS | KIND_SCORERS | WEIGHT_SCORERS)}."},
+        default=None,  # type: ignore[assignment]  # until `__post_init__`
+        metadata={"help": f"How units are scored: {', '.join(SCORERS | KIND_SCORERS | WEIGHT_SCORERS)}. {METHODS}."},
     )
     granularity: Kinds = field(
         default_factory=lambda: ["heads", "neurons"],
-        metadata={"help": "What is removed: heads, neurons, layers or several; or single weights."},
+        metadata={"help": "What is removed: heads, neurons, layers, vocabulary or several; or weights."},
     )
     sparsity: float | None = field(default=None, metadata={"help": "Fraction of the budget to remove."})
     compression: float | None = field(default=None, metadata={"help": "All parameters over parameters kept."})
@@ -166,21 +175,26 @@ class PruningConfig:
         default=None,
         metadata={"help": "What stays whole: numbers of layers, and patterns of group names ('*.heads')."},
     )
+    min_frequency: int | None = field(default=None, metadata={"help": "Tokens that the text holds less often go."})
 
     def __post_init__(self) -> None:
         self.granularity = kinds = self._read_granularity()
         for name, default in (PAPER_NOISE if "weights" in kinds else NOISE).items():
             if getattr(self, name) is None:
                 setattr(self, name, default)
+        if self.method is None:
+            self.method = TOKENS if kinds == ("vocabulary",) else "smooth_cut"
         for name in CHOICES:
-            self._check_choice(name, kinds if name == "granularity" else (getattr(self, name),))
+            check_choice(name, kinds if name == "granularity" else (getattr(self, name),), CHOICES[name])
         self._check_method()
         self._check_amounts()
-        self.min_units = self._read_min_units()
+        self._check_vocabulary()
+        self.min_units = read_min_units(MIN_UNITS if self.min_units is None else self.min_units, kinds)
         self.exclude = read_exclude(self.exclude)
         self._check_numbers()
         self._check_recovery()
-        if (self.sparsity is None) == (self.compression is None):
+        enough = self.min_frequency is not None and kinds == ("vocabulary",)
+        if sum(v is not None for v in (self.sparsity, self.compression)) not in (1, 1 - enough):
             got = f"sparsity={shown(self.sparsity)} and compression={shown(self.compression)}"
             raise ValueError(f"give exactly one of sparsity and compression, got {got}")
 
@@ -194,7 +208,7 @@ class PruningConfig:
             raise ValueError(
                 f"granularity should be one or more of {CHOICES['granularity']}, got {shown(self.granularity)}"
             )
-        self._check_choice("granularity", kinds)
+        check_choice("granularity", kinds, CHOICES["granularity"])
         if len(set(kinds)) != len(kinds):
             raise ValueError(f"granularity should name each kind once, got {shown(kinds)}")
         if "weights" in kinds and len(kinds) > 1:
@@ -232,6 +246,21 @@ class PruningConfig:
         for name in COUNTS:
             self._check(name, int, lambda v: v >= 1, "an integer of at least 1 and below 2**63")
 
+    def _check_vocabulary(self) -> None:
+        """What the vocabulary can be cut by."""
+        kinds = tuple(self.granularity)
+        if self.min_frequency is not None:
+            self._check("min_frequency", int, lambda v: v >= 1, "an integer of at least 1, or None")
+            if "vocabulary" not in kinds or (kinds == ("vocabulary",) and self.method != TOKENS):
+                raise ValueError(
+                    f"min_frequency counts tokens: it needs granularity 'vocabulary' and method={TOKENS!r}; got "
+                    f"granularity {list(kinds)} and method={self.method!r}"
+                )
+        if "vocabulary" in kinds and self.budget != "params":
+            raise ValueError(f"fewer tokens are looked up as fast: use budget='params', got {self.budget!r}")
+        if "vocabulary" in kinds and self.rounds > 1:
+            raise ValueError(f"the vocabulary goes in one cut, as its counts do not change: got rounds={self.rounds}")
+
     def _check_numbers(self) -> None:
         """What scoring and training go by."""
         self._check("seed", int, lambda v: 0 <= v < 2**32, "an integer of at least 0 and below 2**32")
@@ -253,8 +282,13 @@ class PruningConfig:
         """What goes together of recovery, rewinding and distillation."""
         if self.rewind and self.dense_epochs == 0:
             raise ValueError("rewind=True returns to the weights before the dense epochs; set dense_epochs above 0")
-        if self.rebuilds and "weights" in self.granularity:
-            raise ValueError(f"recovery={self.recovery!r} is for units; for weights use 'finetune' or 'none'")
+        alone: dict[Any, str] = {
+            ("weights",): "after masking single weights",
+            ("vocabulary",): "where tokens alone go",
+        }
+        if self.rebuilds and self.granularity in alone:
+            use = f"{alone[tuple(self.granularity)]} use 'finetune' or 'none'"
+            raise ValueError(f"recovery={self.recovery!r} is for units; {use}")
         if self.rewind and self.rebuilds and self.finetunes:
             raise ValueError(
                 "rewind=True trains the initial weights again, which a rebuild would change first; use "
@@ -270,42 +304,6 @@ class PruningConfig:
             raise ValueError(
                 "lora_rank adds to weights that stay: not to single weights that are masked, or to rewind"
             )
-
-    def _check_choice(self, name: str, values: Iterable[Any]) -> None:
-        for value in values:
-            if not isinstance(value, str) or value not in CHOICES[name]:
-                expected = " or ".join(map(repr, CHOICES[name]))
-                if (
-                    name == "granularity"
-                    and isinstance(value, str)
-                    and set(value.replace(" ", "").split(",")) <= set(CHOICES[name])
-                ):
-                    raise ValueError(f"{name} takes several as a list, or as words of the command line; got {value!r}")
-                raise ValueError(f"unknown {name} {shown(value)}; expected {expected}{nearest(value, CHOICES[name])}")
-
-    def _read_min_units(self) -> int | dict[str, int]:
-        """One number, or one by kind, also from a text."""
-        given: Any = self.min_units
-        kinds = [kind for kind in ("heads", "neurons", "experts") if kind in self.granularity]
-        if given is None:
-            return MIN_UNITS
-        if isinstance(given, str):
-            given = numbers_in(given)
-        numbers = given if isinstance(given, Mapping) else {None: given}
-        if not numbers or not all(type(n) is int and 0 <= n < 2**63 for n in numbers.values()):
-            raise ValueError(
-                "min_units should be an integer of at least 0 and below 2**63, or one for each kind, "
-                f"{{'heads': 1, 'neurons': 64}} or 'heads=1,neurons=64'; got {shown(self.min_units)}"
-            )
-        if not isinstance(given, Mapping):
-            return given
-        for kind in given:
-            if kind not in kinds:
-                raise ValueError(
-                    f"min_units of {shown(kind)} would have no effect: with granularity {list(self.granularity)} it "
-                    f"is of {' and '.join(kinds) or 'no kind'}{nearest(kind, kinds)}"
-                )
-        return dict(given)
 
     @property
     def left_whole(self) -> tuple[str, ...]:
@@ -333,6 +331,8 @@ class PruningConfig:
     @property
     def amount(self) -> str:
         """What to remove, as a text: `"sparsity=0.5"`, say."""
+        if self.sparsity is None and self.compression is None:
+            return f"min_frequency={self.min_frequency}"
         return f"sparsity={self.sparsity}" if self.sparsity is not None else f"compression={self.compression}"
 
     def to_dict(self) -> dict[str, Any]:

@@ -33,7 +33,7 @@ HUGE = 10**400  # beyond any float
 COUNT = (0, -1, 1.0, 1.5, "1", None, True, [1], HUGE * -1)
 LEAST = (-1, 1.0, "0", None, False, {}, HUGE * -1)
 BAD = {
-    "method": ("tailor", "", None, 1, True, ["cam_cut"], [], {}),
+    "method": ("tailor", "", 1, True, ["cam_cut"], [], {}),
     "granularity": ("head", "", [], ["heads", "heads"], ["heads", "blocks"], [1], [None], [["heads"]], None, 3, True),
     "sparsity": (0, 1, 0.0, 1.0, -0.5, 1.5, NAN, INFINITY, "0.5", True, [0.5], HUGE),
     "compression": (1, 1.0, 0.5, 0, -2.0, NAN, INFINITY, "2", True, [2.0], HUGE),
@@ -55,6 +55,7 @@ BAD = {
     "distill_temperature": (0, 0.0, -1, NAN, INFINITY, "2", None, True, HUGE),
     "distill_top_k": (0, -1, 1.5, "2", True, NAN),
     "lora_rank": (0, -1, 1.5, "2", True, NAN),
+    "min_frequency": [*(value for value in COUNT if value is not None), 1],  # 1 needs the vocabulary
     "min_units": (
         *(value for value in LEAST if value not in ("0", None)),
         *("", "x", "-1", "heads", "heads=", "heads=1,heads=2", "heads:1", [1], {"heads": -1}, {"heads": True}),
@@ -104,7 +105,8 @@ def test_a_bad_value_is_named(name, value):
         ),
         (
             {"granularity": ["heads", "blocks"]},
-            "unknown granularity 'blocks'; expected 'heads' or 'neurons' or 'experts' or 'layers' or 'weights'",
+            "unknown granularity 'blocks'; expected 'heads' or 'neurons' or 'experts' or 'layers' or 'vocabulary' or "
+            "'weights'",
         ),
         (
             {"granularity": "heads,neurons"},
@@ -224,6 +226,36 @@ def test_a_seed_that_is_accepted_can_be_used(seed):
         assert all(values.any() for values in scores.values())
 
 
+def test_the_vocabulary_goes_by_frequency():
+    alone = PruningConfig(granularity="vocabulary", min_frequency=1)
+    assert (alone.method, alone.amount, alone.sparsity) == ("frequency", "min_frequency=1", None)
+    assert (
+        config(method=None).method == config(method=None, granularity=["heads", "vocabulary"]).method == "smooth_cut"
+    )
+    assert config(granularity="vocabulary", min_frequency=3).amount == "sparsity=0.5"
+    for changes, message in (
+        ({"min_frequency": 1}, "min_frequency counts tokens: it needs granularity 'vocabulary'"),
+        ({"min_frequency": 1, "granularity": "vocabulary", "method": "magnitude"}, "and method='frequency'"),
+        (
+            {"granularity": "vocabulary", "method": "taylor"},
+            "methods for vocabulary: magnitude, random, frequency",
+        ),
+        ({"granularity": ["heads", "vocabulary"], "method": "frequency"}, "'frequency' scores vocabulary alone"),
+        ({"granularity": "vocabulary", "budget": "flops"}, "use budget='params', got 'flops'"),
+        ({"granularity": "vocabulary", "rounds": 2}, "the vocabulary goes in one cut"),
+        ({"granularity": "vocabulary", "recovery": "reconstruct"}, "where tokens alone go use 'finetune' or 'none'"),
+        (
+            {"granularity": ["heads", "vocabulary"], "min_frequency": 1, "sparsity": None},
+            "give exactly one of sparsity",
+        ),
+        ({"granularity": "vocabulary", "sparsity": None}, "give exactly one of sparsity and compression"),
+        ({"granularity": "vocabulary", "min_frequency": 1, "compression": 2.0}, "give exactly one of sparsity"),
+        ({"granularity": "vocabulary", "allocation": "search"}, "allocation='search' is for heads and neurons"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            config(**changes)
+
+
 # --- files ----------------------------------------------------------------------------------------------------------
 
 OTHER = {
@@ -255,6 +287,7 @@ OTHER = {
     "latency_batch_size": 2,
     "seed": 7,
     "exclude": ("0", "*.2.*"),
+    "min_frequency": None,
 }
 
 
@@ -322,8 +355,9 @@ def words_for(name, value):
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_every_field_is_a_flag(name):
-    value = {**OTHER, "sparsity": 0.75, "recovery": "reconstruct", "lora_rank": 4}[name]
+    value = {**OTHER, "sparsity": 0.75, "recovery": "reconstruct", "lora_rank": 4, "min_frequency": 2}[name]
     needed = {"sparsity": 0.5} if name not in ("sparsity", "compression") else {}
+    needed |= {"granularity": ("vocabulary",)} if name == "min_frequency" else {}
     needed |= {"rewind": {"dense_epochs": 1.0}, "distill_top_k": {"distill_weight": 0.5}}.get(name, {})
     words = [word for key, val in {**needed, name: value}.items() for word in words_for(key, val)]
     parsed = parse(*words)

@@ -145,7 +145,7 @@ def altered(r, value, inside=()):
 def small():
     """A model of one layer, its groups of every kind, and scores for them."""
     model = tiny_model("bert", num_hidden_layers=1, hidden_size=8, intermediate_size=9)
-    groups = find_groups(model, ("heads", "neurons", "layers", "weights"))
+    groups = find_groups(model, ("heads", "neurons", "layers", "vocabulary", "weights"))
     generator = torch.Generator().manual_seed(0)
     return model, groups, {g.name: torch.rand(g.size, generator=generator) for g in groups}
 
@@ -161,8 +161,19 @@ TABLE = LatencyTable(
     widths={"heads": 2, "neurons": 1},
 )
 SENSIBLE = {
-    "method": lambda r: r.choice([*SCORERS, *WEIGHT_SCORERS]),
-    "granularity": lambda r: r.choice(["heads", ["heads"], ["neurons", "heads"], ["layers", "heads"], ["weights"]]),
+    "method": lambda r: r.choice([None, "frequency", *SCORERS, *WEIGHT_SCORERS]),
+    "granularity": lambda r: r.choice(
+        [
+            "heads",
+            ["heads"],
+            ["neurons", "heads"],
+            ["layers", "heads"],
+            ["vocabulary", "heads"],
+            "vocabulary",
+            ["weights"],
+        ]
+    ),
+    "min_frequency": lambda r: r.choice([None, 1, 2, 50]),
     "sparsity": lambda r: r.random(),
     "compression": lambda r: r.uniform(1, 3),
     "smooth_samples": lambda r: r.choice([None, 3]),
@@ -195,7 +206,8 @@ def check_config(config, groups, scores):
     """A config that was accepted survives JSON, and gives a plan or says how far one could go."""
     values = json.loads(json.dumps(config.to_dict(), allow_nan=False))
     assert PruningConfig.from_dict(values) == config
-    assert (config.sparsity is None) != (config.compression is None)
+    given = [value for value in (config.sparsity, config.compression) if value is not None]
+    assert len(given) == 1 or (not given and config.min_frequency and config.granularity == ("vocabulary",))
     if config.allocation == "search":  # by what the model gives
         with pytest.raises(ValueError, match=r"call search_plan\("):
             make_plan(scores, groups, config, latency=TABLE)

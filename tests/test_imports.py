@@ -38,6 +38,7 @@ ROOMS = (
     "architectures",
     "scoring",
     "planning",
+    "vocabulary",
     "surgery",
     "search",
     "checkpoints",
@@ -72,6 +73,8 @@ PUBLIC = (
     "reconstruct_all",
     "score_groups",
     "search_plan",
+    "trim_tokenizer",
+    "with_tokenizer",
 )
 
 

@@ -26,11 +26,13 @@ from transformers.pytorch_utils import Conv1D
 
 from ..utils.files import nearest
 from .entry import kind_of
-from .modeling_camcut import RECORD, places_of
+from .inner import body_of, check_bare, inner_model, transformers_models
+from .modeling_camcut import RECORD, at, places_of
 from .recipes import stacks_of
 from .slices import Group, Slice
 from .structure import blocks_of, check_supported, count_units, kept_heads, linear_map, list_blocks, list_groups
 from .table import ARCHITECTURES
+from .vocabulary import VOCABULARY, named_ids, vocabulary_slices
 
 
 __all__ = [
@@ -49,6 +51,7 @@ __all__ = [
 
 KINDS = ("heads", "neurons", "experts", "layers")
 WEIGHTS = "weights"
+ALL = (*KINDS, VOCABULARY, WEIGHTS)
 
 
 @dataclass(frozen=True, repr=False)
@@ -57,10 +60,12 @@ class PrunableGroup(Group):
 
     Args:
         name (`str`): unique in the model; its first number is the layer index.
-        kind (`str`): `"heads"`, `"neurons"`, `"experts"`, `"layers"` (a whole sub-layer, as one unit) or `"weights"`.
+        kind (`str`): `"heads"`, `"neurons"`, `"experts"`, `"layers"` (a whole sub-layer, as one unit), `"vocabulary"`
+            or `"weights"`.
         size (`int`): number of units now.
         slices (`tuple[Slice, ...]`): the linear maps involved; the last is the output projection; of experts, the
-            router. None for `"weights"`: the group is the parameter of its name.
+            router; of the vocabulary, all that has a row for each token. None for `"weights"`: the group is the
+            parameter of its name.
         attributes (`Mapping[str, float]`): path of a module attribute -> amount per unit, kept true by a cut.
         bypass (`Mapping[str, str]`): of a sub-layer, path of each module that goes with it -> what stands in for it.
         observed (`str`): where activations are, see `Group`.
@@ -75,6 +80,7 @@ class PrunableGroup(Group):
         model_type (`str`, *optional*): of the model's config.
         num_layers (`int`, *optional*): blocks of the model.
         fewest (`int`): units that always stay, if the sub-layer does: of experts, as many as a token is sent to.
+        needed (`Sequence[int]`): positions of units that always stay: of tokens, those that the config names.
     """
 
     units: Sequence[int] = None  # type: ignore[assignment]  # until `__post_init__`
@@ -88,67 +94,13 @@ class PrunableGroup(Group):
     model_type: str | None = None
     num_layers: int | None = None
     fewest: int = 0
+    needed: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         if self.units is None:
             object.__setattr__(self, "units", tuple(range(self.size)))
         if self.original_size is None:
             object.__setattr__(self, "original_size", self.size)
-
-
-def transformers_models(module: nn.Module) -> dict[str, PreTrainedModel]:
-    """Path -> transformers model, of those in a module that are not a part of another one; the module itself has the
-    path `""`."""
-    if isinstance(module, PreTrainedModel):
-        return {"": module}
-    found: dict[str, PreTrainedModel] = {}
-    for path, part in module.named_modules():  # each module once, outer ones first
-        if isinstance(part, PreTrainedModel) and not any(path.startswith(f"{outer}.") for outer in found):
-            found[path] = part
-    return found
-
-
-def inner_model(module: nn.Module, adapters: bool = True) -> PreTrainedModel:
-    """The transformers model in a module: the module itself, or the only one inside of what is wrapped around it, be
-    that DDP, `torch.compile`, PEFT or a module of one's own.
-
-    Args:
-        module (`nn.Module`): may be a transformers model.
-        adapters (`bool`): whether it may carry adapters of PEFT.
-
-    Raises:
-        `TypeError`: it holds none, or several, or carries an adapter that it may not.
-    """
-    name = type(module).__name__
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"expected a transformers PreTrainedModel, got {name}")
-    found = transformers_models(module)
-    if not adapters and any(type(part).__module__.startswith("peft.") for part in module.modules()):
-        raise TypeError(
-            f"expected a transformers PreTrainedModel, got {name}; merge the adapter first: "
-            "`model = model.merge_and_unload()`"
-            if type(module).__module__.startswith("peft.")
-            else f"this {name} carries an adapter of PEFT; merge it first (`merge_and_unload()` of the PEFT model)"
-        )
-    if len(found) != 1:
-        parts = " and ".join(f"`{path}` ({type(part).__name__})" for path, part in found.items())
-        held = f"which holds several: {parts}; pass the one you mean" if found else "which holds none"
-        raise TypeError(f"expected a transformers PreTrainedModel, or a module that holds one; got {name}, {held}")
-    return next(iter(found.values()))
-
-
-def check_bare(module: nn.Module, action: str) -> None:
-    """Raises `TypeError` unless this is a transformers model itself, with nothing around it."""
-    if not isinstance(module, PreTrainedModel):
-        found = transformers_models(module) if isinstance(module, nn.Module) else {}
-        inside = " or ".join(f"`{path}` ({type(part).__name__})" for path, part in found.items())
-        hint = f"; pass what is inside it: {inside}" if found else ""
-        raise TypeError(f"{action} takes a transformers PreTrainedModel, got {type(module).__name__}{hint}")
-
-
-def body_of(module: nn.Module) -> nn.Module:
-    """`inner_model`, or the module itself if it holds no transformers model: groups may be made by hand."""
-    return inner_model(module) if transformers_models(module) else module
 
 
 def below(groups: Sequence[PrunableGroup], path: str) -> list[PrunableGroup]:
@@ -173,9 +125,10 @@ def find_groups(model: nn.Module, kinds: Sequence[str] | None = None) -> list[Pr
 
     Args:
         model (`PreTrainedModel` or `nn.Module`): a transformers model of a supported architecture, with any task head
-            (for `"weights"`, of any architecture), or a module that holds one: the groups are those of the model
-            inside.
+            (for `"vocabulary"` and `"weights"`, of any architecture), or a module that holds one: the groups are those
+            of the model inside.
         kinds (`Sequence[str]`, *optional*): which of `"heads"`, `"neurons"`, `"experts"` and `"layers"` to list. With
+            `"vocabulary"`, the tokens are one group, with their rows in all embeddings, of any architecture. With
             `"weights"`, every weight and bias of the linear layers below the task head is a group, named like the
             parameter; its units are the elements, numbered in row-major order. Default: heads and neurons, if units of
             that kind can go one by one in this architecture.
@@ -194,17 +147,18 @@ def find_groups(model: nn.Module, kinds: Sequence[str] | None = None) -> list[Pr
         kinds = [kind for kind in possible_kinds(model) if kind in ("heads", "neurons")] or ("heads", "neurons")
     if isinstance(kinds, str):
         kinds = (kinds,)
-    unknown = set(kinds) - {*KINDS, WEIGHTS}
+    unknown = set(kinds) - set(ALL)
     if unknown or not kinds:
         raise ValueError(
-            f"unknown kinds {sorted(unknown)}; expected one or more of {', '.join((*KINDS, WEIGHTS))}"
-            f"{nearest(min(unknown, default=''), (*KINDS, WEIGHTS))}"
+            f"unknown kinds {sorted(unknown)}; expected one or more of {', '.join(ALL)}"
+            f"{nearest(min(unknown, default=''), ALL)}"
         )
     inner = inner_model(model, adapters=False)
-    if set(kinds) - {WEIGHTS}:
+    in_blocks = set(kinds) - {VOCABULARY, WEIGHTS}
+    if in_blocks:
         check_supported(inner)
         _check_kinds(inner, kinds)
-    groups = _unit_groups(inner) if set(kinds) - {WEIGHTS} else []
+    groups = _unit_groups(inner) if in_blocks else []
     plan = getattr(inner, "pruning_plan", None)
     if plan is None and getattr(inner.config, RECORD, None) is not None:
         raise ValueError(
@@ -212,9 +166,10 @@ def find_groups(model: nn.Module, kinds: Sequence[str] | None = None) -> list[Pr
             "`optimum_camcut.load_pruned`, which reads its pruning_plan.json"
         )
     keep, sizes = (plan.keep, plan.sizes) if plan is not None else ({}, {})
-    if plan is None and getattr(inner.config, "pruned_heads", None) and groups:  # by transformers 4 itself
+    if plan is None and getattr(inner.config, "pruned_heads", None) and in_blocks:  # by transformers 4 itself
         keep = kept_heads(inner.config, len(list_blocks(inner)))
         sizes = dict.fromkeys(keep, inner.config.num_attention_heads)
+    groups += [_vocabulary_group(inner)] if VOCABULARY in kinds else []
     groups = [
         dataclasses.replace(group, units=tuple(keep[group.name]), original_size=sizes[group.name])
         if group.name in keep
@@ -264,7 +219,7 @@ def _check_kinds(model: PreTrainedModel, kinds: Sequence[str]) -> None:
     """Raises `ValueError` if an architecture does not allow for a kind, and says why, and what can go."""
     possible, model_type = possible_kinds(model), model.config.model_type
     for kind in kinds:
-        if kind in possible or kind == WEIGHTS:
+        if kind in possible or kind in (VOCABULARY, WEIGHTS):
             continue
         reasons = {"layers": "its entry of ARCHITECTURES has no `bypass`, which says what stands in for them"}
         for entry in stacks_of(model.config).values():
@@ -332,6 +287,26 @@ def _costs(model: PreTrainedModel, group: Group) -> tuple[int, int, int]:
     return count, round(weights), min(sent, group.size) if group.observed == "routing" else 0
 
 
+def _vocabulary_group(model: PreTrainedModel) -> PrunableGroup:
+    """The tokens of a model, as one group."""
+    slices, attributes = vocabulary_slices(model)
+    tensors = {id(each): each for each in (at(model, piece.module) for piece in slices)}.values()
+    size = len(model.get_input_embeddings().weight)
+    output = model.get_output_embeddings()
+    return PrunableGroup(
+        VOCABULARY,
+        VOCABULARY,
+        size,
+        slices,
+        attributes,
+        unit_parameters=sum(each.numel() for each in tensors if isinstance(each, nn.Parameter)) // size,
+        unit_flops=0 if output is None else 2 * output.weight.numel() // size,
+        model_parameters=sum(p.numel() for p in model.parameters()),
+        model_type=model.config.model_type,
+        needed=sorted(number for number in named_ids(model) if number < size),
+    )
+
+
 def linear_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     """Name -> parameter, of all linear layers below the task head; what is also an embedding is left out."""
     body = {id(module) for module in model.base_model.modules()}
@@ -381,6 +356,8 @@ def check_group(model: nn.Module, group: PrunableGroup) -> None:
     try:
         if group.kind == WEIGHTS:
             size = model.get_parameter(group.name).numel()
+        elif group.kind == VOCABULARY:
+            size = len(model.get_parameter(group.slices[0].module))
         else:
             size = count_units(model, group.output)
     except AttributeError:

@@ -261,7 +261,8 @@ def places_of(model: nn.Module, path: str, axis: str | int) -> list[tuple[nn.Mod
 def replace_tensor(module: nn.Module, name: str, value: torch.Tensor) -> None:
     """Puts a smaller parameter or buffer in the place of one, and keeps the sizes of a linear map true."""
     old = getattr(module, name)
-    setattr(module, name, nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value)
+    new = isinstance(old, nn.Parameter) and not isinstance(value, nn.Parameter)
+    setattr(module, name, nn.Parameter(value, old.requires_grad) if new else value)
     if name == "weight" and isinstance(module, nn.Linear | Conv1D):
         names = ("nx", "nf") if isinstance(module, Conv1D) else ("out_features", "in_features")
         vars(module).update(zip(names, value.shape))

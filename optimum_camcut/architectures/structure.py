@@ -350,8 +350,10 @@ def cut_groups(model: PreTrainedModel, keep: Sequence[tuple[Group, Sequence[int]
         for path, module in gone.items():
             module.train(model.get_submodule(path).training)
         put(model, gone)
-    for module, name, value in new:
-        replace_tensor(module, name, value)
+    shared: dict[int, Any] = {}  # what several modules hold stays shared
+    for (module, name, value), before in zip(new, [getattr(module, name) for module, name, _ in new]):
+        replace_tensor(module, name, shared.get(id(before), value))
+        shared[id(before)] = getattr(module, name)
     for group, positions in keep:
         for path, amount in group.attributes.items():
             owner, _, name = path.rpartition(".")

@@ -44,8 +44,9 @@ from ..architectures.recipes import stacks_of
 from ..architectures.structure import kept_heads, list_blocks, list_groups, sublayer_of
 from ..architectures.table import ARCHITECTURES
 from ..methods import scorers_of
-from ..planning.plan import PLAN_NAME, PLANS_NAME, PruningPlan, is_weight, plain_shape, plan_of
+from ..planning.plan import PLAN_NAME, PLANS_NAME, PruningPlan, is_unit, is_weight, plain_shape, plan_of
 from ..planning.units import mask_of
+from ..surgery.vocabulary import check_count
 from ..utils.files import read_json
 
 
@@ -308,7 +309,8 @@ def read_plan(name_or_path: str | Path, model: PreTrainedModel, values: dict[str
         )
     plan = _rename_masks(plan, model)
     _check_masks(name_or_path, model, plan)
-    units_of = {name: units for name, units in plan.keep.items() if not is_weight(name)}
+    check_count(f"{PLAN_NAME} of {name_or_path}", model, plan)
+    units_of = {name: units for name, units in plan.keep.items() if is_unit(name)}
     # A quantizer replaces linear maps; the groups are then those of the model as it was before.
     listed = skeleton(type(model), model.config) if is_quantized(model) else model
     groups = {g.name: g for g in list_groups(listed)} if units_of or has_record(model.config) else {}

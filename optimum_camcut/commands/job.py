@@ -31,7 +31,14 @@ from .output import quiet
 
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+    from transformers import (
+        EvalPrediction,
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+        Trainer,
+        TrainerCallback,
+        TrainingArguments,
+    )
 
     from ..tasks import Task
 
@@ -88,15 +95,36 @@ class Job:
 
     Args:
         make_trainer (`Callable[..., Trainer]`): makes others of its kind.
+        encode: gives the rows to train on and those to evaluate on, as the task's tokenizer encodes them.
+        tokens: where the vocabulary was cut, how many tokens the dense and the pruned model know, and how many the
+            text to evaluate on takes.
     """
 
     trainer: Trainer
     task: Task
     make_trainer: Callable[..., Trainer]
+    encode: Callable[[], tuple[Any, Any]] = lambda: (None, None)
+    tokens: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
 
     @property
     def model(self) -> PreTrainedModel:
         return self.trainer.accelerator.unwrap_model(self.trainer.model)
+
+    def tokenize_again(self, before: PreTrainedTokenizerBase, after: PreTrainedTokenizerBase) -> bool:
+        """`CamCutTrainer.tokenize_again`: the rows are read anew."""
+        trainer, dense = self.trainer, self._count(before)
+        self.task.tokenizer = after
+        if self.task.embeds:
+            trainer.embedder.use(after)
+        with trainer.args.main_process_first(desc="encoding the data"):
+            trainer.train_dataset, trainer.eval_dataset = self.encode()
+        trainer.data_collator = self.task.collator
+        self.tokens = {"dense": self.tokens.get("dense", dense), "pruned": self._count(after)}
+        return True
+
+    def _count(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+        rows = self.trainer.eval_dataset
+        return {"vocabulary": len(tokenizer), "tokens": 0 if rows is None else count_numbers(rows["input_ids"])}
 
     def evaluate(self, rows: Any = None) -> dict[str, float]:
         """Metrics of the model as it is, the one to compare by first.
@@ -181,6 +209,11 @@ def check_job(arguments: argparse.Namespace, *, evaluates: bool) -> None:
     check_model(arguments.model, arguments.revision)
 
 
+def count_numbers(values: Any) -> int:
+    """How many numbers there are in lists of lists."""
+    return sum(count_numbers(each) if isinstance(each, list) else 1 for each in values)
+
+
 class Data(NamedTuple):
     """Rows to train on, and those to evaluate on."""
 
@@ -258,6 +291,12 @@ def _load_rest(
     return make_trainer, load_processor(arguments.tokenizer or arguments.model, task, model, revision)
 
 
+def _encode(task: Task, data: Data, arguments: argparse.Namespace, evaluates: bool) -> tuple[Any, Any]:
+    """The rows to train on and those to evaluate on, by the task's tokenizer."""
+    rows = task.prepare(data.train, arguments.max_train_samples)
+    return rows, task.prepare(data.held_out, arguments.max_eval_samples) if evaluates else None
+
+
 def make_job(
     arguments: argparse.Namespace,
     config: PruningConfig,
@@ -300,9 +339,14 @@ def make_job(
     if task_class.generates:
         training.predict_with_generate, training.generation_max_length = task.generates, task.target_length
     logger.info(_told(data, task, evaluates, arguments))
+
+    encode = partial(_encode, task, data, arguments, evaluates)
     with training.main_process_first(desc="encoding the data"):
-        encoded = task.prepare(data.train, arguments.max_train_samples)
-        eval_encoded = task.prepare(data.held_out, arguments.max_eval_samples) if evaluates else None
+        encoded, eval_encoded = encode()
+
+    def measure(prediction: EvalPrediction) -> dict[str, float]:
+        return task.compute_metrics(prediction, trainer.eval_dataset, data.held_out)
+
     trainer = make_trainer(
         model=model,
         args=training,
@@ -310,10 +354,12 @@ def make_job(
         eval_dataset=eval_encoded,
         processing_class=processor,
         data_collator=task.collator,
-        compute_metrics=(lambda each: task.compute_metrics(each, eval_encoded, data.held_out)) if evaluates else None,
+        compute_metrics=measure if evaluates else None,
         preprocess_logits_for_metrics=task.preprocess_logits,
         pruning_config=config,
         callbacks=list(callbacks),
     )
     trainer.remove_callback(PrinterCallback)  # the standard output is for the table
-    return Job(trainer, task, make_trainer)
+    job = Job(trainer, task, make_trainer, encode)
+    trainer.tokenize_again = job.tokenize_again
+    return job

@@ -74,7 +74,7 @@ TrainingArguments, for the recovery by fine-tuning:
             Option("epochs", "Epochs of fine-tuning, where the recovery has any. Default: 3.", kind=float),
             Option("learning_rate", "Of fine-tuning. Default: 5e-5.", kind=float),
         )
-        default = "Default: reconstruct, which takes seconds (in Python finetune); none for single weights."
+        default = "Default: reconstruct, which takes seconds (in Python finetune); none for weights, or tokens alone."
         pruning = [
             dataclasses.replace(option, help=f"{option.help} {default}") if option.name == "recovery" else option
             for option in pruning_options()
@@ -97,7 +97,7 @@ TrainingArguments, for the recovery by fine-tuning:
 
     def read(self) -> argparse.Namespace:
         arguments = super().read()
-        if "sparsity" not in arguments.given and "compression" not in arguments.given:
+        if not {"sparsity", "compression", "min_frequency"} & set(arguments.given):
             self.parser.error("one of the arguments --sparsity and --compression is required")
         return arguments
 
@@ -110,8 +110,9 @@ TrainingArguments, for the recovery by fine-tuning:
             if length := scores.origin.data.get("sequence_length"):
                 arguments.sequence_length = arguments.given.setdefault("sequence_length", length)
         settings = scores.origin.settings if scores is not None else {}
-        weights = "weights" in arguments.given.get("granularity", settings.get("granularity", ()))
-        config = pruning_config(arguments, **{"recovery": "none" if weights else "reconstruct", **settings})
+        kinds = arguments.given.get("granularity", settings.get("granularity", ()))
+        nothing = list(kinds) in (["weights"], ["vocabulary"])  # of which is rebuilt
+        config = pruning_config(arguments, **{"recovery": "none" if nothing else "reconstruct", **settings})
         if scores is not None and (config.rounds > 1 or config.dense_epochs > 0):
             raise ValueError("rounds and dense_epochs score the model as it then is, so they take no --scores")
         before = interrupted_run(arguments) if arguments.resume else None
@@ -209,6 +210,8 @@ TrainingArguments, for the recovery by fine-tuning:
             measured[QUANTIZED] = evaluate(job, quantized)
         results = measure_both(dense, pruned, config, arguments.repeats, quantized)
         results[PRUNED]["bytes"] = weights_on_disk(output)
+        for name, counts in job.tokens.items():
+            results[name] |= counts
         if quantized is not None:
             results[QUANTIZED]["bytes"] = weights_on_disk(folder)
             results |= {"quantize": arguments.quantize}

@@ -92,6 +92,9 @@ def results_table(results: Mapping[str, Any]) -> str:
     ]
     cells = [(label, [column[name] * scale for column in columns], style) for label, name, scale, style in rows]
     times = [1e3 * column["latency"]["median"] for column in columns]
+    if "tokens" in results[PRUNED]:
+        known = [("vocabulary", "vocabulary"), ("tokens of the evaluation text", "tokens")]
+        cells += [(label, [column.get(name) for column in columns], ".0f") for label, name in known]
     cells.insert(2, (f"latency, {batch} x {size} (ms)", times, ".2f"))
     metrics = dict.fromkeys(name for column in reversed(columns) for name in column["metrics"])
     cells += [(name, [column["metrics"].get(name) for column in columns], ".4f") for name in metrics]

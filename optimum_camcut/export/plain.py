@@ -27,7 +27,7 @@ from ..architectures.modeling_camcut import RECORD
 from ..architectures.structure import config_fields, label_of, list_groups, sublayer_of
 from ..checkpoints.stored import plain_class
 from ..planning.measure import count_parameters, random_inputs
-from ..planning.plan import PruningPlan, is_weight, plain_shape, plan_of
+from ..planning.plan import PruningPlan, is_unit, plain_shape, plan_of
 from ..planning.twin import dense_twin
 from ..surgery.cut import apply_plan
 
@@ -61,7 +61,7 @@ def fill_up(model: PreTrainedModel, multiple_of: int = 1, all_heads: bool = Fals
     plan = plan_of(model)
     if plan is None:
         raise ValueError("the model is not pruned, so it is a plain checkpoint already; or its plan was lost")
-    units = {name: kept for name, kept in plan.keep.items() if not is_weight(name)}
+    units = {name: kept for name, kept in plan.keep.items() if is_unit(name)}
     experts = sorted(name for name in units if "expert" in name and len(units[name]) < plan.sizes[name])
     if experts:
         raise ValueError(
@@ -80,7 +80,7 @@ def fill_up(model: PreTrainedModel, multiple_of: int = 1, all_heads: bool = Fals
 
 def _uncut(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
     """The model before its cut, with zeros where units are gone: every value where it was."""
-    dense, places = dense_twin(model), dense_twin(model)
+    dense, places = dense_twin(model, tokens=False), dense_twin(model, tokens=False)
     for each in places.modules():
         for name, parameter in each._parameters.items():
             if parameter is not None:

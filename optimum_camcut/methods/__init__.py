@@ -18,6 +18,7 @@ from . import cam_cut, smooth_cut, baselines, obs  # noqa: I001 - registers the 
 from .registry import (
     KIND_SCORERS,
     SCORERS,
+    TOKENS,
     WEIGHT_SCORERS,
     Scorer,
     get_scorer,
@@ -31,6 +32,7 @@ from .registry import (
 __all__ = [
     "KIND_SCORERS",
     "SCORERS",
+    "TOKENS",
     "WEIGHT_SCORERS",
     "Scorer",
     "get_scorer",

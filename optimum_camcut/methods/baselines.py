@@ -81,6 +81,12 @@ def block_influence(before: Tensor, after: Tensor) -> Tensor:
     return 1 - (before * after).sum(-1) / (before.norm(dim=-1) * after.norm(dim=-1)).clamp(min=1e-30)
 
 
+@scorer("frequency", source="tokens")
+def frequency(tokens: Tensor, units: int) -> Tensor:
+    """How often each token is there."""
+    return tokens.bincount(minlength=units)
+
+
 @scorer("magnitude", source="weights")
 def magnitude(weights: Tensor, generator: Generator) -> Tensor:
     """L1 norm of all weights and biases that go with the unit."""

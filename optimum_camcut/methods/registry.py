@@ -26,12 +26,13 @@ from ..utils.files import nearest
 logger = logging.getLogger(__name__)
 
 
-Source = Literal["gradient", "activation", "norms", "input", "curvature", "stream", "weights"]
+Source = Literal["gradient", "activation", "norms", "input", "curvature", "stream", "tokens", "weights"]
 OF_KINDS = {  # sources of some kinds alone
     "norms": ("experts",),
     "input": ("heads", "neurons"),
     "curvature": ("heads", "neurons"),
     "stream": ("layers",),
+    "tokens": ("vocabulary",),
 }
 
 
@@ -54,7 +55,9 @@ class Scorer:
             outputs)`, of each example the sum of ggᵀ over tokens, g the loss gradient behind the projection, and the
             mean of that over examples) and the number of units to `(units,)`. For `"stream"`, of whole blocks alone,
             from the residual stream before and after a block (`(tokens, hidden size)` each, real tokens) to
-            `(tokens,)`, whose mean is the result. For `"weights"`, from `weights` (`(units, weights of a unit)`) and a
+            `(tokens,)`, whose mean is the result. For `"tokens"`, of the vocabulary alone, from the numbers of the
+            tokens that are read or written (int64 of shape `(tokens,)`) and how many there are to `(units,)`; the sum
+            over the batches is the result. For `"weights"`, from `weights` (`(units, weights of a unit)`) and a
             seeded `torch.Generator` to `(units,)`.
             Methods for single weights: see `weight_scorer`.
         source: what the method observes.
@@ -75,6 +78,7 @@ class Scorer:
 SCORERS: dict[str, Scorer] = {}  # of units: heads, neurons, experts and layers
 KIND_SCORERS: dict[str, Scorer] = {}  # of some of these kinds alone, see `OF_KINDS`
 WEIGHT_SCORERS: dict[str, Scorer] = {}  # of single weights
+TOKENS = "frequency"  # the method of the vocabulary, unless it is alone and another one is chosen
 
 
 def scorer(
@@ -128,11 +132,15 @@ def scorers_of(granularity: Iterable[str]) -> dict[str, Scorer]:
 
     Args:
         granularity (`Iterable[str]`): `PruningConfig.granularity`: with `"weights"`, the methods of single weights;
-            else, and if empty, those of units, and with them those that score these kinds alone.
+            else, and if empty, those of units, and with them those that score these kinds alone. The vocabulary goes
+            by those that look at tokens or at weights, and beside other kinds by `TOKENS`, whatever these go by.
     """
     kinds = set(granularity)
     if "weights" in kinds:
         return WEIGHT_SCORERS
+    if kinds == {"vocabulary"}:
+        return {name: s for name, s in (SCORERS | KIND_SCORERS).items() if s.source in ("tokens", "weights")}
+    kinds.discard("vocabulary")
     own = {name: each for name, each in KIND_SCORERS.items() if kinds and kinds <= set(OF_KINDS[each.source])}
     return SCORERS | own
 

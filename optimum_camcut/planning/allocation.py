@@ -25,6 +25,7 @@ import torch
 
 from ..architectures.groups import WEIGHTS, PrunableGroup
 from ..architectures.structure import sublayer_of
+from ..architectures.vocabulary import VOCABULARY
 from ..config import PruningConfig
 from ..scoring.loop import Scores, check_scores
 from .costs import Costs, unit_cost
@@ -56,6 +57,9 @@ def make_plan(
     What `allocation="global"` keeps has the largest sum of scores within the budget but for less than the score of one
     step (a head, or `multiple_of` neurons); with `budget="latency"`, the largest that there is among plans of at most
     about 64 sizes a layer.
+
+    Tokens lose the same fraction of their parameters as all other units together, and at least those that score less
+    than `config.min_frequency`.
 
     What `config.exclude` names stays whole, and a unit whose score is infinity is kept, whatever the others score. A
     sub-layer that holds such a head or neuron is not removed. The others are ranked as if these were not there, and
@@ -98,7 +102,13 @@ def make_plan(
     if groups[0].kind == WEIGHTS:
         keep = _choose_weights(scores, groups, config)
     else:
-        keep, spent = _choose_units(scores, groups, config, latency)
+        keep, spent = {}, 1.0
+        for part, own in _parts(groups, config):
+            if part[0].kind == VOCABULARY:
+                keep |= _choose_tokens(scores, part[0], own)
+            else:
+                units, spent = _choose_units(scores, part, own, latency)
+                keep |= units
         if config.budget == "latency" and abs(spent - 1) > LATENCY_TOLERANCE:
             logger.warning(
                 "the plan takes %.2f times the time that %s leaves: by the latency table, no sizes that "
@@ -119,6 +129,28 @@ def make_plan(
         config=dataclasses.replace(config),
         num_layers=groups[0].num_layers,
     )
+
+
+def _parts(groups: Sequence[PrunableGroup], config: PruningConfig) -> list[tuple[list[PrunableGroup], PruningConfig]]:
+    """The units of blocks, and the tokens: each loses the same fraction of its parameters."""
+    tokens = [g for g in groups if g.kind == VOCABULARY]
+    rest = [g for g in groups if g.kind != VOCABULARY]
+    if tokens and rest and config.sparsity is None:
+        inner = [g for g in rest if g.kind == "layers"] or rest  # sub-layers hold the rest
+        budget = sum(g.size * unit_cost(g, config) for g in [*tokens, *inner])
+        fraction = min(_fraction_of_budget(groups[0].model_parameters, budget, config), 1 - 1e-9)
+        config = dataclasses.replace(config, sparsity=fraction, compression=None)
+    return [(part, config) for part in (rest, tokens) if part]
+
+
+def _choose_tokens(scores: Scores, group: PrunableGroup, config: PruningConfig) -> dict[str, IndexSet]:
+    """Tokens to keep: within the budget, and no others than those that are there often enough."""
+    kept, _ = _choose_units(scores, [group], config, None)
+    mask = mask_of(kept[group.name], group.original_size).copy()
+    if config.min_frequency is not None:
+        rare = (scores[group.name] < config.min_frequency).nonzero().flatten().tolist()
+        mask[[group.units[position] for position in rare]] = False
+    return {group.name: IndexSet(mask)}
 
 
 def _choose_units(
@@ -200,8 +232,9 @@ def check_budget(groups: Sequence[PrunableGroup], config: PruningConfig, latency
         whole = excluded(groups, config)
         _fraction_of_weights(groups, {g.name: g.size * (g.name in whole) for g in groups}, config)
     else:
-        ones = {g.name: torch.ones(g.size) for g in groups}
-        _choose_units(with_kept(ones, groups, config), groups, config, latency)
+        ones = with_kept({g.name: torch.ones(g.size) for g in groups}, groups, config)
+        for part, own in _parts(groups, config):
+            _choose_units(ones, part, own, latency)
 
 
 def _fraction_of_weights(groups: Sequence[PrunableGroup], always: Mapping[str, int], config: PruningConfig) -> float:
@@ -256,9 +289,10 @@ def _fraction_of_budget(total: int | None, budget: float, config: PruningConfig)
     """The fraction of the budget that the config wants removed."""
     if config.sparsity is not None:
         return config.sparsity
+    if config.compression is None:  # tokens go by min_frequency alone
+        return 0.0
     if total is None:
         raise ValueError("compression needs the model's parameter count; take the groups from find_groups(model)")
-    assert config.compression is not None  # a config has one of the two
     return total * (1 - 1 / config.compression) / budget
 
 

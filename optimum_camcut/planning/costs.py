@@ -24,6 +24,7 @@ import numpy as np
 
 from ..architectures.entry import STACKED
 from ..architectures.groups import PrunableGroup
+from ..architectures.vocabulary import VOCABULARY
 from ..config import PruningConfig
 from .times import LatencyTable
 
@@ -56,7 +57,7 @@ def remaining_budget(
         whole = table.total_of(before)
         return table.total_of(now) / whole
     if any(group.kind == "layers" for group in before):
-        before, now = ([g for g in groups if g.kind == "layers"] for groups in (before, now))
+        before, now = ([g for g in groups if g.kind in ("layers", VOCABULARY)] for groups in (before, now))
     after, total = (sum(g.size * unit_cost(g, config) for g in groups) for groups in (now, before))
     return after / total
 

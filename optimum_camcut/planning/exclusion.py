@@ -63,13 +63,16 @@ def excluded(groups: Sequence[PrunableGroup], config: PruningConfig) -> set[str]
 
 
 def with_kept(scores: Scores, groups: Sequence[PrunableGroup], config: PruningConfig) -> Scores:
-    """The scores with infinity, "keep", for all units of excluded groups, and for sub-layers that hold a unit that is
-    kept."""
+    """The scores with infinity, "keep", for all units of excluded groups, for those that a config names, and for
+    sub-layers that hold a unit that is kept."""
 
     def keep(names: set[str], scores: Scores) -> Scores:
         infinity = {name: torch.tensor(math.inf, device=scores[name].device) for name in names & set(scores)}
         return {name: infinity[name].expand(s.shape) if name in infinity else s for name, s in scores.items()}
 
+    for g in groups:
+        if g.needed:
+            scores = {**scores, g.name: scores[g.name].index_fill(0, torch.tensor(g.needed), math.inf)}
     kept = keep(excluded(groups, config), {g.name: scores[g.name] for g in groups})
     holding = {sublayer_of(g.name) for g in groups if g.kind in SUBLAYERS and torch.isposinf(kept[g.name]).any()}
     return keep(holding, kept)

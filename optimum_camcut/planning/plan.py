@@ -31,6 +31,7 @@ from ..architectures.entry import SUBLAYERS
 from ..architectures.groups import WEIGHTS, find_groups, inner_model
 from ..architectures.modeling_camcut import RECORD
 from ..architectures.structure import blocks_of, config_fields, kept_heads, label_of, list_blocks, sublayer_of
+from ..architectures.vocabulary import VOCABULARY
 from ..config import PruningConfig
 from ..utils.fields import check_fields
 from ..utils.files import read_json, shown, write_json
@@ -224,7 +225,8 @@ class PruningPlan:
             gone = [len(self.keep[name]) == 0 for name in cells.get((layer, SUBLAYERS.get(kind, kind)), ())]
             stack = layer.rpartition(".")[0]
             known = any(k in (kind, SUBLAYERS.get(kind)) for other, k in cells if other.rpartition(".")[0] == stack)
-            return "-" if any(gone) or not known else "all"
+            tokens = kind == VOCABULARY or (layer, VOCABULARY) in cells  # in no layer
+            return "-" if any(gone) or not known or tokens else "all"
 
         lines = [["layer", *kinds]]
         lines += [
@@ -276,10 +278,11 @@ def without_removed(keep: Mapping[str, Sequence[int]]) -> dict[str, Sequence[int
 
 def layer_of(name: str) -> str:
     """The layer index in a group's name, its first number, with the name of the stack of blocks before it if there are
-    several (`"decoder.3"`, but the encoder's are plain numbers); of a parameter outside of the layers, its module."""
+    several (`"decoder.3"`, but the encoder's are plain numbers); of a parameter outside of the layers, its module; of
+    the vocabulary, `"embeddings"`."""
     number = re.search(r"(?<![^.])\d+(?![^.])", name)
     if number is None:
-        return name.rpartition(".")[0]
+        return name.rpartition(".")[0] or "embeddings"
     before = name[: number.start()].split(".")
     stack = "decoder" if "decoder" in before else before[0] if before[1:] == ["layer", ""] else "encoder"
     return ("" if stack == "encoder" else f"{stack}.") + number[0]
@@ -288,6 +291,11 @@ def layer_of(name: str) -> str:
 def is_weight(name: str) -> bool:
     """Whether a group of this name is a parameter, whose units are single weights."""
     return name.endswith((".weight", ".bias"))
+
+
+def is_unit(name: str) -> bool:
+    """Whether the units of a group of this name are parts of the blocks, or whole sub-layers."""
+    return name != VOCABULARY and not is_weight(name)
 
 
 def _label(name: str) -> str:
@@ -304,7 +312,7 @@ def plain_shape(model: PreTrainedModel, plan: PruningPlan) -> dict[str, int] | N
     """
     config, shape = model.config, dict[str, int]()
     fields, blocks = config_fields(config), blocks_of(model)
-    cut = {n: len(units) for n, units in plan.keep.items() if not is_weight(n) and len(units) < plan.sizes[n]}
+    cut = {n: len(units) for n, units in plan.keep.items() if is_unit(n) and len(units) < plan.sizes[n]}
     for label in {label_of(name) for name in cut}:
         start, _, kind = label.rpartition(".")
         stack = [block for block in blocks if block.name.startswith(f"{start}.layer.".lstrip("."))]

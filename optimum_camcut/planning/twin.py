@@ -24,12 +24,15 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from ..architectures.modeling_camcut import RECORD
 from ..architectures.structure import config_fields, label_of
+from ..architectures.vocabulary import VOCABULARY, resize
 from .plan import as_in_config
 
 
-def dense_config(model: PreTrainedModel) -> PretrainedConfig:
-    """The config of a model before it was cut."""
+def dense_config(model: PreTrainedModel, tokens: bool = True) -> PretrainedConfig:
+    """The config of a model before it was cut; with the vocabulary as it is if not `tokens`."""
     config, plan = copy.deepcopy(model.config), model.pruning_plan
+    if tokens and plan is not None and VOCABULARY in plan.sizes:
+        resize(config, len(plan.keep[VOCABULARY]), plan.sizes[VOCABULARY])
     setattr(config, RECORD, None)
     config.pruned_heads = {}
     for label, (field, *others) in config_fields(config).items():
@@ -43,20 +46,20 @@ def dense_config(model: PreTrainedModel) -> PretrainedConfig:
     return config
 
 
-def dense_shapes(model: PreTrainedModel) -> PreTrainedModel:
-    """A model as the given one was before it was cut, without storage.
+def dense_shapes(model: PreTrainedModel, tokens: bool = True) -> PreTrainedModel:
+    """A model as the given one was before it was cut, without storage; see `dense_config`.
 
     Raises:
         `TypeError`: a class of the user's own that takes more than a config.
     """
     with torch.random.fork_rng([]), torch.device("meta"):
-        return type(model)(dense_config(model))
+        return type(model)(dense_config(model, tokens))
 
 
 @torch.no_grad()
-def dense_twin(model: PreTrainedModel) -> PreTrainedModel:
-    """A model as the given one was before it was cut, on the same device and in the same dtypes, to time or to count:
-    its weights are arbitrary. No random state is moved.
+def dense_twin(model: PreTrainedModel, tokens: bool = True) -> PreTrainedModel:
+    """A model as the given one was before it was cut (see `dense_config`), on the same device and in the same dtypes,
+    to time or to count: its weights are arbitrary. No random state is moved.
 
     Raises:
         `MemoryError`: it would take more than half of the memory that the CPU has left.
@@ -65,7 +68,7 @@ def dense_twin(model: PreTrainedModel) -> PreTrainedModel:
     """
     if len({parameter.device for parameter in model.parameters()}) > 1:
         raise ValueError("the model is spread over several devices, and a dense twin would be on one")
-    twin, device = dense_shapes(model).eval().requires_grad_(False), model.device
+    twin, device = dense_shapes(model, tokens).eval().requires_grad_(False), model.device
     dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
     generator = torch.Generator(device).manual_seed(0)
     needed = sum(parameter.numel() for parameter in twin.parameters()) * model.dtype.itemsize

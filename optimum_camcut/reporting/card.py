@@ -34,15 +34,18 @@ from transformers import PreTrainedModel
 from ..architectures.groups import WEIGHTS
 from ..architectures.modeling_camcut import transformers_4_loads
 from ..architectures.structure import is_cut
+from ..architectures.vocabulary import VOCABULARY
 from ..checkpoints.places import Place, in_folder, on_hub
 from ..checkpoints.saving import CARD_NAME
 from ..config import PruningConfig
+from ..methods import TOKENS
 from ..planning.measure import input_size
 from ..planning.plan import PruningPlan, is_weight, layer_of
 from ..surgery.masking import count_zeros
 from ..utils.files import write_bytes, write_text
 from .numbers import Metrics, compare_costs, compare_metrics, results_of, was_cut
 from .plots import plot_head_importance, plot_kept
+from .plots.kept import kept_counts
 
 
 logger = logging.getLogger(__name__)
@@ -55,6 +58,10 @@ WIDEST = 32  # characters of a figure
 PICTURES = {HEADS_NAME: "The heads that every layer kept", KEPT_NAME: "The units that every layer kept"}
 
 SENTENCES_NAME = "modules.json"  # in the folder of a `SentenceTransformer`
+TOKENIZER = (
+    "Its tokenizer has lost the same tokens, and numbers those that are left anew: take the one saved here, or "
+    "`optimum_camcut.trim_tokenizer(tokenizer, model.pruning_plan)` of the base model's, never that itself."
+)
 PROCESSOR = "Pruning leaves the {} as it was: if none is saved here, take that of the base model."
 
 
@@ -160,7 +167,7 @@ def draw_pictures(plan: PruningPlan | None) -> dict[str, bytes]:
         try:
             if any(name.endswith(".heads") for name in plan.keep):
                 pictures[HEADS_NAME] = _png(plot_head_importance(None, plan))
-            if plan.keep:
+            if kept_counts(plan):
                 pictures[KEPT_NAME] = _png(plot_kept(plan))
         except ImportError as error:
             logger.debug("the card has no pictures: %s", error)
@@ -203,7 +210,8 @@ def pruning_section(
         lines += _masks(model, zeros)
     processor = "tokenizer" if getattr(model, "main_input_name", "input_ids") == "input_ids" else "processor"
     lines += [*_loading(model, place), "", *(_sentences(model, place) if sentences else ())]
-    lines.append(PROCESSOR.format(processor))
+    trimmed = plan is not None and VOCABULARY in plan.keep
+    lines.append(TOKENIZER if trimmed else PROCESSOR.format(processor))
     lines += [line for name in pictures for line in ("", f"![{PICTURES[name]}]({name})")]
     return "\n".join([*lines, *_kept(model)])
 
@@ -221,13 +229,19 @@ def recipe(plan: PruningPlan, model: PreTrainedModel | None = None) -> str:
     config = plan.config
     assert config is not None, "a plan without a config does not say how"
     kinds, how = " and ".join(config.granularity), f"`{config.amount}`, `allocation={config.allocation!r}`"
-    if config.compression is None and WEIGHTS not in config.granularity:
+    if config.sparsity is not None and WEIGHTS not in config.granularity:
         how += f" of the budget {_budget(config, model)}"
     how += f", left `exclude={list(config.exclude)}` whole" if config.exclude else ""
     how += f", `rounds={config.rounds}`" if config.rounds > 1 else ""
     how += f", `dense_epochs={config.dense_epochs}`, `rewind=True`" if config.rewind else ""
     how += ", of what earlier cuts had left" if plan.cut_before else ""
-    return f"{kinds.capitalize()} were scored with `{config.method}` and removed at {how}."
+    beside = config.min_frequency is not None and not config.amount.startswith("min_frequency")
+    how += f", `min_frequency={config.min_frequency}`" if beside else ""
+    method = f"`{config.method}`"
+    if VOCABULARY in config.granularity:
+        kinds = kinds.replace(VOCABULARY, "tokens")
+        method += f" (tokens with `{TOKENS}`)" if len(config.granularity) > 1 else ""
+    return f"{kinds.capitalize()} were scored with {method} and removed at {how}."
 
 
 def _budget(config: PruningConfig, model: PreTrainedModel | None) -> str:
@@ -361,8 +375,8 @@ def name_of(model: PreTrainedModel) -> str:
 def _plain(model: PreTrainedModel) -> list[str]:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return [
-        f"This is a plain transformers checkpoint of {parameters:,} parameters: all its layers have the same size, "
-        "as its config says, and whatever reads such models loads it with no extra code. `load_pruned` also reads "
+        f"This is a plain transformers checkpoint of {parameters:,} parameters: its config says all its sizes, and "
+        "whatever reads such models loads it with no extra code. `load_pruned` also reads "
         "which units were kept; to prune it further, take that.",
         "",
     ]

@@ -30,6 +30,7 @@ from transformers.trainer_pt_utils import nested_concat
 
 from ..architectures.groups import WEIGHTS, PrunableGroup, check_bare, find_groups
 from ..architectures.modes import scoring_mode
+from ..architectures.vocabulary import VOCABULARY
 from ..config import PruningConfig
 from ..methods import get_scorer, warn_without_rebuild
 from ..planning.allocation import check_budget, make_plan
@@ -108,6 +109,11 @@ def compare(
         `TypeError`: an `evaluate` or `metric` that is no function.
     """
     config = config or PruningConfig(sparsity=0.5)
+    if VOCABULARY in config.granularity:
+        raise ValueError(
+            "compare evaluates all models on the same encoded data, and fewer tokens have other numbers: leave "
+            "'vocabulary' out, and cut it by CamCutTrainer or `optimum-cli camcut prune`"
+        )
     configs = _configs(config, methods, sparsities, recovery, repeats)
     quality = _evaluator(evaluate, eval_dataloader, metric)
     kinds = config.granularity

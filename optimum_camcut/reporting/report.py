@@ -36,7 +36,7 @@ from ..checkpoints.places import Place, first_with_plan, in_folder, on_hub
 from ..checkpoints.saving import auto_map
 from ..planning.measure import LatencyResult
 from ..planning.overlap import pairwise_iou
-from ..planning.plan import PLAN_NAME, PruningPlan, is_weight, plan_of
+from ..planning.plan import PLAN_NAME, PruningPlan, is_unit, is_weight, plan_of
 from ..scoring.loop import check_scores
 from ..surgery.masking import count_zeros
 from ..utils.files import write_text
@@ -194,7 +194,7 @@ def uncut_scores(scores: Mapping[str, Tensor], groups: Sequence[PrunableGroup]) 
     check_scores(dict(scores), groups)
     full = {}
     for group in groups:
-        if not is_weight(group.name):
+        if is_unit(group.name):
             full[group.name] = torch.full((group.original_size,), torch.nan)
             known = scores[group.name].detach().float().cpu()
             full[group.name][list(group.units)] = known.masked_fill(known.isinf(), torch.nan)
@@ -303,13 +303,14 @@ def draw_pictures(
             + "a cross marks those that were removed."
             + (" Grey: removed before the last scoring." if any(s.isnan().any() for s in scores.values()) else ""),
         )
-    yield _picture(
-        "What every layer keeps",
-        lambda: plot_kept(plan),
-        f"Bars of what is kept. {' '.join(_told(of_kind, kind) for kind, of_kind in counts.items())}",
-        "Blue is kept, of what the dense model has in grey.",
-    )
-    shown = {name: values for name, values in scores.items() if name in plan.keep or not is_weight(name)}
+    if counts:
+        yield _picture(
+            "What every layer keeps",
+            lambda: plot_kept(plan),
+            f"Bars of what is kept. {' '.join(_told(of_kind, kind) for kind, of_kind in counts.items())}",
+            "Blue is kept, of what the dense model has in grey.",
+        )
+    shown = {name: values for name, values in scores.items() if name in plan.keep or is_unit(name)}
     if shown:
         yield _picture(
             "Scores and the cut",

@@ -15,11 +15,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -30,6 +32,7 @@ from transformers import PreTrainedModel
 from ..architectures.groups import WEIGHTS, PrunableGroup, below, body_of, check_group
 from ..architectures.modeling_camcut import places_of
 from ..architectures.modes import scoring_mode
+from ..architectures.vocabulary import VOCABULARY
 from ..config import NOISE, PruningConfig
 from ..methods.registry import Scorer, get_scorer
 from ..utils.files import nearest
@@ -41,10 +44,12 @@ from .forward import score_blocks, score_inputs
 from .loss import EXAMPLES, SCORED, SKIPPED, CheckedLoss, LossFunction, each_loss, model_loss, tell_skipped
 from .noise import GaussianNoise, smoothing
 from .sums import RunningSums, widest
+from .tokens import score_tokens
 from .weights import EachBatch, score_weights
 
 
 Scores = dict[str, Tensor]
+SPECIAL = {"input": score_inputs, "curvature": score_curvature, "stream": score_blocks, "tokens": score_tokens}
 
 
 def score_groups(
@@ -70,7 +75,8 @@ def score_groups(
             the groups are those of the model inside.
         groups (`Sequence[PrunableGroup]`): from `find_groups(model)`; those of `config.granularity` are scored.
         dataloader (`Iterable[Batch]`): dicts of tensors as the model takes them, with labels where the method needs
-            a loss. Read up to `config.num_samples` examples. `magnitude` and `random` need none: pass None.
+            a loss. Read up to `config.num_samples` examples; tokens are counted in all of them, and need no labels.
+            `magnitude` and `random` need none: pass None.
         config (`PruningConfig`): `method`, `granularity`, `num_samples`, `smooth_samples`, `noise_std`, `noise_scale`
             and `seed`; of single weights also `shift` and `dropout`.
         loss_function: `(model, batch) -> scalar mean loss`; default `model(**batch).loss`.
@@ -104,6 +110,13 @@ def score_groups(
     body = body_of(model)
     for group in groups:
         check_group(body, group)
+    parts = scoring_parts(groups, config)
+    if len(parts) > 1:
+        batches = list(dataloader) if isinstance(dataloader, Iterator) else dataloader  # they are read once for each
+        keywords: dict[str, Any] = {"loss_function": loss_function, "disable_tqdm": disable_tqdm}
+        (units, of_units), (tokens, of_tokens) = parts
+        scores = score_groups(model, units, batches, of_units, **keywords, progress_file=progress_file)
+        return scores | score_groups(model, tokens, batches, of_tokens, **keywords)
     path = next(path for path, part in model.named_modules() if part is body)
     listed, groups = groups, below(groups, path) if path else groups
     scorer = get_scorer(config.method, config.granularity)
@@ -114,14 +127,13 @@ def score_groups(
     else:
         if dataloader is None:
             raise ValueError(f"the method {scorer.name!r} needs batches to score on, and dataloader is None")
-        special = {"input": score_inputs, "curvature": score_curvature, "stream": score_blocks}
-        of_units = special.get(scorer.source, _score_units)
-        score = score_weights if WEIGHTS in config.granularity else of_units
         dropout = model.training and WEIGHTS in config.granularity if config.dropout is None else config.dropout
         sums = _running_sums(progress_file, model, present, config, dropout)
+        examples = None if scorer.source == "tokens" else config.num_samples
         chosen = config.smooth_examples if scorer.smooth else None
-        batches = limit(dataloader, config.num_samples, config.method, disable_tqdm, chosen)
+        batches = limit(dataloader, examples, scorer.name, disable_tqdm, chosen)
         each_batch = partial(for_each_batch, model, batches, config.seed, sums)
+        score = score_weights if WEIGHTS in config.granularity else SPECIAL.get(scorer.source, _score_units)
         # A compiled model would not see the hooks that watch it, or keep the noise of the first pass for all.
         with torch.compiler.set_stance("force_eager"), scoring_mode(model, dropout):
             loss = CheckedLoss(loss_function or model_loss, sums)
@@ -132,6 +144,22 @@ def score_groups(
     scores = {before.name: scores[group.name] for before, group in zip(listed, groups)} if path else scores
     check_scores(scores, listed, computed=True)
     return scores
+
+
+def scoring_parts(
+    groups: Sequence[PrunableGroup], config: PruningConfig
+) -> list[tuple[list[PrunableGroup], PruningConfig]]:
+    """What is scored by one method, and by which batches: the units of blocks, then the tokens, which are counted in
+    all there are."""
+    tokens = [group for group in groups if group.kind == VOCABULARY]
+    units = [group for group in groups if group.kind != VOCABULARY]
+    if not tokens or not units:
+        return [([*groups], config)]
+    kinds = [kind for kind in config.granularity if kind != VOCABULARY]
+    return [
+        (units, dataclasses.replace(config, granularity=kinds, min_frequency=None)),
+        (tokens, PruningConfig(granularity=[VOCABULARY], sparsity=0.5, seed=config.seed)),  # which counts do not go by
+    ]
 
 
 def check_scores(scores: Scores, groups: Sequence[PrunableGroup], computed: bool = False) -> None:

@@ -41,13 +41,15 @@ from ..architectures.structure import (
     list_groups,
     sub_configs,
 )
-from ..planning.plan import PruningPlan, as_in_config, is_weight, plain_shape, plan_of, without_removed
+from ..architectures.vocabulary import VOCABULARY
+from ..planning.plan import PruningPlan, as_in_config, is_unit, is_weight, plain_shape, plan_of, without_removed
 from ..utils.from_gguf import forget_gguf
 from ..utils.handed_in import handed_in
 from ..utils.sharding import check_whole
 from .masking import list_masks, zero_weights
 from .plan_check import check_cuts, check_in_memory, check_plan
 from .stale import refuse_steps_of
+from .vocabulary import renumber
 
 
 logger = logging.getLogger(__name__)
@@ -69,7 +71,8 @@ def apply_plan(model: ModelOrModule, plan: PruningPlan) -> ModelOrModule:
 
     The model's class becomes a subclass of the same name whose `save_pretrained` also writes the plan. A cut model is
     read by `load_pruned` and by `from_pretrained(..., trust_remote_code=True)`; one with masked weights, or whose
-    layers all have the same size in numbers that its config has a field for, is a plain checkpoint.
+    layers all have the same size in numbers that its config has a field for, is a plain checkpoint; and so is one that
+    has lost tokens alone. Those that stay are numbered anew, in the configs too, in the order that they had.
 
     Args:
         model (`PreTrainedModel` or `nn.Module`): of a supported architecture, or a module that holds one such model;
@@ -92,8 +95,9 @@ def apply_plan(model: ModelOrModule, plan: PruningPlan) -> ModelOrModule:
     check_in_memory(inner)
     forget_gguf(inner)
     masks = {name for name in plan.keep if is_weight(name)}
-    cuts_units = len(masks) < len(plan.keep) or not masks
-    kinds = [*(possible_kinds(inner) if cuts_units else ()), *([WEIGHTS] if masks else ())]
+    tokens = {VOCABULARY} & set(plan.keep)
+    cuts_units = any(map(is_unit, plan.keep)) or not plan.keep
+    kinds = [*(possible_kinds(inner) if cuts_units else ()), *tokens, *([WEIGHTS] if masks else ())]
     groups = {group.name: group for group in find_groups(inner, kinds or None)}
     removed = {group.name for group in list_groups(inner)} - set(groups) if cuts_units else set()
     blocks = [block.name for block in blocks_of(inner)] if cuts_units else []
@@ -103,24 +107,36 @@ def apply_plan(model: ModelOrModule, plan: PruningPlan) -> ModelOrModule:
     keep = without_removed({**(before.keep if before else {}), **plan.keep})
     cuts = [(groups[n], keep[n]) for n in plan.keep if n in groups and n in keep and n not in masks]
     cuts = [(group, units) for group, units in cuts if units != group.units]
-    check_cuts(cuts, inner, model, masked=any(map(is_weight, keep)))
+    owners = owners_of(inner)
+    check_cuts(cuts, inner, model, masked=any(map(is_weight, keep)), owned=bool(owners))
     parts = [name for kind, part in SUBLAYERS.items() for name in (part, kind)]
     order = [f"{block}.{name}" for block in blocks for name in dict.fromkeys(parts)]
     kept = _joined(plan, before, keep, groups, layers, order, inner.config.model_type)
 
     before_cut = list(inner.parameters())
-    cut_groups(inner, [(group, [group.units.index(unit) for unit in units]) for group, units in cuts])
+    positions = {group.name: positions_of(group, units) for group, units in cuts}
+    cut_groups(inner, [(group, positions[group.name]) for group, _ in cuts])
     refuse_steps_of(before_cut, inner)
     inner.pruning_plan = kept
     zero_weights(mask for mask in list_masks(inner) if mask.name in masks)
     before_record = inner.config
     if cuts_units:
         record(inner)
+    elif tokens:
+        give_config(inner, inner.config, copy.deepcopy(inner.config))
+    if VOCABULARY in positions:
+        renumber(inner, positions[VOCABULARY], groups[VOCABULARY].size)
     inner.__class__ = handed_in("checkpoint_class")(type(inner))
-    for owner, path in owners_of(inner):
+    for owner, path in owners:
         tell_owner(owner, path, inner, before_record)
     logger.info("pruned %s:\n%s", type(inner).__name__, kept)
     return model
+
+
+def positions_of(group: PrunableGroup, units: Sequence[int]) -> list[int]:
+    """Where units are among those that are there."""
+    places = {unit: place for place, unit in enumerate(group.units)}
+    return [places[unit] for unit in units]
 
 
 def _joined(
@@ -152,8 +168,11 @@ def _joined(
 
 
 def _same_run(before: PruningPlan, plan: PruningPlan) -> bool:
-    """Whether a plan is of a later round of the run that a model was cut in before."""
-    return plan.config is not None and plan.config.rounds > 1 and plan.config == before.config
+    """Whether a plan is of a later round of the run that a model was cut in before, or of the same one that has cut
+    the vocabulary first."""
+    config = plan.config
+    several = config is not None and (config.rounds > 1 or VOCABULARY in config.granularity)
+    return several and config == before.config
 
 
 def record(model: PreTrainedModel) -> None:
@@ -165,7 +184,7 @@ def record(model: PreTrainedModel) -> None:
     old, new = model.config, copy.deepcopy(model.config)
     give_config(model, old, new)
     plan, stacks = model.pruning_plan, stacks_of(new)
-    cut = [name for name in plan.keep if len(plan.keep[name]) < plan.sizes[name] and not is_weight(name)]
+    cut = [name for name in plan.keep if len(plan.keep[name]) < plan.sizes[name] and is_unit(name)]
     heads = {name: list(plan.keep[name]) for name in cut if name.endswith(".heads")}
     entry: dict[str, Any] = {"sizes": {name: len(plan.keep[name]) for name in cut}}
     if any(architecture.position_bias is not None for architecture in stacks.values()):

@@ -25,9 +25,11 @@ from transformers.pytorch_utils import Conv1D
 from ..architectures.entry import STACKED
 from ..architectures.groups import PrunableGroup
 from ..architectures.structure import sublayer_of
+from ..architectures.vocabulary import VOCABULARY
 from ..planning.plan import PruningPlan, is_weight
 from ..planning.units import mask_of
 from ..utils.files import nearest
+from .vocabulary import check_tokens
 
 
 def check_in_memory(model: PreTrainedModel) -> None:
@@ -88,7 +90,11 @@ def _check_units(plan: PruningPlan, group: PrunableGroup) -> None:
 
 
 def check_cuts(
-    cuts: Sequence[tuple[PrunableGroup, Sequence[int]]], model: PreTrainedModel, around: nn.Module, masked: bool
+    cuts: Sequence[tuple[PrunableGroup, Sequence[int]]],
+    model: PreTrainedModel,
+    around: nn.Module,
+    masked: bool,
+    owned: bool,
 ) -> None:
     """Raises `ValueError` if the model cannot be cut as it is.
 
@@ -96,6 +102,7 @@ def check_cuts(
         cuts: groups of heads, neurons or sub-layers that change, and the units of each to keep.
         around: the module that was given, which may hold the model.
         masked: whether single weights are masked, by this plan or an earlier one.
+        owned: whether another transformers model holds this one as a part.
     """
     if cuts and masked:
         raise ValueError(
@@ -109,6 +116,9 @@ def check_cuts(
         )
     named = {group.name for group, _ in cuts}
     for group, units in cuts:
+        if group.kind == VOCABULARY:
+            check_tokens(model, group, units, owned)
+            continue
         _check_experts(group, units, named)
         if not units and not group.bypass and isinstance(model.get_submodule(group.output.module), Conv1D):
             raise ValueError(

@@ -35,6 +35,7 @@ from transformers.utils import find_labels
 from ..architectures.groups import PrunableGroup, check_bare, find_groups, possible_kinds
 from ..architectures.modes import scoring_mode
 from ..architectures.structure import list_blocks, list_groups, sublayer_of
+from ..architectures.vocabulary import VOCABULARY
 from ..planning.plan import PruningPlan, is_weight, without_removed
 from ..scoring.batches import Batch, count_examples, limit
 from ..utils.files import nearest
@@ -50,6 +51,7 @@ from .streams import (
     warn_of_few,
     without_cache,
 )
+from .vocabulary import check_same_tokens
 from .walk import Given, walk
 
 
@@ -274,9 +276,10 @@ def _check(
     kinds = [f"{type(m).__name__} with {len(list_blocks(m))} layers" for m in (model, dense_model)]
     if kinds[0] != kinds[1]:
         raise ValueError(f"the models do not belong together: {kinds[0]}, and dense_model is a {kinds[1]}")
+    check_same_tokens(model, dense_model)
     removed = {group.name for group in list_groups(model)} - set(present)
     for name, units in without_removed(plan.keep).items():
-        if sublayer_of(name) in removed and not units:
+        if name == VOCABULARY or (sublayer_of(name) in removed and not units):
             continue
         if name not in present:
             raise ValueError(

@@ -64,17 +64,26 @@ class Embedder(nn.Module):
         self.behind = nn.ModuleList(list(whole)[1:]).eval().requires_grad_(False)
         self.prompt = whole.prompts.get(whole.default_prompt_name or "") or ""
         self.features: dict[str, Any] = {}  # of the texts, beside what the model reads
-        if self.prompt:
-            length = first.preprocess([""], prompt=self.prompt).get("prompt_length")
-            self.features = {} if length is None else {"prompt_length": length}
         self.width = whole.truncate_dim
         self.parts = (whole,)  # in a tuple, so that its model is not a part of this module
+        self._measure_prompt()
         if whole.similarity_fn_name not in (None, "cosine"):
             logger.info("embeddings are compared by their cosine; the model says %s", whole.similarity_fn_name)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return self.parts[0].tokenizer
+
+    def use(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Puts a tokenizer in the place of its own."""
+        self.parts[0].tokenizer = tokenizer
+        self._measure_prompt()
+
+    def _measure_prompt(self) -> None:
+        first: Any = self.parts[0][0]
+        if self.prompt:
+            length = first.preprocess([""], prompt=self.prompt).get("prompt_length")
+            self.features = {} if length is None else {"prompt_length": length}
 
     def forward(self, outputs: Any, inputs: dict[str, Tensor]) -> Tensor:
         """Embeddings of shape `(rows, width)`.

@@ -22,12 +22,14 @@ import torch
 from transformers import PreTrainedModel, Trainer
 
 from ..architectures.groups import WEIGHTS, check_bare, find_groups
+from ..architectures.vocabulary import VOCABULARY
 from ..config import PruningConfig
 from ..methods import get_scorer
 from ..planning.latency import check_measurable
 from ..scoring.forward import check_inputs
 from ..surgery.masking import list_masks
 from ..utils.sharding import check_can_gather, check_fsdp, check_whole
+from .tokens import check_tokenizer
 from .wrapping import shard_by_block
 
 
@@ -113,6 +115,8 @@ def check_model(trainer: Trainer, model: PreTrainedModel, config: PruningConfig)
         model: that of the trainer, without what accelerate wrapped around it.
     """
     scorer = get_scorer(config.method, config.granularity)
+    if VOCABULARY in config.granularity:
+        check_tokenizer(trainer)
     check_inputs(find_groups(model, config.granularity), scorer)
     for asked, setting in (
         (trainer.is_fsdp_enabled, "FSDP"),

@@ -19,12 +19,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..architectures.groups import PrunableGroup
 from ..planning.plan import PruningPlan
 from ..planning.times import LatencyTable
 from ..scoring.loop import Scores
+from ..vocabulary.numbers import Renumbering
 from .evaluations import Evaluations
 from .run_report import RunReport
 
@@ -47,6 +50,8 @@ class Run:
         best_loaded (`bool`): the weights are those of the best checkpoint.
         batch_means (`bool`): losses are to be means over one batch for now.
         counted (`tuple[float, int]`): losses of evaluation that count, and all of them, while it lasts.
+        renumbering (`Renumbering`): from the tokens of the data to those of the model, once the vocabulary is cut.
+        gone (`Tensor`): tokens that were read as others, since that was last told.
         saved (`dict[Path, int]`): folder that weights were saved in -> the step that they had then.
     """
 
@@ -63,6 +68,8 @@ class Run:
     best_loaded: bool = False
     batch_means: bool = False
     counted: tuple[float, int] | None = None
+    renumbering: Renumbering | None = None
+    gone: Tensor = field(default_factory=lambda: torch.zeros(()))
     saved: dict[Path, int] = field(default_factory=dict)
     evaluations: Evaluations = field(default_factory=Evaluations)
     report: RunReport = field(default_factory=RunReport)

@@ -26,6 +26,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..architectures.groups import WEIGHTS, PrunableGroup
+from ..architectures.vocabulary import VOCABULARY
 from ..checkpoints.places import Place
 from ..config import PruningConfig
 from ..planning.allocation import make_plan
@@ -83,11 +84,16 @@ class RunReport:
             return
         if WEIGHTS in config.granularity and sum(group.size for group in groups) > WEIGHTS_TO_PLAN:
             return
+        kinds = [kind for kind in config.granularity if kind != VOCABULARY]  # which goes by counts alone
+        if not kinds:
+            return
         for method in BASELINES:
             if method == config.method:
                 continue
             allocation = "global" if config.allocation == "search" else config.allocation  # without hours of search
-            other = dataclasses.replace(config, method=method, allocation=allocation)
+            other = dataclasses.replace(
+                config, method=method, allocation=allocation, granularity=kinds, min_frequency=None
+            )
             try:
                 scores = score_groups(model, groups, None, other, disable_tqdm=True)
                 with _silent(make_plan.__module__):  # its warnings are about plans that are carried out

@@ -19,6 +19,7 @@ import dataclasses
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,18 +30,21 @@ from transformers import (
 from transformers.trainer_utils import TrainOutput
 
 from ..architectures.groups import WEIGHTS, PrunableGroup, find_groups, inner_model
+from ..architectures.vocabulary import VOCABULARY
 from ..config import PruningConfig
-from ..methods import warn_without_rebuild
+from ..methods import get_scorer, warn_without_rebuild
 from ..planning.allocation import check_budget, make_plan
 from ..planning.latency import latency_table
 from ..planning.plan import PruningPlan
 from ..reporting.report import uncut_scores
+from ..scoring.loop import Scores, score_groups, scoring_parts
 from ..search.search import search_plan
 from ..surgery.cut import apply_plan
 from ..surgery.rebuild import reconstruct
 from ..utils.copies import copy_model
 from ..utils.files import write_errors
 from ..utils.sharding import gather, is_sharded
+from ..vocabulary.pieces import with_tokenizer
 from .checks import check_model, overrides, warn_of_float16
 from .logs import (
     cut_figures,
@@ -49,6 +53,7 @@ from .logs import (
     tensorboard_run,
     timed,
 )
+from .losses import scoring_loss
 from .phases import DENSE, phase_arguments, phase_names, round_config
 from .progress import load_teacher, remove_progress, save_teacher, scores_file, search_file
 from .records import measured, to_report
@@ -57,6 +62,7 @@ from .resume import (
     remove_unfinished_checkpoints,
 )
 from .run_report import can_report
+from .tokens import scoring_batches, token_batches, trim_for
 from .wrapping import bare_model, free_training_state, gather_model, place_model, shard_model
 
 
@@ -102,13 +108,34 @@ def start_or_resume(trainer: CamCutTrainer, resume: str | bool | None) -> tuple[
 
 def restore(trainer: CamCutTrainer, checkpoint: str) -> None:
     """Cuts the model as a checkpoint was cut, so that the checkpoint's weights fit."""
-    if trainer.pruning_config.distill_weight > 0:
-        trainer.dense_model = as_teacher(trainer, load_teacher(trainer.run.root, bare_model(trainer)))
     if trainer.pruning_config.dense_epochs:
         trainer.run.evaluations.forget()  # of the model before these epochs
-    apply(trainer, PruningPlan.load(checkpoint))
+    plan = PruningPlan.load(checkpoint)
+    cut_tokens(trainer, plan)
+    if trainer.pruning_config.distill_weight > 0:
+        trainer.dense_model = as_teacher(trainer, load_teacher(trainer.run.root, bare_model(trainer)))
+    apply(trainer, plan)
     trainer.run.unlogged = None  # the history of the checkpoint has them
     trainer.run.evaluations.dense = logged_dense_metrics(Path(checkpoint)) or trainer.run.evaluations.dense
+
+
+def score(trainer: CamCutTrainer) -> Scores:
+    """Scores of all that the config names, each kind by its own examples."""
+    config, model, scores = trainer.pruning_config, bare_model(trainer), Scores()
+    for groups, own in scoring_parts(find_groups(model, config.granularity), config):
+        source = get_scorer(own.method, own.granularity).source
+        batches = {"weights": lambda: None, "tokens": lambda: token_batches(trainer)}
+        dropout = WEIGHTS in own.granularity if own.dropout is None else own.dropout
+        scores |= score_groups(
+            model,
+            groups,
+            batches.get(source, lambda: scoring_batches(trainer))(),
+            dataclasses.replace(own, dropout=dropout),
+            loss_function=partial(scoring_loss, trainer),
+            disable_tqdm=trainer.args.disable_tqdm,
+            progress_file=None if source == "tokens" else trainer.run.progress_file,
+        )
+    return scores
 
 
 def score_resumably(trainer: CamCutTrainer, phase: str) -> None:
@@ -136,6 +163,7 @@ def cut(trainer: CamCutTrainer, phase: str, before: list[PrunableGroup], initial
             trainer.run.report.plan_by_baselines(inner_model(bare_model(trainer)), now, config, trainer.latency_table)
         plan = plan_by_scores(trainer, round_config(config, phase, before, now, trainer.latency_table), phase)
         gather_model(trainer)
+        cut_tokens(trainer, plan)
         if config.distill_weight > 0:
             keep_dense_model(trainer)  # before a rewind: the teacher is the trained model
         if initial is not None:
@@ -146,7 +174,8 @@ def cut(trainer: CamCutTrainer, phase: str, before: list[PrunableGroup], initial
         # A rebuild follows the dense model; a round that trains, the model that it began with.
         keep_copy = config.finetunes and config.rebuilds
         started_with = copy_model(bare_model(trainer)) if keep_copy else None
-        apply(trainer, plan)
+        if set(plan.keep) != {VOCABULARY}:
+            apply(trainer, plan)
     if config.rebuilds:
         rebuild(trainer, started_with or trainer.dense_model)
 
@@ -178,6 +207,8 @@ def plan_by_scores(trainer: CamCutTrainer, config: PruningConfig, phase: str | N
     """
     measure_latency(trainer)
     groups = find_groups(bare_model(trainer), config.granularity)
+    if VOCABULARY in config.granularity:
+        trainer.scores = with_tokenizer(trainer.scores, trainer.processing_class)
     if config.allocation == "search":
         with timed("the search", trainer.is_world_process_zero()):
             plan = search_plan(
@@ -185,7 +216,7 @@ def plan_by_scores(trainer: CamCutTrainer, config: PruningConfig, phase: str | N
                 groups,
                 trainer.scores,
                 config,
-                trainer.get_scoring_dataloader(),
+                scoring_batches(trainer),
                 latency=trainer.latency_table,
                 progress_file=None if phase is None else search_file(trainer.run.root, phase),
                 disable_tqdm=trainer.args.disable_tqdm,
@@ -232,16 +263,20 @@ def apply(trainer: CamCutTrainer, plan: PruningPlan) -> PruningPlan:
     """
     gather_model(trainer)
     config, model = trainer.pruning_config, bare_model(trainer)
-    if config.recovery == "reconstruct" or config.distill_weight > 0:
-        keep_dense_model(trainer)
+    if set(plan.keep) != {VOCABULARY}:
+        cut_tokens(trainer, plan)
+        if config.recovery == "reconstruct" or config.distill_weight > 0:
+            keep_dense_model(trainer)
     if getattr(inner_model(model), "pruning_plan", None) is None:
         trainer.run.evaluations.dense = measured(trainer)
     if trainer.run.groups_before is None:
         trainer.run.groups_before = find_groups(model, config.granularity)
     trainer.run.evaluations.forget()
     trainer.run.saved = {}
+    put_tokenizer = trim_for(trainer, model, plan)  # which may fail: before anything is cut
     apply_plan(model, plan)
     trainer.model = trainer.model_wrapped = model
+    put_tokenizer()
     free_training_state(trainer)
     trainer.scores, trainer.pruning_plan = None, inner_model(model).pruning_plan  # with what earlier rounds have cut
     now = find_groups(model, config.granularity)
@@ -256,6 +291,14 @@ def apply(trainer: CamCutTrainer, plan: PruningPlan) -> PruningPlan:
     return trainer.pruning_plan
 
 
+def cut_tokens(trainer: CamCutTrainer, plan: PruningPlan) -> None:
+    """Cuts the vocabulary alone, before all else: what teaches, or is rebuilt from, then reads the same tokens."""
+    before = getattr(inner_model(bare_model(trainer)), "pruning_plan", None)
+    if VOCABULARY in plan.keep and (before is None or before.keep.get(VOCABULARY) != plan.keep[VOCABULARY]):
+        keep, sizes = {VOCABULARY: plan.keep[VOCABULARY]}, {VOCABULARY: plan.sizes[VOCABULARY]}
+        apply(trainer, PruningPlan(keep, sizes, plan.model_type, plan.config))
+
+
 def rebuild(trainer: CamCutTrainer, dense_model: PreTrainedModel) -> None:
     """Makes the cut model follow another one."""
     for model in (trainer.model, dense_model):
@@ -265,7 +308,7 @@ def rebuild(trainer: CamCutTrainer, dense_model: PreTrainedModel) -> None:
             trainer.model,
             dense_model,
             trainer.pruning_plan,
-            trainer.get_scoring_dataloader(),
+            scoring_batches(trainer),
             disable_tqdm=trainer.args.disable_tqdm,
         )
 

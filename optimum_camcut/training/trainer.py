@@ -15,7 +15,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import logging
 import shutil
@@ -32,13 +31,11 @@ from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, HubStrategy, TrainOutput
 
-from ..architectures.groups import WEIGHTS, find_groups
 from ..checkpoints.saving import MODELING_NAME
 from ..config import CONFIG_NAME, PruningConfig
-from ..methods import get_scorer
 from ..planning.plan import PLAN_NAME, PruningPlan
 from ..scoring.batches import Batch
-from ..scoring.loop import Scores, score_groups
+from ..scoring.loop import Scores
 from ..search.divergence import distillation_loss, meanings_of
 from ..surgery.masking import hold_masks, list_masks, warn_of_zeros
 from ..utils.files import write_errors
@@ -48,13 +45,24 @@ from .adapters import adapted, check_adapters, merged_for_now, save_adapters
 from .checks import check_masks, check_overrides, check_trainer, require_config, warn_of_float16
 from .keywords import TrainerKeywords, with_pruning_config
 from .logs import AtEpochBegin, place_tensorboard, timed
-from .losses import count_loss, distilling, items_of, scoring_loss
+from .losses import count_loss, distilling, items_of
 from .records import forget_weights, note_saved, plan_in_memory, record, write_card_and_report
 from .resume import UNFINISHED, check_all_read, marked_unfinished, names_in_memory, remove_old_checkpoints
 from .run import Run, of_run
 from .sampling import scoring_dataloader
-from .steps import apply, check_last_cut, check_own_model, finish, log_plan, one_model, plan_by_scores, run_phases
-from .wrapping import bare_model, gather_model, shard_model
+from .steps import (
+    apply,
+    check_last_cut,
+    check_own_model,
+    finish,
+    log_plan,
+    one_model,
+    plan_by_scores,
+    run_phases,
+    score,
+)
+from .tokens import RenumbersTokens
+from .wrapping import gather_model, shard_model
 
 
 if TYPE_CHECKING:
@@ -63,7 +71,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class CamCutTrainer(Trainer):
+class CamCutTrainer(RenumbersTokens):
     """`transformers.Trainer` with one more keyword.
 
     With a `pruning_config`, `train()` runs the dense epochs it asks for, scores the model, cuts it, and recovers:
@@ -72,6 +80,8 @@ class CamCutTrainer(Trainer):
     - recovery by fine-tuning is ordinary training for `num_train_epochs` (or `max_steps`): evaluation, callbacks,
       logging, `load_best_model_at_end`, gradient accumulation, mixed precision and gradient checkpointing apply;
     - `resume_from_checkpoint` goes on in the phase that the checkpoint belongs to;
+    - where the vocabulary is cut, `processing_class` becomes the trimmed tokenizer, and the data keep the numbers of
+      the one that was given: every batch is renumbered (see `tokenize_again`);
     - what was cut goes wherever `report_to` says, as `pruning/...`; the time of every phase to the log, at INFO;
     - at the end, `output_dir/report.html` says what was removed and what that gives (see `write_report`).
 
@@ -147,7 +157,7 @@ class CamCutTrainer(Trainer):
         return output
 
     def score(self) -> Scores:
-        """Scores every unit on `pruning_config.num_samples` examples of the training set.
+        """Scores every unit on `pruning_config.num_samples` examples of the training set, and tokens on all of them.
 
         Returns:
             `dict[str, Tensor]`: group name -> `torch.Tensor` of shape `(units,)`; also kept as `self.scores` until the
@@ -158,19 +168,8 @@ class CamCutTrainer(Trainer):
         """
         config = require_config(self)
         shard_model(self)
-        model = bare_model(self)
-        needs_data = get_scorer(config.method, config.granularity).source != "weights"
-        dropout = WEIGHTS in config.granularity if config.dropout is None else config.dropout
         with timed(f"scoring by {config.method}", self.is_world_process_zero()):
-            self.scores = score_groups(
-                model,
-                find_groups(model, config.granularity),
-                self.get_scoring_dataloader() if needs_data else None,
-                dataclasses.replace(config, dropout=dropout),
-                loss_function=partial(scoring_loss, self),
-                disable_tqdm=self.args.disable_tqdm,
-                progress_file=self.run.progress_file,
-            )
+            self.scores = score(self)
         return self.scores
 
     def prune(self) -> PruningPlan:

@@ -19,7 +19,7 @@ import dataclasses
 import math
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from .files import nearest, shown
@@ -91,3 +91,39 @@ def read_exclude(given: Any) -> tuple[str, ...] | None:
         if re.fullmatch(r"-\d+", text):
             raise ValueError(f"exclude numbers layers from 0, so that the last of 12 is 11; got {text}")
     return texts or None
+
+
+def read_min_units(given: Any, granularity: Sequence[str]) -> int | dict[str, int]:
+    """`PruningConfig.min_units`: one number, or one by kind, also from a text.
+
+    Raises:
+        `ValueError`: neither.
+    """
+    kinds = [kind for kind in ("heads", "neurons", "experts") if kind in granularity]
+    values: Any = numbers_in(given) if isinstance(given, str) else given
+    numbers = values if isinstance(values, Mapping) else {None: values}
+    if not numbers or not all(type(n) is int and 0 <= n < 2**63 for n in numbers.values()):
+        raise ValueError(
+            "min_units should be an integer of at least 0 and below 2**63, or one for each kind, "
+            f"{{'heads': 1, 'neurons': 64}} or 'heads=1,neurons=64'; got {shown(given)}"
+        )
+    if not isinstance(values, Mapping):
+        return int(values)
+    for kind in values:
+        if kind not in kinds:
+            raise ValueError(
+                f"min_units of {shown(kind)} would have no effect: with granularity {list(granularity)} it "
+                f"is of {' and '.join(kinds) or 'no kind'}{nearest(kind, kinds)}"
+            )
+    return dict(values)
+
+
+def check_choice(name: str, values: Iterable[Any], choices: Sequence[str]) -> None:
+    """Raises `ValueError` unless the values of a field are among its choices."""
+    for value in values:
+        if not isinstance(value, str) or value not in choices:
+            expected = " or ".join(map(repr, choices))
+            if name == "granularity" and isinstance(value, str):
+                if set(value.replace(" ", "").split(",")) <= set(choices):
+                    raise ValueError(f"{name} takes several as a list, or as words of the command line; got {value!r}")
+            raise ValueError(f"unknown {name} {shown(value)}; expected {expected}{nearest(value, choices)}")

@@ -165,6 +165,7 @@ GIVEN = {
     "loading": ("model", "tokenizer", "batch"),
     "report": ("dense", "scores", "other_plan"),
     "scale": ("batches",),
+    "guide_vocabulary": (*TRAINING, "batches"),
 }
 
 

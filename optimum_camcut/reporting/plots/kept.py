@@ -24,7 +24,7 @@ from torch import Tensor
 from ...architectures.entry import SUBLAYERS
 from ...architectures.groups import WEIGHTS
 from ...architectures.structure import label_of, sublayer_of
-from ...planning.plan import PruningPlan, is_weight, layer_of
+from ...planning.plan import PruningPlan, is_unit, is_weight, layer_of
 from .figure import new_figure
 
 
@@ -211,7 +211,7 @@ def kept_units(plan: PruningPlan, names: list[str] | None = None) -> dict[str, d
                 f"the plan does not know the size of {name!r}, so what it removes is unknown; take "
                 "`model.pruning_plan` after apply_plan, or give `sizes`, the units of each group in the uncut model"
             )
-    structure = [name for name in plan.keep if not is_weight(name)]
+    structure = [name for name in plan.keep if is_unit(name)]
     sizes = {label_of(name): plan.sizes[name] for name in structure}  # all layers of a stack are alike
     kinds = {label.rpartition(".")[2]: None for label in sizes}
     blocks = list(dict.fromkeys(name.rpartition(".")[0] for name in structure))
