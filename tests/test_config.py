@@ -249,7 +249,6 @@ def test_the_vocabulary_goes_by_frequency():
             "give exactly one of sparsity",
         ),
         ({"granularity": "vocabulary", "sparsity": None}, "give exactly one of sparsity and compression"),
-        ({"granularity": "vocabulary", "min_frequency": 1, "compression": 2.0}, "give exactly one of sparsity"),
         ({"granularity": "vocabulary", "allocation": "search"}, "allocation='search' is for heads and neurons"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):

@@ -1021,7 +1021,7 @@ def test_advice_while_scoring_is_one_line(job, tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise ScoringError("a single example does not fit into memory while scoring: give shorter ones")
 
-    monkeypatch.setattr("optimum_camcut.training.trainer.score_groups", fail)
+    monkeypatch.setattr("optimum_camcut.training.steps.score_groups", fail)
     with pytest.raises(SystemExit, match="score: error: a single example does not fit into memory .* shorter ones$"):
         main("score", *flags(**scoring_flags(job), output=tmp_path / "out"))
 
@@ -1174,7 +1174,10 @@ def test_what_is_refused_before_torch_is_imported(job, tmp_path):
         (["--sparcity", "0.5"], "unrecognized arguments: --sparcity 0.5; did you mean '--sparsity'?"),
         (["--dry-rum"], "unrecognized arguments: --dry-rum; did you mean '--dry_run'?"),
         (["--budget", "flop"], "--budget: unknown 'flop'; known: params, flops, latency; did you mean 'flops'?"),
-        (["--granularity", "head"], "known: heads, neurons, experts, layers, weights; did you mean 'heads'?"),
+        (
+            ["--granularity", "head"],
+            "known: heads, neurons, experts, layers, vocabulary, weights; did you mean 'heads'?",
+        ),
     ],
 )
 def test_mistyped_flags(wrong, message, job, tmp_path, capsys):

@@ -651,7 +651,7 @@ def test_scores_that_are_there_are_not_computed_again(rounds, tmp_path, monkeypa
         calls.append(args)
         return score_groups(*args, **kwargs)
 
-    monkeypatch.setattr("optimum_camcut.training.trainer.score_groups", count)
+    monkeypatch.setattr("optimum_camcut.training.steps.score_groups", count)
     config = pruning(recovery="reconstruct+finetune", rounds=rounds)
     alone, scored, given = (make_trainer(tmp_path / name, config) for name in "abc")
     alone.train()
