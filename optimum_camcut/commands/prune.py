@@ -24,6 +24,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,7 @@ TrainingArguments, for the recovery by fine-tuning:
             if not config.dense_epochs and not measured:
                 measured[DENSE] = job.evaluate()
                 keep_dense_metrics(job, measured, output)
+            job.trainer.run.report.times = False  # the command does, for its table
             job.trainer.train(resume_from_checkpoint=True if before is not None else None)
         measured[PRUNED] = job.evaluate()
         if is_main:
@@ -210,6 +212,7 @@ TrainingArguments, for the recovery by fine-tuning:
             measured[QUANTIZED] = evaluate(job, quantized)
         results = measure_both(dense, pruned, config, arguments.repeats, quantized)
         results[PRUNED]["bytes"] = weights_on_disk(output)
+        _tell_times(job, results)
         for name, counts in job.tokens.items():
             results[name] |= counts
         if quantized is not None:
@@ -227,6 +230,17 @@ TrainingArguments, for the recovery by fine-tuning:
     def interrupted(self) -> str:
         begun = self.output is not None and (self.output / RUN_NAME).exists()
         return "interrupted; go on with --resume" if begun else "interrupted before anything was written"
+
+
+def _tell_times(job: Job, results: Mapping[str, Any]) -> None:
+    """The trainer's report shows the times of the table."""
+    from ..planning.measure import LatencyResult
+    from ..training.records import to_report
+
+    report, shape = job.trainer.run.report, (results["latency_batch_size"], results["sequence_length"])
+    latency = {name: LatencyResult(**results[name]["latency"]) for name in (DENSE, PRUNED)}
+    report.take_times(latency, job.model, shape)
+    report.update(partial(to_report, job.trainer))
 
 
 def _flags(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -54,10 +54,12 @@ class RunReport:
 
     Attributes:
         scores (`dict[str, Tensor]`): of the last cut, by the indices of the uncut model.
+        times (`bool`): whether it measures the latency; if not, who runs the trainer does, and calls `take_times`.
     """
 
     def __init__(self) -> None:
         self.scores: dict[str, Tensor] = {}
+        self.times = True
         self._plans: dict[str, PruningPlan] = {}
         self._latency: dict[str, LatencyResult] = {}
         self._conditions = ""  # that the latency was measured in
@@ -113,17 +115,20 @@ class RunReport:
             shape = config.latency_batch_size, longest_input(model, config.sequence_length)
             uncut = dense is not None and plan_of(dense) is None
             models = {"dense": dense if uncut else dense_twin(model), "pruned": model}
-            self._latency = measure_latency(models, *shape, repeats=REPEATS)
+            self.take_times(measure_latency(models, *shape, repeats=REPEATS), model, shape)
         except Exception as error:  # no memory, a class of the user's own, ...
             logger.info("the report tells no latency, which could not be measured: %r", error)
-        else:
-            dtype = str(model.dtype).removeprefix("torch.")
-            self._conditions = f"{shape[0]} x {input_size(model, shape[1])} in {dtype} on {device_name(model.device)}"
         finally:
             models = {}
             release_memory()
             if wrapped is not None:
                 model.__dict__["forward"] = wrapped
+
+    def take_times(self, latency: Mapping[str, LatencyResult], model: PreTrainedModel, shape: tuple[int, int]) -> None:
+        """Takes note of the latency of the `"dense"` and the `"pruned"` model, at so many examples and tokens."""
+        dtype = str(model.dtype).removeprefix("torch.")
+        self._latency = dict(latency)
+        self._conditions = f"{shape[0]} x {input_size(model, shape[1])} in {dtype} on {device_name(model.device)}"
 
     def write(self, folder: str | Path, model: PreTrainedModel, place: Place | None, metrics: Metrics) -> None:
         """Writes `report.html` into a folder.

@@ -192,10 +192,11 @@ def finish(trainer: CamCutTrainer, folder: str) -> None:
         )
         if not isinstance(model, PreTrainedModel):
             return  # a report says how to load the model, which such a module's own code does
-        if WEIGHTS not in config.granularity and not trainer.is_fsdp_enabled and can_report():
+        report = trainer.run.report
+        if report.times and WEIGHTS not in config.granularity and not trainer.is_fsdp_enabled and can_report():
             with timed("timing the dense and the pruned model", trainer.is_world_process_zero()):
-                trainer.run.report.time(model, config, trainer.dense_model)
-        trainer.run.report.write(folder, *to_report(trainer))
+                report.time(model, config, trainer.dense_model)
+        report.write(folder, *to_report(trainer))
 
 
 def plan_by_scores(trainer: CamCutTrainer, config: PruningConfig, phase: str | None = None) -> PruningPlan:

@@ -1356,9 +1356,14 @@ def test_a_resumed_run_tells_how_good_the_dense_model_was(job, tmp_path, monkeyp
         patch.setattr(CamCutTrainer, "score", stop)
         main("prune", *own)
     main("prune", *own, "--resume")
-    dense = json.loads((output / "pruning_results.json").read_text())["dense"]["metrics"]["loss"]
+    results = json.loads((output / "pruning_results.json").read_text())
+    dense = results["dense"]["metrics"]["loss"]
     assert f"| loss | {dense:.4g} |" in (output / "README.md").read_text()
-    assert re.search(rf"loss</th>\s*<td[^>]*>{dense:.4g}</td>", (output / "report.html").read_text())
+    page = (output / "report.html").read_text()
+    assert re.search(rf"loss</th>\s*<td[^>]*>{dense:.4g}</td>", page)
+    times = [results[name]["latency"] for name in ("dense", "pruned")]  # measured once, for the table and the page
+    low, high = ([f"{1e3 * each[end]:,.1f}" for each in times] for end in ("low", "high"))
+    assert f"{low[0]} to {high[0]} ms (dense) and {low[1]} to {high[1]} ms (pruned)" in page
 
 
 def test_nothing_to_resume(job, tmp_path, caplog):
