@@ -257,7 +257,7 @@ class PruningConfig:
                     f"granularity {list(kinds)} and method={self.method!r}"
                 )
         if "vocabulary" in kinds and self.budget != "params":
-            raise ValueError(f"fewer tokens are looked up as fast: use budget='params', got {self.budget!r}")
+            raise ValueError(f"tokens count by their parameters alone: use budget='params', got {self.budget!r}")
         if "vocabulary" in kinds and self.rounds > 1:
             raise ValueError(f"the vocabulary goes in one cut, as its counts do not change: got rounds={self.rounds}")
 
