@@ -23,7 +23,7 @@ demo: $(INSTALLED)  ## Fine-tune, prune and recover a real model; print dense ag
 
 # What loads, cuts and trains, and where that goes; transformers 4 has a pruning of its own to compare with.
 # Of the command line, what goes through all of it.
-TESTS4 := versions plain_shapes surgery checkpoint auto_classes parts entries types around layers imports trainer trainer_hooks downstream hub sentence_transformers embeddings optimum
+TESTS4 := versions models tokenizers plain_shapes surgery checkpoint auto_classes parts entries types around layers imports trainer trainer_hooks downstream hub sentence_transformers embeddings optimum
 TESTS4 := $(foreach name,$(TESTS4),$(wildcard tests/test_$(name).py tests/*/test_$(name).py)) \
 	$(addprefix tests/commands/test_cli.py::test_,the_whole_job every_task)
 
