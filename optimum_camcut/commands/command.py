@@ -39,11 +39,13 @@ Several processes on one machine, with GPUs or without (whatever the flag's name
 
 
 def set_up_logging(verbose: bool) -> None:
-    """What is guessed, and where a run goes on, is told even if nobody asked for it, once and by the first process."""
+    """What is guessed, and where a run goes on, is told even if nobody asked for it, once and by the first process. So
+    is how long each phase took, where there are no progress bars, which are for terminals."""
     level = logging.INFO if verbose else logging.ERROR
     logging.basicConfig(format=f"[%(levelname)s{'|%(name)s' if verbose else ''}] %(message)s", level=level)
     logging.getLogger("optimum_camcut").setLevel(min(level, logging.WARNING))
-    for name in ("commands", "tasks", "training.resume", "scoring.sums"):
+    phases = [] if sys.stderr.isatty() else ["training.logs"]
+    for name in ("commands", "tasks", "training.resume", "scoring.sums", *phases):
         own = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR
         logging.getLogger(f"optimum_camcut.{name}").setLevel(own)
 

@@ -99,7 +99,8 @@ TrainingArguments, for the recovery by fine-tuning:
     def read(self) -> argparse.Namespace:
         arguments = super().read()
         if not {"sparsity", "compression", "min_frequency"} & set(arguments.given):
-            self.parser.error("one of the arguments --sparsity and --compression is required")
+            advice = ", or of a vocabulary --min_frequency"
+            self.parser.error(f"one of the arguments --sparsity and --compression is required{advice}")
         return arguments
 
     def execute(self, arguments: argparse.Namespace) -> None:
@@ -176,6 +177,7 @@ TrainingArguments, for the recovery by fine-tuning:
         output: Path,
         before: Mapping[str, Any] | None,
     ) -> None:
+        from ..planning.plan import plan_of
         from ..tasks.models import load_model
         from ..training.records import record
 
@@ -194,7 +196,8 @@ TrainingArguments, for the recovery by fine-tuning:
             if not config.dense_epochs and not measured:
                 measured[DENSE] = job.evaluate()
                 keep_dense_metrics(job, measured, output)
-            job.trainer.run.report.times = False  # the command does, for its table
+            report = job.trainer.run.report
+            report.times = plan_of(job.model) is not None  # else the command times the uncut model, for its table
             job.trainer.train(resume_from_checkpoint=True if before is not None else None)
         measured[PRUNED] = job.evaluate()
         if is_main:
@@ -212,7 +215,8 @@ TrainingArguments, for the recovery by fine-tuning:
             measured[QUANTIZED] = evaluate(job, quantized)
         results = measure_both(dense, pruned, config, arguments.repeats, quantized)
         results[PRUNED]["bytes"] = weights_on_disk(output)
-        _tell_times(job, results)
+        if not report.times and "weights" not in config.granularity and not job.trainer.is_fsdp_enabled:
+            _tell_times(job, results)
         for name, counts in job.tokens.items():
             results[name] |= counts
         if quantized is not None:

@@ -19,6 +19,7 @@ import logging
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sized
 from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -42,6 +43,20 @@ logger = logging.getLogger(__name__)
 Batch = Mapping[str, Any]
 
 TOGETHER = 32  # examples of a batch that are worth a pass, where not all are taken
+
+
+@dataclass
+class MappedBatches:
+    """The batches of a loader, each changed by a function."""
+
+    batches: Iterable[Batch]
+    function: Callable[[Batch], Batch]
+
+    def __iter__(self) -> Iterator[Batch]:
+        return map(self.function, self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)  # type: ignore[arg-type]  # if the loader has one
 
 
 def for_each_batch(
@@ -171,16 +186,12 @@ def limit(
             "processes share them out themselves"
         )
     disable = disable_tqdm or not PartialState().is_local_main_process
-    total = num_samples
-    if isinstance(dataloader, DataLoader) and isinstance(dataloader.dataset, Sized):
-        total = min(len(dataloader.dataset), num_samples or len(dataloader.dataset))
-    elif isinstance(dataloader, list):
-        examples = sum(count_examples(batch) for batch in dataloader)
-        total = min(examples, num_samples or examples)
-    elif chosen is not None:
+    there = _examples_in(dataloader)
+    total = num_samples if there is None else min(there, num_samples or there)
+    if chosen is not None and there is None:
         total = num_samples = min(chosen, num_samples or chosen)
     with tqdm(total=total, desc=description, unit="example", disable=disable, leave=False) as bar:
-        count = yielded = 0
+        count, yielded, skipped = 0, 0, None
         for batch in dataloader:
             size = count_examples(batch)
             if size == 0:
@@ -190,12 +201,29 @@ def limit(
                 batch = take(batch, size)
             count += size
             due = size if chosen is None or total is None else chosen * min(count, total) // total - yielded
-            if due >= min(size, TOGETHER) or (due > 0 and count == total):
+            skipped = batch if due < min(size, TOGETHER) else None
+            if skipped is None:
                 yielded += min(due, size)
                 yield batch if due >= size else take(batch, due)
             bar.update(size)
             if num_samples is not None and count >= num_samples:
-                return
+                break
+        if chosen is not None and skipped is not None and yielded < min(chosen, count):
+            yield take(skipped, min(chosen, count) - yielded)
+
+
+def _examples_in(dataloader: Iterable[Batch]) -> int | None:
+    """How many examples will come; None where only reading tells."""
+    if isinstance(dataloader, MappedBatches):
+        return _examples_in(dataloader.batches)
+    if isinstance(dataloader, list):
+        return sum(count_examples(batch) for batch in dataloader)
+    if not isinstance(dataloader, DataLoader) or not isinstance(dataloader.dataset, Sized):
+        return None
+    if dataloader.batch_size is None:  # a batch sampler of one's own
+        return len(dataloader.dataset)
+    drawn = len(dataloader.sampler) if isinstance(dataloader.sampler, Sized) else len(dataloader.dataset)
+    return drawn - (drawn % dataloader.batch_size if dataloader.drop_last else 0)
 
 
 def count_examples(batch: Batch) -> int:

@@ -77,7 +77,8 @@ def score_groups(
         dataloader (`Iterable[Batch]`): dicts of tensors as the model takes them, with labels where the method needs
             a loss. Read up to `config.num_samples` examples; tokens are counted in all of them, and need no labels.
             `magnitude` and `random` need none: pass None.
-        config (`PruningConfig`): `method`, `granularity`, `num_samples`, `smooth_samples`, `noise_std`, `noise_scale`
+        config (`PruningConfig`): `method`, `granularity`, `num_samples`, `smooth_samples`, `smooth_examples` (of those
+            read, spread evenly; the first ones of an iterator, which has no length), `noise_std`, `noise_scale`
             and `seed`; of single weights also `shift` and `dropout`.
         loss_function: `(model, batch) -> scalar mean loss`; default `model(**batch).loss`.
         disable_tqdm (`bool`): no progress bar.

@@ -31,7 +31,7 @@ from ..architectures.groups import find_groups, inner_model
 from ..architectures.vocabulary import VOCABULARY
 from ..planning.measure import longest_input
 from ..planning.plan import PruningPlan
-from ..scoring.batches import Batch
+from ..scoring.batches import Batch, MappedBatches
 from ..scoring.tokens import writes_tokens
 from ..surgery.cut import positions_of
 from ..vocabulary.numbers import Renumbering
@@ -141,24 +141,10 @@ class SpellingCollator:
             return self.collator(examples)
 
 
-@dataclasses.dataclass
-class NewBatches:
-    """The batches of a loader, with the tokens' new numbers."""
-
-    batches: Any
-    renumbering: Renumbering
-
-    def __iter__(self) -> Iterator[Batch]:
-        return map(self.renumbering.batch, self.batches)
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-
 def scoring_batches(trainer: CamCutTrainer) -> Any:
     """What a trainer scores and rebuilds on, by the numbers that its model takes."""
     batches, renumbering = trainer.get_scoring_dataloader(), trainer.run.renumbering
-    return batches if renumbering is None else NewBatches(batches, renumbering)
+    return batches if renumbering is None else MappedBatches(batches, renumbering.batch)
 
 
 def renumbered(trainer: CamCutTrainer, inputs: Mapping[str, Any]) -> Mapping[str, Any]:

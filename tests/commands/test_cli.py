@@ -1340,6 +1340,7 @@ def test_resumed_after_scores(job, tmp_path, caplog, monkeypatch):
     told = {record.getMessage(): record.levelname for record in caplog.records}
     assert told[f"{output} has no checkpoint yet, and scores that were begun"] == "INFO"
     assert any(re.match(r"scoring goes on after \d+ batches, from ", line) for line in told)
+    assert any(re.match(r"planning and cutting took [\d.]+ s", line) for line in told)  # off a terminal
     assert not any("no checkpoint to resume from" in line for line in told)
 
 

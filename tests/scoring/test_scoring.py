@@ -21,13 +21,13 @@ import pytest
 import torch
 from models import ARCHITECTURES, TOKENS, random_plan, tiny_batch, tiny_model
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, SubsetRandomSampler
 from transformers.pytorch_utils import Conv1D
 
 from optimum_camcut import PrunableGroup, PruningConfig, PruningPlan, apply_plan, find_groups, score_groups
 from optimum_camcut.architectures.slices import Slice
 from optimum_camcut.scoring import SCORERS, get_scorer, scorer
-from optimum_camcut.scoring.batches import take
+from optimum_camcut.scoring.batches import MappedBatches, count_examples, limit, take
 from optimum_camcut.scoring.noise import GaussianNoise, linear_noise
 
 
@@ -391,11 +391,24 @@ def test_the_smooth_methods_score_examples_from_everywhere(sizes, examples, scor
     loader = DataLoader(rows, batch_sampler=[list(itertools.islice(places, size)) for size in sizes])
     got = score(model, "smooth_cut", loader, smooth_examples=examples)
     assert all(torch.equal(got[name], by_hand[name]) for name in got)
+    renumbered = MappedBatches(batches, dict)
+    got = score(model, "smooth_cut", renumbered, smooth_examples=examples)
+    assert all(torch.equal(got[name], by_hand[name]) for name in got)
     first = score(model, "smooth_cut", iter(batches), smooth_examples=3)  # nobody knows how many will come
     by_hand = score(model, "smooth_cut", [take(batches[0], 3)])
     assert all(torch.equal(first[name], by_hand[name]) for name in first)
     plain = score(model, "fisher", batches, smooth_examples=examples)
     assert all(torch.equal(plain[name], values) for name, values in score(model, "fisher", batches).items())
+
+
+def test_what_a_loader_leaves_out_does_not_count():
+    """By its sampler, or as a batch that is not full: as many as are asked for are scored all the same."""
+    rows = [{"input_ids": torch.tensor([number])} for number in range(60)]
+    drawn = DataLoader(rows, batch_size=4, sampler=SubsetRandomSampler(range(20)))
+    short = DataLoader(rows[:23], batch_size=4, drop_last=True)
+    for loader in (drawn, short):
+        sizes = [count_examples(batch) for batch in limit(loader, 2048, "reading", True, chosen=10)]
+        assert sizes == [4, 4, 2]
 
 
 def test_more_noisy_passes_vary_less():
