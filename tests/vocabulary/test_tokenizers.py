@@ -201,6 +201,30 @@ def test_rows_without_tokens():
     assert new.convert_tokens_to_ids("<image>") == 4 and new.tokenize("a<image>b") == ["a", "<image>", "b"]
 
 
+def test_a_plan_of_the_uncut_model_needs_its_tokenizer(tmp_path):
+    """The numbers of a second plan are those of the uncut model, too: those of a trimmed tokenizer are others."""
+    once = trim_tokenizer(toy(), PruningPlan({"vocabulary": [0, 1, 2, 5, 6]}, {"vocabulary": 7}))
+    twice = PruningPlan({"vocabulary": [0, 1, 2, 6]}, {"vocabulary": 7})
+    once.save_pretrained(tmp_path)
+    for trimmed in (once, AutoTokenizer.from_pretrained(tmp_path)):
+        with pytest.raises(ValueError, match="give the tokenizer of the uncut model"):
+            trim_tokenizer(trimmed, twice)
+    assert trim_tokenizer(toy(), twice).get_vocab() == {"a": 0, "b": 1, "c": 2, "<unk>": 3}
+    # A checkpoint without a plan is an uncut model of its own.
+    fewer = trim_tokenizer(once, PruningPlan({"vocabulary": [0, 1, 2, 4]}, {"vocabulary": 5}))
+    assert fewer.get_vocab() == {"a": 0, "b": 1, "c": 2, "<unk>": 3}
+
+
+def test_what_was_set_on_a_tokenizer_stays(tmp_path):
+    toy().save_pretrained(tmp_path)
+    old = AutoTokenizer.from_pretrained(tmp_path)
+    old.padding_side = old.truncation_side = "left"
+    old.model_max_length, old.chat_template = 2, "{{ 1 }}"
+    new = trim_tokenizer(old, PruningPlan({"vocabulary": [0, 1, 2, 3, 6]}, {"vocabulary": 7}))
+    assert (new.padding_side, new.truncation_side, new.model_max_length) == ("left", "left", 2)
+    assert new.chat_template == "{{ 1 }}" and new("abc a b", truncation=True).input_ids == [0, 1]
+
+
 def test_other_tokenizers_are_refused():
     words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0, "<unk>": 1}, "<unk>")))
     plan = PruningPlan({"vocabulary": [1]}, {"vocabulary": 2})
