@@ -113,7 +113,7 @@ class Pieces:
             return kept | bytes_kept
         for token, number in self.ids.items():
             letters = self.letters(token)
-            if letters == [token] or not all(letter in self.ids for letter in letters):
+            if letters in ([], [token]) or not all(letter in self.ids for letter in letters):
                 kept.add(number)
         return kept
 

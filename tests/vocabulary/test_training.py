@@ -253,6 +253,27 @@ def test_what_is_written_is_told_by_the_numbers_of_the_data(tmp_path):
     assert [[keep[n] for n in ids] for ids in written.tolist()] == [ids[: written.shape[1]] for ids in told["written"]]
 
 
+def test_sizes_that_are_the_same_by_chance(tmp_path):
+    """As many tokens are left as there are positions."""
+    tokenizer = tiny_tokenizer("wordpiece")
+    plan = make(tmp_path / "a", tokenizer).prune()
+    left = len(plan.keep["vocabulary"])
+    trainer = make(tmp_path / "b", tokenizer, model_for("classifier", tokenizer, max_position_embeddings=left))
+    assert (
+        trainer.prune().keep == plan.keep and len(trainer.processing_class) == trainer.model.config.vocab_size == left
+    )
+
+
+def test_labels_of_classes_are_not_counted(tmp_path):
+    """Whatever they are: a collator gives them their numbers."""
+    tokenizer = tiny_tokenizer("wordpiece")
+    trainer = make(tmp_path, tokenizer)
+    counts = trainer.score()
+    named = [{**row, "labels": "yes"} for row in trainer.train_dataset]
+    trainer.train_dataset = named
+    assert torch.equal(trainer.score()["vocabulary"], counts["vocabulary"])
+
+
 def test_data_tokenized_again(tmp_path):
     tokenizer, given = tiny_tokenizer("wordpiece"), []
 
@@ -265,12 +286,13 @@ def test_data_tokenized_again(tmp_path):
 
     trainer = Again(
         model_for("classifier", tokenizer),
-        arguments(tmp_path, max_steps=2),
+        arguments(tmp_path, max_steps=2, dataloader_num_workers=1, dataloader_persistent_workers=True),
         train_dataset=rows(tokenizer, SEEN),
         eval_dataset=rows(tokenizer, OTHERS),
         processing_class=tokenizer,
         pruning_config=PruningConfig(granularity="vocabulary", min_frequency=1),
     )
+    trainer.evaluate()  # by workers that stay
     trainer.train()
     other = make(tmp_path, tokenizer, max_steps=2)
     other.train()
