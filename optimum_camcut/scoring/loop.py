@@ -113,11 +113,7 @@ def score_groups(
         check_group(body, group)
     parts = scoring_parts(groups, config)
     if len(parts) > 1:
-        if isinstance(dataloader, Iterator):
-            raise TypeError(
-                f"units and tokens are scored one after the other, so the batches are read twice, and this "
-                f"{type(dataloader).__name__} gives them once: give a DataLoader or a list"
-            )
+        _check_read_twice(dataloader)
         keywords: dict[str, Any] = {"loss_function": loss_function, "disable_tqdm": disable_tqdm}
         (units, of_units), (tokens, of_tokens) = parts
         scores = score_groups(model, units, dataloader, of_units, **keywords, progress_file=progress_file)
@@ -149,6 +145,14 @@ def score_groups(
     scores = {before.name: scores[group.name] for before, group in zip(listed, groups)} if path else scores
     check_scores(scores, listed, computed=True)
     return scores
+
+
+def _check_read_twice(dataloader: Iterable[Batch] | None) -> None:
+    if isinstance(dataloader, Iterator):
+        raise TypeError(
+            f"units and tokens are scored one after the other, so the batches are read twice, and this "
+            f"{type(dataloader).__name__} gives them once: give a DataLoader or a list"
+        )
 
 
 def scoring_parts(

@@ -27,16 +27,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
-from ..architectures.groups import find_groups, inner_model
+from ..architectures.groups import PrunableGroup, find_groups, inner_model
 from ..architectures.vocabulary import VOCABULARY
 from ..planning.measure import longest_input
 from ..planning.plan import PruningPlan
 from ..scoring.batches import Batch
 from ..scoring.tokens import writes_tokens
 from ..surgery.cut import positions_of
+from ..surgery.vocabulary import check_generation
 from ..vocabulary.numbers import Renumbering
 from ..vocabulary.pieces import Pieces
-from ..vocabulary.trim import trimmed
+from ..vocabulary.trim import check_trimmable, trimmed
 from .sampling import scoring_dataloader
 from .wrapping import bare_model
 
@@ -50,8 +51,9 @@ AT_ONCE = 256  # rows whose tokens are counted at once
 COUNTED = ("input_ids", "attention_mask", "labels", "decoder_input_ids", "decoder_attention_mask")
 
 
-def check_tokenizer(trainer: CamCutTrainer) -> None:
-    """Raises `TypeError` or `ValueError` if a trainer has no tokenizer that can lose tokens."""
+def check_tokenizer(trainer: CamCutTrainer, model: nn.Module) -> None:
+    """Raises `TypeError` or `ValueError` if a trainer has no tokenizer that can lose tokens, or its model names some
+    in a way that they cannot be numbered anew in."""
     if trainer.processing_class is None:
         raise ValueError(
             "granularity 'vocabulary' trims the tokenizer with the model: give it to the trainer, "
@@ -60,6 +62,24 @@ def check_tokenizer(trainer: CamCutTrainer) -> None:
     Pieces.of(trainer.processing_class)
     if trainer.is_fsdp_enabled:
         raise ValueError("the vocabulary is not cut under FSDP, which shards the embeddings: cut it under DDP")
+    check_generation(inner_model(model))
+
+
+def needed_groups(trainer: CamCutTrainer) -> list[PrunableGroup]:
+    """The groups of a trainer's model. Of tokens, also those are needed that its tokenizer cannot do without.
+
+    Raises:
+        `ValueError`: it cannot lose the others.
+    """
+    groups = find_groups(trainer.model, trainer.pruning_config.granularity)
+    return [
+        dataclasses.replace(
+            group, needed=sorted({*group.needed, *check_trimmable(trainer.processing_class, group.size)})
+        )
+        if group.kind == VOCABULARY
+        else group
+        for group in groups
+    ]
 
 
 def token_batches(trainer: CamCutTrainer) -> Iterator[Batch]:

@@ -97,9 +97,9 @@ class Renumbering:
         if not isinstance(example, Mapping) or any(name in example for name in (*BY_PLACE, IDS[1])):
             return example
         plain = {name: value.tolist() if hasattr(value, "tolist") else value for name, value in example.items()}
-        ids, labels = plain.get(IDS[0]), plain.get(LABELS)
-        own = self.writes and self.apart and isinstance(labels, list)
-        texts = {name: plain.get(name) for name in ((IDS[0], LABELS) if own else IDS[:1])}
+        ids: Any = plain.get(IDS[0])
+        own = self.writes and self.apart and isinstance(plain.get(LABELS), list)
+        texts = {IDS[0]: ids, **({LABELS: plain[LABELS]} if own else {})}
         if not isinstance(ids, list) or len([*_whole(ids)]) < len(ids):
             return example
         if not any(each in self._names for text in texts.values() for each in text):

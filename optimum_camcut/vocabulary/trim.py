@@ -104,6 +104,22 @@ def trimmed(tokenizer: Any, keep: Sequence[int], rows: int, texts: Iterable[str]
     return result
 
 
+def check_trimmable(tokenizer: Any, rows: int) -> list[int]:
+    """Numbers of the tokens that a tokenizer cannot do without, of a model with so many embeddings.
+
+    Raises:
+        `TypeError`: a slow tokenizer.
+        `ValueError`: one that cannot lose all others.
+    """
+    pieces = Pieces.of(tokenizer)
+    always = pieces.always()
+    parts = pieces.parts([token for token, number in pieces.ids.items() if number in always])
+    always |= {pieces.ids[part] for made in parts.values() for part in made}
+    keep = sorted(number for number in always if number < rows)
+    trimmed(tokenizer, keep, rows)
+    return keep
+
+
 def new_numbers(pieces: Pieces, keep: Sequence[int], rows: int) -> dict[int, int]:
     """Old number -> new one, of the tokens that stay.
 

@@ -276,6 +276,14 @@ def test_compression_counts_all_parameters():
     assert before / sum(p.numel() for p in model.parameters()) == pytest.approx(1.5, abs=0.04)
 
 
+def test_a_plan_that_removes_nothing_says_why(caplog):
+    groups = find_groups(tiny_model("bert"), "vocabulary")
+    for exclude, reason in ((["vocabulary"], "exclude names all"), (None, "min_frequency=1 is too little")):
+        config = PruningConfig(granularity="vocabulary", min_frequency=1, exclude=exclude)
+        make_plan({"vocabulary": torch.ones(99)}, groups, config)
+        assert reason in caplog.messages[-1]
+
+
 def test_cut_twice_and_loaded(tmp_path):
     """The units of a model that was cut before keep the numbers that they had at first."""
     model, ids = tiny_model("bert"), torch.tensor([[0, 40, 50, 98]])
