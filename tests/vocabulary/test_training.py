@@ -334,7 +334,8 @@ def test_what_cannot_be_done_is_said_before_anything_is_trained(tmp_path):
     model = model_for("logits_bias", tokenizer)
     model.generation_config.forced_decoder_ids = [[1, 9]]
     with pytest.raises(ValueError, match="forced_decoder_ids of the generation config"):
-        make(tmp_path, tokenizer, model).train()
+        fewer = PruningConfig(granularity="vocabulary", min_frequency=1, dense_epochs=1)
+        make(tmp_path, tokenizer, model, config=fewer, callbacks=[Begins()]).train()
 
     class OfItself(type(tokenizer)):
         def get_vocab(self):
