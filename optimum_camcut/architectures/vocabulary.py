@@ -46,19 +46,23 @@ def vocabulary_slices(model: PreTrainedModel) -> tuple[tuple[Slice, ...], dict[s
     rows = len(tables[0].weight)
     _check_others(model, rows)
     owned = {id(table.weight) for table in tables}
+    # A model that was cut before was looked through then: now, numbers of tokens may be other sizes by chance.
+    known = VOCABULARY in getattr(getattr(model, "pruning_plan", None), "keep", ())
+    paths = [f"{path}." for path, module in model.named_modules() if any(module is table for table in tables)]
     slices: dict[str, Slice] = {}
     attributes: dict[str, float] = {}
     for path, module in model.named_modules():
         start = f"{path}." if path else ""
         weight = module._parameters.get("weight")
         table = isinstance(module, nn.Embedding | nn.Linear) and weight is not None
-        if table and weight.shape[0] == rows and id(weight) not in owned:
+        if table and weight.shape[0] == rows and id(weight) not in owned and not known:
             raise ValueError(
                 f"{path} of {type(model).__name__} has {rows} rows, one for each token, but is neither what "
                 "get_input_embeddings nor what get_output_embeddings gives: it is not known whether it goes by tokens"
             )
+        holds = any(each.startswith(start) for each in paths)
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-            if tensor is not None and (id(tensor) in owned or _is_bias(name, tensor, rows, table)):
+            if tensor is not None and (id(tensor) in owned or (holds and _is_bias(name, tensor, rows))):
                 place = 0 if id(tensor) in owned else tensor.dim() - 1
                 slices[f"{start}{name}"] = Slice(f"{start}{name}", place, 1)
         counts = ("num_embeddings", SIZE) if table and id(weight) in owned else (SIZE,)
@@ -67,8 +71,8 @@ def vocabulary_slices(model: PreTrainedModel) -> tuple[tuple[Slice, ...], dict[s
     return tuple(sorted(slices.values(), key=lambda piece: piece.module != f"{first}.weight")), attributes
 
 
-def _is_bias(name: str, tensor: Tensor, rows: int, table: bool) -> bool:
-    """Whether a tensor is added to the logits of all tokens."""
+def _is_bias(name: str, tensor: Tensor, rows: int) -> bool:
+    """Whether a tensor of a table, or of what a table is in, is added to the logits of all tokens."""
     return "bias" in name and tensor.dim() > 0 and tensor.shape[-1] == rows == tensor.numel()
 
 
@@ -87,7 +91,7 @@ def _tables(model: PreTrainedModel) -> list[nn.Embedding | nn.Linear]:
     if separate:
         sizes = " and ".join(str(each.num_embeddings) for each in (inputs, *separate))
         raise ValueError(f"{CANNOT.format(kind)}: it reads by several tables, of {sizes} tokens")
-    found += [*others, *(_asked(part, "get_output_embeddings") for part in inside)]
+    found += [*tied.values(), *(_asked(part, "get_output_embeddings") for part in inside)]
     tables = [each for each in found if each is not None and hasattr(each, "weight")]
     for each in tables:
         plain = isinstance(each, nn.Embedding | nn.Linear) and type(each.weight) is nn.Parameter

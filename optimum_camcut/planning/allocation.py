@@ -120,7 +120,9 @@ def make_plan(
                 config.exclude and list(config.exclude),
             )
     if all(len(keep.get(g.name, ())) == g.size for g in groups):
-        logger.warning("the plan removes nothing: %s is too little for one unit", config.amount)
+        whole = wanted <= excluded(groups, config)
+        reason = "exclude names all that there is" if whole else f"{config.amount} is too little for one unit"
+        logger.warning("the plan removes nothing: %s", reason)
     groups = [g for g in groups if g.name in keep]
     return PruningPlan(
         keep={g.name: keep[g.name] for g in groups},

@@ -75,7 +75,8 @@ def score_groups(
             the groups are those of the model inside.
         groups (`Sequence[PrunableGroup]`): from `find_groups(model)`; those of `config.granularity` are scored.
         dataloader (`Iterable[Batch]`): dicts of tensors as the model takes them, with labels where the method needs
-            a loss. Read up to `config.num_samples` examples; tokens are counted in all of them, and need no labels.
+            a loss. Read up to `config.num_samples` examples; tokens are counted in all of them, up to the end that
+            there has to be, and need no labels. With other units, they are read a second time for that.
             `magnitude` and `random` need none: pass None.
         config (`PruningConfig`): `method`, `granularity`, `num_samples`, `smooth_samples`, `smooth_examples` (of those
             read, spread evenly; the first ones of an iterator, which has no length), `noise_std`, `noise_scale`
@@ -91,7 +92,7 @@ def score_groups(
 
     Raises:
         `ScoringError`: a single example does not fit into memory, or another process failed or died.
-        `TypeError`: scores by a method of your own that are no tensors.
+        `TypeError`: scores by a method of your own that are no tensors; an iterator where batches are read twice.
         `ValueError`: no groups, no batches, labels missing, scores that are NaN, infinite or all zero, or single
             weights of a sharded or offloaded model.
     """
@@ -113,11 +114,11 @@ def score_groups(
         check_group(body, group)
     parts = scoring_parts(groups, config)
     if len(parts) > 1:
-        batches = list(dataloader) if isinstance(dataloader, Iterator) else dataloader  # they are read once for each
+        _check_read_twice(dataloader)
         keywords: dict[str, Any] = {"loss_function": loss_function, "disable_tqdm": disable_tqdm}
         (units, of_units), (tokens, of_tokens) = parts
-        scores = score_groups(model, units, batches, of_units, **keywords, progress_file=progress_file)
-        return scores | score_groups(model, tokens, batches, of_tokens, **keywords)
+        scores = score_groups(model, units, dataloader, of_units, **keywords, progress_file=progress_file)
+        return scores | score_groups(model, tokens, dataloader, of_tokens, **keywords)
     path = next(path for path, part in model.named_modules() if part is body)
     listed, groups = groups, below(groups, path) if path else groups
     scorer = get_scorer(config.method, config.granularity)
@@ -145,6 +146,14 @@ def score_groups(
     scores = {before.name: scores[group.name] for before, group in zip(listed, groups)} if path else scores
     check_scores(scores, listed, computed=True)
     return scores
+
+
+def _check_read_twice(dataloader: Iterable[Batch] | None) -> None:
+    if isinstance(dataloader, Iterator):
+        raise TypeError(
+            f"units and tokens are scored one after the other, so the batches are read twice, and this "
+            f"{type(dataloader).__name__} gives them once: give a DataLoader or a list"
+        )
 
 
 def scoring_parts(

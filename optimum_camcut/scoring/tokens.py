@@ -50,10 +50,10 @@ def tokens_of(batch: Batch, writes: bool) -> Iterator[Tensor]:
             mask = batch.get(f"{start}attention_mask")
             real = torch.ones_like(ids, dtype=torch.bool) if mask is None or mask.shape != ids.shape else mask > 0
             yield ids[real]
-            if labels is not None and labels.shape == ids.shape:
-                yield labels[(labels >= 0) & ((labels != ids) | ~real)]
-            elif labels is not None:
-                yield labels[labels >= 0]
+    if labels is not None:
+        ids = batch.get("input_ids")  # none of images and of sound
+        there = ids is not None and labels.shape == ids.shape
+        yield labels[(labels >= 0) & ((labels != ids) | ~real if there else True)]
 
 
 def score_tokens(

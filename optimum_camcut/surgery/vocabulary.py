@@ -32,7 +32,7 @@ REFUSED = ("force_words_ids", "forced_decoder_ids", "sequence_bias")
 
 
 def check_tokens(model: PreTrainedModel, group: PrunableGroup, keep: Sequence[int], owned: bool) -> None:
-    """Raises `ValueError` if a config names a token that goes, or tokens are named where they are not numbered anew.
+    """Raises `ValueError` if a config names a token that goes, or one where it is not numbered anew.
 
     Args:
         keep: units that stay.
@@ -52,6 +52,11 @@ def check_tokens(model: PreTrainedModel, group: PrunableGroup, keep: Sequence[in
         )
     if not kept:
         raise ValueError("the plan keeps no token at all")
+    check_generation(model)
+
+
+def check_generation(model: PreTrainedModel) -> None:
+    """Raises `ValueError` if a generation config names tokens where they are not numbered anew."""
     generation = vars(model.generation_config) if getattr(model, "generation_config", None) is not None else {}
     for name in REFUSED:
         if generation.get(name) or getattr(model.config, name, None):

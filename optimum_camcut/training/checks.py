@@ -116,7 +116,7 @@ def check_model(trainer: Trainer, model: PreTrainedModel, config: PruningConfig)
     """
     scorer = get_scorer(config.method, config.granularity)
     if VOCABULARY in config.granularity:
-        check_tokenizer(trainer)
+        check_tokenizer(trainer, model)
     check_inputs(find_groups(model, config.granularity), scorer)
     for asked, setting in (
         (trainer.is_fsdp_enabled, "FSDP"),

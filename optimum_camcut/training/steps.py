@@ -62,7 +62,7 @@ from .resume import (
     remove_unfinished_checkpoints,
 )
 from .run_report import can_report
-from .tokens import scoring_batches, token_batches, trim_for
+from .tokens import needed_groups, scoring_batches, token_batches, trim_for
 from .wrapping import bare_model, free_training_state, gather_model, place_model, shard_model
 
 
@@ -81,7 +81,7 @@ def prepare(trainer: CamCutTrainer) -> None:
     check_own_model(trainer)
     warn_without_rebuild(config.method, config.granularity, config.recovery)
     measure_latency(trainer)
-    check_budget(find_groups(trainer.model, config.granularity), config, trainer.latency_table)
+    check_budget(needed_groups(trainer), config, trainer.latency_table)
     if trainer.is_fsdp_enabled and trainer.accelerator.state.fsdp_plugin.cpu_ram_efficient_loading:
         shard_model(trainer)  # only the first process has read the weights: this spreads them
     gather_model(trainer)

@@ -27,17 +27,19 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
-from ..architectures.groups import find_groups, inner_model
+from ..architectures.groups import PrunableGroup, find_groups, inner_model
 from ..architectures.vocabulary import VOCABULARY
 from ..planning.measure import longest_input
 from ..planning.plan import PruningPlan
 from ..scoring.batches import Batch, MappedBatches
 from ..scoring.tokens import writes_tokens
 from ..surgery.cut import positions_of
+from ..surgery.vocabulary import check_generation
 from ..vocabulary.numbers import Renumbering
 from ..vocabulary.pieces import Pieces
-from ..vocabulary.trim import trimmed
+from ..vocabulary.trim import check_trimmable, trimmed
 from .sampling import scoring_dataloader
+from .wrapping import bare_model
 
 
 if TYPE_CHECKING:
@@ -49,8 +51,9 @@ AT_ONCE = 256  # rows whose tokens are counted at once
 COUNTED = ("input_ids", "attention_mask", "labels", "decoder_input_ids", "decoder_attention_mask")
 
 
-def check_tokenizer(trainer: CamCutTrainer) -> None:
-    """Raises `TypeError` or `ValueError` if a trainer has no tokenizer that can lose tokens."""
+def check_tokenizer(trainer: CamCutTrainer, model: nn.Module) -> None:
+    """Raises `TypeError` or `ValueError` if a trainer has no tokenizer that can lose tokens, or its model names some
+    in a way that they cannot be numbered anew in."""
     if trainer.processing_class is None:
         raise ValueError(
             "granularity 'vocabulary' trims the tokenizer with the model: give it to the trainer, "
@@ -59,6 +62,24 @@ def check_tokenizer(trainer: CamCutTrainer) -> None:
     Pieces.of(trainer.processing_class)
     if trainer.is_fsdp_enabled:
         raise ValueError("the vocabulary is not cut under FSDP, which shards the embeddings: cut it under DDP")
+    check_generation(inner_model(model))
+
+
+def needed_groups(trainer: CamCutTrainer) -> list[PrunableGroup]:
+    """The groups of a trainer's model. Of tokens, also those are needed that its tokenizer cannot do without.
+
+    Raises:
+        `ValueError`: it cannot lose the others.
+    """
+    groups = find_groups(trainer.model, trainer.pruning_config.granularity)
+    return [
+        dataclasses.replace(
+            group, needed=sorted({*group.needed, *check_trimmable(trainer.processing_class, group.size)})
+        )
+        if group.kind == VOCABULARY
+        else group
+        for group in groups
+    ]
 
 
 def token_batches(trainer: CamCutTrainer) -> Iterator[Batch]:
@@ -70,10 +91,10 @@ def token_batches(trainer: CamCutTrainer) -> Iterator[Batch]:
     if not isinstance(first, Mapping) or "input_ids" not in first:  # it is tokenized on the way
         yield from scoring_dataloader(trainer, dataclasses.replace(config, num_samples=max(count, 1)))
         return
-    numbers = trainer.run.renumbering
+    numbers, writes = trainer.run.renumbering, writes_tokens(inner_model(bare_model(trainer)))
     rows = (row if numbers is None else numbers.example(row, sys.maxsize) for row in islice(iter(dataset), count))
     while chunk := list(islice(rows, AT_ONCE)):
-        names = [name for name in COUNTED if all(name in row for row in chunk)]
+        names = [name for name in COUNTED if (writes or name != "labels") and all(name in row for row in chunk)]
         batch = {
             name: torch.tensor([[number for row in chunk for number in _numbers(row[name])]], dtype=torch.int64)
             for name in names
@@ -101,18 +122,19 @@ def trim_for(trainer: CamCutTrainer, model: nn.Module, plan: PruningPlan) -> Cal
     tokenizer, rows = trainer.processing_class, group.size
     if before is not None:  # the data still have the numbers from before an earlier cut
         tokenizer, keep, rows = before.tokenizer, [before.keep[position] for position in keep], before.rows
-    new = trimmed(tokenizer, keep, rows)
+    new, inner = trimmed(tokenizer, keep, rows), inner_model(model)
+    numbers = Renumbering(tokenizer, keep, rows, writes_tokens(inner), bool(inner.config.is_encoder_decoder))
+    longest = longest_input(inner, sys.maxsize)
 
     def put() -> None:
         trainer.processing_class = trainer.callback_handler.processing_class = new
+        vars(trainer).pop("_eval_dataloaders", None)  # of persistent workers, which read by the old numbers
         if trainer.tokenize_again(tokenizer, new):
             trainer.run.renumbering = None
             return
-        model, collator = inner_model(trainer.model), trainer.data_collator
-        apart = bool(model.config.is_encoder_decoder)
-        trainer.run.renumbering = numbers = Renumbering(tokenizer, keep, rows, writes_tokens(model), apart)
+        collator, trainer.run.renumbering = trainer.data_collator, numbers
         inside = collator.collator if isinstance(collator, SpellingCollator) else collator
-        trainer.data_collator = SpellingCollator(inside, numbers, longest_input(model, sys.maxsize))
+        trainer.data_collator = SpellingCollator(inside, numbers, longest)
 
     return put
 
@@ -163,7 +185,8 @@ def renumbered(trainer: CamCutTrainer, inputs: Mapping[str, Any]) -> Mapping[str
 
 def tell_gone(trainer: CamCutTrainer, what: str) -> None:
     """Says how many tokens were read as others since the last time."""
-    gone, trainer.run.gone = int(trainer.run.gone), torch.zeros(())
+    gone, trainer.run.gone = trainer.run.gone.to(trainer.args.device, torch.int64), torch.zeros(())
+    gone = int(trainer.accelerator.reduce(gone))  # of all processes
     if gone and trainer.is_world_process_zero():
         logger.warning(
             "%s read %d tokens that are gone, each as the longest token left that it begins with; the trimmed "
@@ -185,8 +208,9 @@ class RenumbersTokens(Trainer):
         """Called when the vocabulary has been cut. Override it to put data encoded by the trimmed tokenizer in the
         place of `train_dataset` and `eval_dataset`, and a collator that pads with its numbers in that of
         `data_collator`; and return True. Otherwise, tokens get their new numbers batch by batch. Those that are gone
-        are written out by others in each example; where that cannot be (places in the text are labels, or the collator
-        takes examples of one length alone), each is read as the longest token left that it begins with.
+        are written out by others in each example; where that cannot be (places in the text are labels, an example has
+        several texts, or columns of which it is not known what they stand for, or the collator takes examples of one
+        length alone), each is read as the longest token left that it begins with.
 
         Args:
             before, after: the tokenizer that the trainer was given, and the trimmed one.

@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -25,10 +26,14 @@ from .pieces import Pieces
 from .trim import new_numbers
 
 
+logger = logging.getLogger(__name__)
+
 IDS = ("input_ids", "decoder_input_ids")
 LABELS = "labels"
 IGNORED = -100
-BY_PLACE = ("start_positions", "end_positions", "offset_mapping")  # what would no longer fit longer examples
+# What would no longer fit longer examples.
+BY_PLACE = ("start_positions", "end_positions", "offset_mapping", "position_ids")
+OF_EACH = ("attention_mask", "token_type_ids", "special_tokens_mask", LABELS)  # what a token has, and its parts get
 
 
 def _whole(values: Sequence[Any]) -> Iterator[int]:
@@ -64,6 +69,8 @@ class Renumbering:
         self._old = {token: number for token, number in self._pieces.numbers.items() if number in new}
         self._names = {number: token for token, number in self._pieces.ids.items() if number not in new}
         self._spelled: dict[int, list[int]] = {}
+        self._special = {*self._pieces.added.values(), *tokenizer.all_special_ids}
+        self._told = False
         self.kept = torch.zeros(size, dtype=torch.bool)
         self.kept[list(new)] = True
         self.table = torch.zeros(size, dtype=torch.int64)  # int64 of shape `(old tokens,)`
@@ -81,35 +88,56 @@ class Renumbering:
         return self._spelled[number]
 
     def example(self, example: Any, longest: int) -> Any:
-        """An example, of plain lists, without tokens that are gone; as it is if it has none, or something that goes by
-        places in it. Of a token's label, the first of those in its place has it.
+        """An example, of plain lists, without tokens that are gone; as it is if it has none, several texts, or
+        something that may go by places in it. Of a token's label, the first of those in its place has it.
 
         Args:
-            longest: tokens that the model takes. The last stays, which may be special.
+            longest: tokens that the model takes. The end of a longer text is cut off, but for a special token.
         """
         if not isinstance(example, Mapping) or any(name in example for name in (*BY_PLACE, IDS[1])):
             return example
         plain = {name: value.tolist() if hasattr(value, "tolist") else value for name, value in example.items()}
-        ids, own = plain.get(IDS[0]), [LABELS] if self.writes and self.apart else []
-        texts = [plain[name] for name in (IDS[0], *own) if isinstance(plain.get(name), list)]
-        if not isinstance(ids, list) or not any(each in self._names for text in texts for each in _whole(text)):
+        ids: Any = plain.get(IDS[0])
+        own = self.writes and self.apart and isinstance(plain.get(LABELS), list)
+        texts = {IDS[0]: ids, **({LABELS: plain[LABELS]} if own else {})}
+        if not isinstance(ids, list) or len([*_whole(ids)]) < len(ids):
             return example
-        spelled = [self.spell(number) for number in ids]
-        counts, found = list(map(len, spelled)), dict(example)
-        for name, values in plain.items():
-            if not isinstance(values, list) or (len(values) != len(ids) and name not in own):
+        if not any(each in self._names for text in texts.values() for each in text):
+            return example
+        spelled = {name: [self.spell(number) for number in text] for name, text in texts.items()}
+        ends = {name: text[-1:] for name, text in texts.items()}
+        for name in set(plain) - set(texts):
+            values = plain[name]
+            if not isinstance(values, list) or len(values) != len(ids):
                 continue
-            if name == IDS[0]:
-                parts = spelled
-            elif name in own:
-                parts = [self.spell(number) for number in values]
-            elif name == LABELS:
-                parts = [self._labels(*each) for each in zip(values, ids, counts)]
-            else:
-                parts = [[each] * count for each, count in zip(values, counts)]
-            whole = [each for part in parts for each in part]
-            found[name] = whole if len(whole) <= longest else [*whole[: longest - 1], whole[-1]]
-        return found
+            if name == LABELS and all(isinstance(each, float) for each in values):  # of classes, by chance as many
+                continue
+            if name not in OF_EACH or len([*_whole(values)]) != len(ids):
+                return example
+            pairs = zip(values, ids, map(len, spelled[IDS[0]]))
+            spelled[name] = [self._labels(*each) if name == LABELS else [each[0]] * each[2] for each in pairs]
+        fitting = {name: self._fit(parts, ends.get(name, ids[-1:]), longest) for name, parts in spelled.items()}
+        return {**example, **fitting}
+
+    def _fit(self, parts: Sequence[Sequence[int]], end: Sequence[int], longest: int) -> list[int]:
+        """What stands for a text, as long as a model takes.
+
+        Args:
+            end: the last token, of which a special one stays.
+        """
+        whole = [each for part in parts for each in part]
+        if len(whole) <= longest:
+            return whole
+        if not self._told:
+            self._told = True
+            logger.warning(
+                "a text is now of %d tokens, and the model takes %d: the last %d are cut off, and so are those of "
+                "other texts, of which no more is said",
+                len(whole),
+                longest,
+                len(whole) - longest,
+            )
+        return [*whole[: longest - 1], whole[-1]] if {*end} & self._special else whole[:longest]
 
     def _labels(self, label: int, number: int, count: int) -> list[int]:
         if self.writes and label == number:

@@ -113,7 +113,7 @@ class Pieces:
             return kept | bytes_kept
         for token, number in self.ids.items():
             letters = self.letters(token)
-            if letters == [token] or not all(letter in self.ids for letter in letters):
+            if letters in ([], [token]) or not all(letter in self.ids for letter in letters):
                 kept.add(number)
         return kept
 
@@ -146,7 +146,7 @@ class Pieces:
             return {}
         pairs = (pair.split(" ") if isinstance(pair, str) else pair for pair in self.model["merges"])
         ranks = {(first, second): rank for rank, (first, second) in enumerate(pairs)}
-        found = {token: _merged(self.letters(token), ranks) for token in tokens or self.ids}
+        found = {token: _merged(self.letters(token), ranks) for token in (self.ids if tokens is None else tokens)}
         return {token: made - {token} for token, made in found.items() if token in made and token not in self.added}
 
 

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"
+FROM = "trimmed_from"  # setting of a trimmed tokenizer: embeddings that there were before
+SET_LATER = ("padding_side", "truncation_side", "model_max_length", "chat_template", "model_input_names")
 TEXTS_AT_ONCE = 1000
 
 
@@ -42,7 +44,7 @@ def trim_tokenizer(tokenizer: Any, plan: PruningPlan, texts: Iterable[str] = ())
     Text whose tokens all stay gets the same tokens, by their new numbers. Other text is written by smaller tokens.
 
     Args:
-        tokenizer (`PreTrainedTokenizerFast`): of the uncut model. It stays as it is.
+        tokenizer (`PreTrainedTokenizerFast`): of the uncut model, also where this is cut once more. It stays as it is.
         plan (`PruningPlan`): made of the scores that `with_tokenizer` gave; or the `pruning_plan` of the cut model.
         texts (`Iterable[str]`, *optional*): to be tokenized by both, and compared.
 
@@ -52,7 +54,8 @@ def trim_tokenizer(tokenizer: Any, plan: PruningPlan, texts: Iterable[str] = ())
     Raises:
         `TypeError`: a slow tokenizer.
         `ValueError`: the plan removes no tokens, or one that the tokenizer cannot do without, which the message names;
-            or a text of which all tokens stay gets other ones.
+            it counts from before an earlier cut, and the tokenizer is the one trimmed then; or a text of which all
+            tokens stay gets other ones.
     """
     if VOCABULARY not in plan.keep:
         raise ValueError(f"the plan removes no tokens: it has no group {VOCABULARY!r}")
@@ -67,6 +70,11 @@ def trim_tokenizer(tokenizer: Any, plan: PruningPlan, texts: Iterable[str] = ())
 def trimmed(tokenizer: Any, keep: Sequence[int], rows: int, texts: Iterable[str] = ()) -> Any:
     """`trim_tokenizer` by the numbers of the tokens that stay, ascending, of a model with so many embeddings."""
     pieces = Pieces.of(tokenizer)
+    if tokenizer.init_kwargs.get(FROM) == rows:
+        raise ValueError(
+            f"the plan numbers the {rows} tokens of the uncut model, and this tokenizer has lost some of them: give "
+            "the tokenizer of the uncut model"
+        )
     new = new_numbers(pieces, keep, rows)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -81,7 +89,9 @@ def trimmed(tokenizer: Any, keep: Sequence[int], rows: int, texts: Iterable[str]
         write_json(folder / SETTINGS, settings)
         result = type(tokenizer).from_pretrained(folder)
     result.name_or_path = tokenizer.name_or_path
-    result.init_kwargs["name_or_path"] = tokenizer.name_or_path
+    result.init_kwargs |= {"name_or_path": tokenizer.name_or_path, FROM: rows}
+    for name in SET_LATER:
+        setattr(result, name, getattr(tokenizer, name))
     found, expected = result.get_vocab(), {token: new[old] for token, old in pieces.numbers.items() if old in new}
     other = {token: number for token, number in expected.items() if found.get(token) != number}
     if other or len(found) != len(expected):
@@ -92,6 +102,22 @@ def trimmed(tokenizer: Any, keep: Sequence[int], rows: int, texts: Iterable[str]
         )
     _compare(tokenizer, result, new, texts)
     return result
+
+
+def check_trimmable(tokenizer: Any, rows: int) -> list[int]:
+    """Numbers of the tokens that a tokenizer cannot do without, of a model with so many embeddings.
+
+    Raises:
+        `TypeError`: a slow tokenizer.
+        `ValueError`: one that cannot lose all others.
+    """
+    pieces = Pieces.of(tokenizer)
+    always = pieces.always()
+    parts = pieces.parts([token for token, number in pieces.ids.items() if number in always])
+    always |= {pieces.ids[part] for made in parts.values() for part in made}
+    keep = sorted(number for number in always if number < rows)
+    trimmed(tokenizer, keep, rows)
+    return keep
 
 
 def new_numbers(pieces: Pieces, keep: Sequence[int], rows: int) -> dict[int, int]:

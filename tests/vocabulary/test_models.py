@@ -233,7 +233,9 @@ def test_together_with_heads_and_neurons(tmp_path):
     config = PruningConfig(granularity=["heads", "neurons", "vocabulary"], method="taylor", sparsity=0.25)
     groups = find_groups(model, config.granularity)
     batch = {**batch_of(tokenizer, TEXTS[:8]), "labels": torch.arange(8) % 3}
-    scores = score_groups(model, groups, iter([batch]), config, disable_tqdm=True)
+    with pytest.raises(TypeError, match="the batches are read twice, and this list_iterator gives them once"):
+        score_groups(model, groups, iter([batch]), config, disable_tqdm=True)
+    scores = score_groups(model, groups, [batch], config, disable_tqdm=True)
     alone = score_groups(
         model, find_groups(model), [batch], PruningConfig(method="taylor", sparsity=0.25), disable_tqdm=True
     )
@@ -274,6 +276,14 @@ def test_compression_counts_all_parameters():
     assert before / sum(p.numel() for p in model.parameters()) == pytest.approx(1.5, abs=0.04)
 
 
+def test_a_plan_that_removes_nothing_says_why(caplog):
+    groups = find_groups(tiny_model("bert"), "vocabulary")
+    for exclude, reason in ((["vocabulary"], "exclude names all"), (None, "min_frequency=1 is too little")):
+        config = PruningConfig(granularity="vocabulary", min_frequency=1, exclude=exclude)
+        make_plan({"vocabulary": torch.ones(99)}, groups, config)
+        assert reason in caplog.messages[-1]
+
+
 def test_cut_twice_and_loaded(tmp_path):
     """The units of a model that was cut before keep the numbers that they had at first."""
     model, ids = tiny_model("bert"), torch.tensor([[0, 40, 50, 98]])
@@ -292,6 +302,64 @@ def test_cut_twice_and_loaded(tmp_path):
     with pytest.raises(ValueError, match="keeps 6 tokens, but the model has 9"):
         load_pruned(tmp_path / "resized")
     check_refused(load_pruned(tmp_path / "again"), PruningPlan({"vocabulary": range(9)}), "were removed already")
+
+
+def test_numbers_of_tokens_may_be_other_sizes_by_chance():
+    model = tiny_model("bert", "MaskedLM", max_position_embeddings=50, hidden_size=52)
+    positions = model.bert.embeddings.position_embeddings.weight
+    for keep in (range(52), range(50), range(20)):
+        apply_plan(model, PruningPlan({"vocabulary": keep}))
+        (group,) = find_groups(model, "vocabulary")
+        found = {piece.module for piece in group.slices}
+        assert {"bert.embeddings.word_embeddings.weight", "cls.predictions.bias"} <= found
+        assert all(
+            "embeddings.word" in name or "cls.predictions.decoder" in name or name == "cls.predictions.bias"
+            for name in found
+        )
+    assert len(positions) == 50 and model.bert.pooler is None
+    neurons = tiny_model("gpt2", "CausalLM", n_inner=99)  # whose biases are as long
+    (group,) = find_groups(neurons, "vocabulary")
+    assert {piece.module for piece in group.slices} == {"transformer.wte.weight", "lm_head.weight"}
+
+
+def test_words_that_tell_of_sound_are_counted():
+    model = transformers.WhisperForConditionalGeneration(
+        transformers.WhisperConfig(
+            vocab_size=99,
+            d_model=16,
+            encoder_layers=1,
+            decoder_layers=1,
+            encoder_attention_heads=2,
+            decoder_attention_heads=2,
+            encoder_ffn_dim=24,
+            decoder_ffn_dim=24,
+            num_mel_bins=8,
+            max_source_positions=20,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+            decoder_start_token_id=3,
+            suppress_tokens=None,
+            begin_suppress_tokens=None,
+        )
+    ).eval()
+    batch = {"input_features": torch.randn(2, 8, 40), "labels": torch.tensor([[5, 6, 7], [7, 9, -100]])}
+    groups, config = find_groups(model, "vocabulary"), PruningConfig(granularity="vocabulary", min_frequency=1)
+    scores = score_groups(model, groups, [batch], config, disable_tqdm=True)
+    assert {number: int(count) for number, count in enumerate(scores["vocabulary"]) if count} == {
+        5: 1,
+        6: 1,
+        7: 2,
+        9: 1,
+    }
+    plan, heard = make_plan(scores, groups, config), {**batch, "decoder_input_ids": torch.tensor([[3, 5], [3, 7]])}
+    heard.pop("labels")
+    keep = list(plan.keep["vocabulary"])
+    assert keep == [0, 1, 2, 3, 5, 6, 7, 9]
+    dense = logits_of(model, heard)
+    apply_plan(model, plan)
+    heard["decoder_input_ids"] = torch.tensor([[3, 4], [3, 6]])
+    assert torch.allclose(logits_of(model, heard), dense[..., keep], atol=1e-6)
 
 
 def test_what_is_refused():

@@ -201,6 +201,30 @@ def test_rows_without_tokens():
     assert new.convert_tokens_to_ids("<image>") == 4 and new.tokenize("a<image>b") == ["a", "<image>", "b"]
 
 
+def test_a_plan_of_the_uncut_model_needs_its_tokenizer(tmp_path):
+    """The numbers of a second plan are those of the uncut model, too: those of a trimmed tokenizer are others."""
+    once = trim_tokenizer(toy(), PruningPlan({"vocabulary": [0, 1, 2, 5, 6]}, {"vocabulary": 7}))
+    twice = PruningPlan({"vocabulary": [0, 1, 2, 6]}, {"vocabulary": 7})
+    once.save_pretrained(tmp_path)
+    for trimmed in (once, AutoTokenizer.from_pretrained(tmp_path)):
+        with pytest.raises(ValueError, match="give the tokenizer of the uncut model"):
+            trim_tokenizer(trimmed, twice)
+    assert trim_tokenizer(toy(), twice).get_vocab() == {"a": 0, "b": 1, "c": 2, "<unk>": 3}
+    # A checkpoint without a plan is an uncut model of its own.
+    fewer = trim_tokenizer(once, PruningPlan({"vocabulary": [0, 1, 2, 4]}, {"vocabulary": 5}))
+    assert fewer.get_vocab() == {"a": 0, "b": 1, "c": 2, "<unk>": 3}
+
+
+def test_what_was_set_on_a_tokenizer_stays(tmp_path):
+    toy().save_pretrained(tmp_path)
+    old = AutoTokenizer.from_pretrained(tmp_path)
+    old.padding_side = old.truncation_side = "left"
+    old.model_max_length, old.chat_template = 2, "{{ 1 }}"
+    new = trim_tokenizer(old, PruningPlan({"vocabulary": [0, 1, 2, 3, 6]}, {"vocabulary": 7}))
+    assert (new.padding_side, new.truncation_side, new.model_max_length) == ("left", "left", 2)
+    assert new.chat_template == "{{ 1 }}" and new("abc a b", truncation=True).input_ids == [0, 1]
+
+
 def test_other_tokenizers_are_refused():
     words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0, "<unk>": 1}, "<unk>")))
     plan = PruningPlan({"vocabulary": [1]}, {"vocabulary": 2})
@@ -221,12 +245,13 @@ def test_examples_are_written_out(kind):
     gone = 0
     for text in TEXTS[60:]:
         ids = old(text)["input_ids"]
-        example = {"input_ids": ids, "labels": ids, "attention_mask": [1] * len(ids), "words": list(range(len(ids)))}
+        each, words = [1] * len(ids), list(range(len(ids)))
+        example = {"input_ids": ids, "labels": ids, "attention_mask": each, "token_type_ids": words}
         found = numbers.example(example, longest=1000)
         gone += found is not example
         assert set(found["input_ids"]) <= set(plan.keep["vocabulary"]) and found["labels"] == found["input_ids"]
-        assert len(found["words"]) == len(found["input_ids"]) == sum(found["attention_mask"])
-        assert [ids[word] for word in dict.fromkeys(found["words"])] == ids
+        assert len(found["token_type_ids"]) == len(found["input_ids"]) == sum(found["attention_mask"])
+        assert [ids[word] for word in dict.fromkeys(found["token_type_ids"])] == ids
         batch = numbers.batch({"input_ids": torch.tensor([found["input_ids"]])})
         assert new.decode(batch["input_ids"][0]) == old.decode(ids)
         assert numbers.back(batch["input_ids"])[0].tolist() == found["input_ids"]
@@ -246,6 +271,37 @@ def test_examples_that_go_by_places_stay():
     assert batch["input_ids"].tolist() == [[0, 3]] and batch["labels"].tolist() == [[4, 6]]  # classes, here
     written = Renumbering(toy(), [0, 1, 2, 6], 7, writes=True).batch({"labels": torch.tensor([[4, 6, -100]])})
     assert written["labels"].tolist() == [[IGNORED, 3, IGNORED]]
+
+
+def test_only_what_is_of_each_token_is_given_to_its_parts():
+    numbers = Renumbering(toy(), [0, 1, 2, 6], 7)
+    for name in ("position_ids", "words"):  # or what nobody knows
+        example = {"input_ids": [4, 0], name: [0, 1]}
+        assert numbers.example(example, 10) is example
+    choices = {"input_ids": [[4, 0], [0, 1]], "labels": 1}
+    assert numbers.example(choices, 10) is choices
+    classes = numbers.example({"input_ids": [4, 0], "labels": [1.0, 0.0]}, 10)  # of as many classes as tokens
+    assert classes == {"input_ids": [0, 1, 2, 0], "labels": [1.0, 0.0]}
+
+
+def test_the_end_of_a_text_that_is_too_long_is_cut_off(caplog):
+    numbers = Renumbering(toy(), [0, 1, 2, 6], 7, writes=True)
+    found = numbers.example({"input_ids": [4, 0, 1], "labels": [4, 0, 1]}, 4)
+    assert found == {"input_ids": [0, 1, 2, 0], "labels": [0, 1, 2, 0]}
+    numbers.example({"input_ids": [4, 0, 6]}, 3)
+    (told,) = caplog.messages
+    assert "a text is now of 5 tokens, and the model takes 4: the last 1 are cut off" in told
+
+
+def test_a_token_without_letters_stays():
+    vocab = {token: number for number, token in enumerate(["a", "b", "ab", ""])}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE(vocab=vocab, merges=[("a", "b")])))
+    assert with_tokenizer({"vocabulary": torch.zeros(4)}, tokenizer)["vocabulary"].isinf().tolist() == [
+        True,
+        True,
+        False,
+        True,
+    ]
 
 
 def test_what_a_decoder_writes_is_a_text_of_its_own():

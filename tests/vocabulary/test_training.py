@@ -23,7 +23,7 @@ from command_line import flags, main
 from datasets import Dataset
 from models import tiny_model
 from test_models import batch_of, logits_of, model_for
-from tiny_tokenizers import TEXTS, tiny_tokenizer
+from tiny_tokenizers import AROUND, TEXTS, tiny_tokenizer
 from trainers import Interrupt, arguments, same, weights
 from transformers import (
     AutoModelForSequenceClassification,
@@ -33,9 +33,11 @@ from transformers import (
     DataCollatorWithPadding,
     Seq2SeqTrainingArguments,
     Trainer,
+    TrainerCallback,
     pipeline,
     set_seed,
 )
+from workers import run_together
 
 from optimum_camcut import CamCutSeq2SeqTrainer, CamCutTrainer, PruningConfig, load_pruned
 
@@ -253,6 +255,27 @@ def test_what_is_written_is_told_by_the_numbers_of_the_data(tmp_path):
     assert [[keep[n] for n in ids] for ids in written.tolist()] == [ids[: written.shape[1]] for ids in told["written"]]
 
 
+def test_sizes_that_are_the_same_by_chance(tmp_path):
+    """As many tokens are left as there are positions."""
+    tokenizer = tiny_tokenizer("wordpiece")
+    plan = make(tmp_path / "a", tokenizer).prune()
+    left = len(plan.keep["vocabulary"])
+    trainer = make(tmp_path / "b", tokenizer, model_for("classifier", tokenizer, max_position_embeddings=left))
+    assert (
+        trainer.prune().keep == plan.keep and len(trainer.processing_class) == trainer.model.config.vocab_size == left
+    )
+
+
+def test_labels_of_classes_are_not_counted(tmp_path):
+    """Whatever they are: a collator gives them their numbers."""
+    tokenizer = tiny_tokenizer("wordpiece")
+    trainer = make(tmp_path, tokenizer)
+    counts = trainer.score()
+    named = [{**row, "labels": "yes"} for row in trainer.train_dataset]
+    trainer.train_dataset = named
+    assert torch.equal(trainer.score()["vocabulary"], counts["vocabulary"])
+
+
 def test_data_tokenized_again(tmp_path):
     tokenizer, given = tiny_tokenizer("wordpiece"), []
 
@@ -265,18 +288,63 @@ def test_data_tokenized_again(tmp_path):
 
     trainer = Again(
         model_for("classifier", tokenizer),
-        arguments(tmp_path, max_steps=2),
+        arguments(tmp_path, max_steps=2, dataloader_num_workers=1, dataloader_persistent_workers=True),
         train_dataset=rows(tokenizer, SEEN),
         eval_dataset=rows(tokenizer, OTHERS),
         processing_class=tokenizer,
         pruning_config=PruningConfig(granularity="vocabulary", min_frequency=1),
     )
+    trainer.evaluate()  # by workers that stay
     trainer.train()
     other = make(tmp_path, tokenizer, max_steps=2)
     other.train()
     assert given == [(tokenizer, trainer.processing_class)]
     assert same(weights(trainer.model), weights(other.model))
     assert trainer.evaluate()["eval_loss"] == pytest.approx(other.evaluate()["eval_loss"], abs=1e-6)
+
+
+def test_tokens_that_are_gone_are_told_of_all_processes(tmp_path):
+    code = """
+    import logging, sys
+    from pathlib import Path
+    import torch
+    from workers import make_trainer, rank
+    from optimum_camcut.training.tokens import tell_gone
+    told = []
+    logging.getLogger("optimum_camcut.training.tokens").addFilter(lambda record: told.append(record.getMessage()))
+    trainer = make_trainer(Path(sys.argv[1]) / "run", dense_epochs=0)
+    trainer.run.gone = torch.tensor(3 + rank())
+    tell_gone(trainer, "evaluation")
+    torch.save(told, Path(sys.argv[1]) / f"{rank()}.pt")
+    """
+    (told,), nothing = run_together(2, code, tmp_path)
+    assert told.startswith("evaluation read 7 tokens that are gone") and nothing == []
+
+
+def test_what_cannot_be_done_is_said_before_anything_is_trained(tmp_path):
+    tokenizer, most = tiny_tokenizer("byte_bpe"), PruningConfig(granularity="vocabulary", sparsity=0.9, dense_epochs=1)
+    begun = []
+
+    class Begins(TrainerCallback):
+        def on_train_begin(self, *args, **kwargs):
+            begun.append(args)
+
+    with pytest.raises(ValueError, match="the highest possible sparsity here is 0.3167"):
+        make(tmp_path, tokenizer, config=most, callbacks=[Begins()]).train()
+    model = model_for("logits_bias", tokenizer)
+    model.generation_config.forced_decoder_ids = [[1, 9]]
+    with pytest.raises(ValueError, match="forced_decoder_ids of the generation config"):
+        fewer = PruningConfig(granularity="vocabulary", min_frequency=1, dense_epochs=1)
+        make(tmp_path, tokenizer, model, config=fewer, callbacks=[Begins()]).train()
+
+    class OfItself(type(tokenizer)):
+        def get_vocab(self):
+            return {**super().get_vocab(), "<always 299>": 299}
+
+    of_itself = OfItself(tokenizer_object=tokenizer.backend_tokenizer, **AROUND)
+    with pytest.raises(ValueError, match="OfItself numbers its tokens by itself"):
+        make(tmp_path, of_itself, model_for("classifier", tokenizer), callbacks=[Begins()]).train()
+    assert not begun
 
 
 def test_a_tokenizer_is_needed(tmp_path):
