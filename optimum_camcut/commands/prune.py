@@ -196,8 +196,8 @@ TrainingArguments, for the recovery by fine-tuning:
             if not config.dense_epochs and not measured:
                 measured[DENSE] = job.evaluate()
                 keep_dense_metrics(job, measured, output)
-            report = job.trainer.run.report
-            report.times = plan_of(job.model) is not None  # else the command times the uncut model, for its table
+            # The command times the uncut model, for its table.
+            job.trainer.run.report.times = plan_of(job.model) is not None
             job.trainer.train(resume_from_checkpoint=True if before is not None else None)
         measured[PRUNED] = job.evaluate()
         if is_main:
@@ -215,8 +215,7 @@ TrainingArguments, for the recovery by fine-tuning:
             measured[QUANTIZED] = evaluate(job, quantized)
         results = measure_both(dense, pruned, config, arguments.repeats, quantized)
         results[PRUNED]["bytes"] = weights_on_disk(output)
-        if not report.times and "weights" not in config.granularity and not job.trainer.is_fsdp_enabled:
-            _tell_times(job, results)
+        _tell_times(job, results)
         for name, counts in job.tokens.items():
             results[name] |= counts
         if quantized is not None:
@@ -237,7 +236,10 @@ TrainingArguments, for the recovery by fine-tuning:
 
 
 def _tell_times(job: Job, results: Mapping[str, Any]) -> None:
-    """The trainer's report shows the times of the table."""
+    """The trainer's report shows the times of the table, where it would show any and has taken none itself."""
+    weights = "weights" in job.trainer.pruning_config.granularity
+    if job.trainer.run.report.times or weights or job.trainer.is_fsdp_enabled:
+        return
     from ..planning.measure import LatencyResult
     from ..training.records import to_report
 
