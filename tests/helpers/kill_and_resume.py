@@ -43,7 +43,6 @@ from transformers import TrainerCallback, TrainingArguments, modeling_utils
 from optimum_camcut import CamCutTrainer, PruningConfig
 from optimum_camcut.scoring import sums
 from optimum_camcut.training import steps
-from optimum_camcut.training import trainer as trainer_module
 
 
 # Everything that a phase can have: dense epochs, noisy scores, two rounds, a teacher, a rewind, masks.
@@ -121,9 +120,9 @@ def run(folder: Path, options: dict, kill_at: int | None, resume: bool) -> None:
     clock.watch(sums, "save_file", "saving running sums", broken=True)
     clock.watch(safetensors.torch, "save_file", "saving the teacher", broken=True)
     clock.watch(modeling_utils, "safe_save_file", "saving weights", broken=True)
-    clock.watch(trainer_module, "score_groups", "scoring")
+    clock.watch(steps, "score_groups", "scoring")
     clock.watch(steps, "apply_plan", "the cut")
-    clock.watch(trainer_module, "scoring_loss", "a scoring batch")
+    clock.watch(steps, "scoring_loss", "a scoring batch")
     trainer.train(resume_from_checkpoint=resume)
     digest = hashlib.sha256()
     for name, value in trainer.model.state_dict().items():

@@ -42,7 +42,7 @@ from transformers import TrainerCallback, TrainingArguments, modeling_utils
 from optimum_camcut import CamCutTrainer, PruningConfig, find_groups, latency_table, load_pruned, score_groups
 from optimum_camcut.reporting.card import write_card
 from optimum_camcut.scoring import sums
-from optimum_camcut.training import trainer as trainer_module
+from optimum_camcut.training import steps
 from optimum_camcut.training.losses import scoring_loss
 
 
@@ -208,7 +208,7 @@ def train(folder, fault=None, resume=False, then=None):
         return scoring_loss(trainer, model, batch)
 
     if fault is not None and fault[0] == "scoring" and last:
-        trainer_module.scoring_loss = loss
+        steps.scoring_loss = loss
     score = trainer.score
 
     def score_and_then():
