@@ -195,8 +195,8 @@ class PruningConfig:
         self._check_recovery()
         enough = self.min_frequency is not None and kinds == ("vocabulary",)
         if sum(v is not None for v in (self.sparsity, self.compression)) not in (1, 1 - enough):
-            got = f"sparsity={shown(self.sparsity)} and compression={shown(self.compression)}"
-            raise ValueError(f"give exactly one of sparsity and compression, got {got}")
+            got = f"got sparsity={shown(self.sparsity)} and compression={shown(self.compression)}"
+            raise ValueError(f"give exactly one of sparsity and compression, or min_frequency for tokens alone; {got}")
 
     def _read_granularity(self) -> tuple[str, ...]:
         """The kinds, also from a single one."""
