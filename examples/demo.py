@@ -104,7 +104,12 @@ def prune() -> None:
 
     print("\n[2/3] Scoring with Smooth-Cut, pruning half of the heads and of the neurons, recovering")
     config = PruningConfig(
-        method="smooth_cut", sparsity=0.5, allocation="per_kind", num_samples=512, recovery="finetune"
+        method="smooth_cut",
+        sparsity=0.5,
+        allocation="per_kind",
+        num_samples=512,
+        smooth_samples=5,
+        recovery="finetune",
     )
     trainer = CamCutTrainer(args=training_arguments(RECOVERY_EPOCHS), pruning_config=config, **common)
     trainer.train()
