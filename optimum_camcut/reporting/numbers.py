@@ -24,6 +24,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..architectures.groups import find_groups, possible_kinds
 from ..architectures.modeling_camcut import RECORD
+from ..architectures.vocabulary import VOCABULARY
 from ..planning.measure import longest_input
 from ..planning.plan import is_weight, layer_of
 from ..planning.twin import dense_shapes
@@ -76,7 +77,7 @@ def compare_costs(model: PreTrainedModel, dense: PreTrainedModel | None = None) 
         logger.info("what the dense model costs is left blank: none can be built from the config (%s)", error)
         return [Row("parameters", None, parameters, "{:,}"), Row(SIZE, None, megabytes, "{:,.1f}")]
     before = sum(parameter.numel() for parameter in dense.parameters())
-    rows = [Row("parameters", before, parameters, "{:,}")]
+    rows = [Row("parameters", before, parameters, "{:,}"), *_vocabulary(model)]
     if getattr(model, "hf_quantizer", None) is not None:  # its tensors do not say what they take
         return rows
     layers = {layer_of(group.name) for group in find_groups(dense)}
@@ -87,6 +88,14 @@ def compare_costs(model: PreTrainedModel, dense: PreTrainedModel | None = None) 
         flops = [_flops(each, tokens) / 1e9 for each in (dense, model)]
         rows.append(Row(f"FLOPs of the layers, 1 x {tokens} tokens (G)", flops[0], flops[1], "{:.3g}"))
     return [*rows, Row(SIZE, megabytes * before / parameters, megabytes, "{:,.1f}")]
+
+
+def _vocabulary(model: PreTrainedModel) -> list[Row]:
+    """How many tokens there are, if some are gone."""
+    plan = model.pruning_plan
+    if plan is None or VOCABULARY not in plan.keep:
+        return []
+    return [Row("tokens of the vocabulary", plan.sizes[VOCABULARY], len(plan.keep[VOCABULARY]), "{:,}")]
 
 
 def _flops(model: PreTrainedModel, tokens: int) -> int:

@@ -93,6 +93,7 @@ def test_trains_as_on_data_of_the_trimmed_tokenizer(tmp_path, kind):
     assert torch.allclose(logits_of(model, batch), logits_of(trainer.model.eval(), batch), atol=1e-6)
     card = (tmp_path / "saved/README.md").read_text()
     assert "Tokens were scored with `frequency`" in card and "Its tokenizer has lost the same tokens" in card
+    assert f"| tokens of the vocabulary | {size} | {len(trimmed)} |" in card
     assert (tmp_path / "one/report.html").exists() is False  # which the run writes that cuts and trains in one
     if kind == "wordpiece":
         answer = pipeline("text-classification", model=str(tmp_path / "saved"))(OTHERS[0])[0]
