@@ -99,6 +99,8 @@ gets comparison.json, comparison.md and, with matplotlib, comparison.png.
         output = check_output(arguments.output, arguments.overwrite)
         names = [name for name in PRUNING_FIELDS if name not in (*self.FIXED, *TRAINING_FIELDS)]
         settings = {name: arguments.given[name] for name in names if name in arguments.given}
+        if "vocabulary" in settings.get("granularity", ()):
+            raise ValueError("compare evaluates all models on data encoded once: leave out --granularity vocabulary")
         configs = [PruningConfig(**settings, sparsity=0.5, recovery="none", seed=seed) for seed in arguments.seeds]
         for method in arguments.methods:
             for sparsity in arguments.sparsities:

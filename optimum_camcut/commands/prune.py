@@ -99,8 +99,9 @@ TrainingArguments, for the recovery by fine-tuning:
     def read(self) -> argparse.Namespace:
         arguments = super().read()
         if not {"sparsity", "compression", "min_frequency"} & set(arguments.given):
-            advice = ", or of a vocabulary --min_frequency"
-            self.parser.error(f"one of the arguments --sparsity and --compression is required{advice}")
+            self.parser.error(
+                "one of the arguments --sparsity and --compression is required, or of a vocabulary --min_frequency"
+            )
         return arguments
 
     def execute(self, arguments: argparse.Namespace) -> None:

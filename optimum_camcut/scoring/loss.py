@@ -62,7 +62,7 @@ class CheckedLoss:
         if isinstance(labels, Tensor) and labels is not self._labels():
             self._labels, self._counted = weakref.ref(labels), counted_labels(model, batch)
         counted = self._counted if isinstance(labels, Tensor) else None
-        self.of_nothing = counted == 0 and not loss.nan_to_num().any()
+        self.of_nothing = is_mean_of_nothing(loss, counted)
         if self.of_nothing:
             return loss.nan_to_num()
         self._losses.append(loss.detach())
@@ -107,9 +107,13 @@ def counted_labels(model: nn.Module, batch: Batch) -> int | None:
     return int((labels[..., int(shifted) :] != IGNORED).sum())
 
 
-def is_mean_of_nothing(loss: Tensor, model: nn.Module, batch: Batch) -> bool:
-    """Whether no label of a batch counts, so that its loss is NaN (a mean) or 0 (a sum), and the gradient 0."""
-    return counted_labels(model, batch) == 0 and not loss.nan_to_num().any()
+def is_mean_of_nothing(loss: Tensor, counted: int | None) -> bool:
+    """Whether no label of a batch counts, so that its loss is NaN (a mean) or 0 (a sum), and the gradient 0.
+
+    Args:
+        counted: see `counted_labels`.
+    """
+    return counted == 0 and not loss.nan_to_num().any()
 
 
 def loss_shares(model: nn.Module, pieces: list[Batch]) -> list[float]:

@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from ..scoring.batches import Batch
-from ..scoring.loss import IGNORED, is_mean_of_nothing
+from ..scoring.loss import IGNORED, counted_labels, is_mean_of_nothing
 from .distillation import Distillation
 from .logs import (
     AtEveryStep,
@@ -53,7 +53,8 @@ def distilling(trainer: CamCutTrainer) -> Iterator[None]:
         found = batch_mean(trainer, own, model, inputs, return_outputs=return_outputs)
         loss, outputs = found if return_outputs else (found, None)
         # The distance is not to become NaN with it.
-        return (loss.nan_to_num() if is_mean_of_nothing(loss, trainer.model, inputs) else loss), outputs
+        nothing = is_mean_of_nothing(loss, counted_labels(trainer.model, inputs))
+        return (loss.nan_to_num() if nothing else loss), outputs
 
     def mixed(
         model: nn.Module,
@@ -137,7 +138,7 @@ def number_of_items(inputs: Batch) -> Tensor | None:
 def count_loss(trainer: CamCutTrainer, loss: Tensor, inputs: dict[str, Any]) -> Tensor:
     """Adds a batch's loss of evaluation to the number of those that count, and of all. Where no label counts it
     becomes 0, so that `Trainer`, which takes the mean of all, does not get NaN."""
-    counts = not is_mean_of_nothing(loss, trainer.model, inputs)
+    counts = not is_mean_of_nothing(loss, counted_labels(trainer.model, inputs))
     flags = torch.full((trainer.args.eval_batch_size,), float(counts), device=loss.device)
     # As many as the losses that Trainer takes the mean of; a list with `eval_use_gather_object`.
     flags = torch.as_tensor(trainer.gather_function(flags))

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"
-FROM = "trimmed_from"  # setting of a trimmed tokenizer: embeddings that there were before
+FROM = "trimmed_from"  # setting of a trimmed tokenizer: embeddings that there were before each cut
 SET_LATER = ("padding_side", "truncation_side", "model_max_length", "chat_template", "model_input_names")
 TEXTS_AT_ONCE = 1000
 
@@ -70,7 +70,8 @@ def trim_tokenizer(tokenizer: Any, plan: PruningPlan, texts: Iterable[str] = ())
 def trimmed(tokenizer: Any, keep: Sequence[int], rows: int, texts: Iterable[str] = ()) -> Any:
     """`trim_tokenizer` by the numbers of the tokens that stay, ascending, of a model with so many embeddings."""
     pieces = Pieces.of(tokenizer)
-    if tokenizer.init_kwargs.get(FROM) == rows:
+    before = tokenizer.init_kwargs.get(FROM, [])
+    if rows in before:
         raise ValueError(
             f"the plan numbers the {rows} tokens of the uncut model, and this tokenizer has lost some of them: give "
             "the tokenizer of the uncut model"
@@ -89,7 +90,7 @@ def trimmed(tokenizer: Any, keep: Sequence[int], rows: int, texts: Iterable[str]
         write_json(folder / SETTINGS, settings)
         result = type(tokenizer).from_pretrained(folder)
     result.name_or_path = tokenizer.name_or_path
-    result.init_kwargs |= {"name_or_path": tokenizer.name_or_path, FROM: rows}
+    result.init_kwargs |= {"name_or_path": tokenizer.name_or_path, FROM: [*before, rows]}
     for name in SET_LATER:
         setattr(result, name, getattr(tokenizer, name))
     found, expected = result.get_vocab(), {token: new[old] for token, old in pieces.numbers.items() if old in new}

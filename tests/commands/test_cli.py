@@ -1150,6 +1150,7 @@ def test_what_is_refused_before_torch_is_imported(job, tmp_path):
         ("prune", {**own, "method": "taylr"}, "unknown method .*; did you mean 'taylor'"),
         ("prune", {**own, "config": tmp_path / "a.yaml"}, "unknown settings sparsty; .*; did you mean 'sparsity'"),
         ("compare", {**compared, "methods": ["taylr"]}, "did you mean 'taylor'"),
+        ("compare", {**compared, "granularity": "vocabulary"}, "leave out --granularity vocabulary"),
         ("benchmark", {"dense": tmp_path / "nowhere", "pruned": [job["model"]]}, "no folder .*nowhere to load from"),
         ("report", {"model": tmp_path / "nowhere", "output": "a.html"}, "no folder .*nowhere to load from"),
     ]

@@ -206,13 +206,16 @@ def test_a_plan_of_the_uncut_model_needs_its_tokenizer(tmp_path):
     once = trim_tokenizer(toy(), PruningPlan({"vocabulary": [0, 1, 2, 5, 6]}, {"vocabulary": 7}))
     twice = PruningPlan({"vocabulary": [0, 1, 2, 6]}, {"vocabulary": 7})
     once.save_pretrained(tmp_path)
-    for trimmed in (once, AutoTokenizer.from_pretrained(tmp_path)):
+    again = trim_tokenizer(once, PruningPlan({"vocabulary": [0, 1, 2, 4]}, {"vocabulary": 5}))
+    for trimmed in (once, again, AutoTokenizer.from_pretrained(tmp_path)):
         with pytest.raises(ValueError, match="give the tokenizer of the uncut model"):
             trim_tokenizer(trimmed, twice)
     assert trim_tokenizer(toy(), twice).get_vocab() == {"a": 0, "b": 1, "c": 2, "<unk>": 3}
     # A checkpoint without a plan is an uncut model of its own.
     fewer = trim_tokenizer(once, PruningPlan({"vocabulary": [0, 1, 2, 4]}, {"vocabulary": 5}))
     assert fewer.get_vocab() == {"a": 0, "b": 1, "c": 2, "<unk>": 3}
+    with pytest.raises(ValueError, match="give the tokenizer of the uncut model"):
+        trim_tokenizer(fewer, PruningPlan({"vocabulary": [0, 1, 2]}, {"vocabulary": 5}))
 
 
 def test_what_was_set_on_a_tokenizer_stays(tmp_path):
